@@ -1,0 +1,36 @@
+"""The core's derivatives as a jax.custom_jvp: it serves forward mode too, and JAX transposes it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xentx._backend import Operation
+from xentx._core._spec import Spec
+
+Array = Any
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _attached(operation: Operation, spec: Spec, *arrays: Array | None) -> Array:
+    return operation.forward(jnp, spec, *arrays)[0]
+
+
+@functools.partial(_attached.defjvp, symbolic_zeros=True)
+def _jvp(
+    operation: Operation,
+    spec: Spec,
+    arrays: tuple[Array | None, ...],
+    tangents: tuple[Any, ...],
+) -> tuple[Array, Array]:
+    value, residuals = operation.forward(jnp, spec, *arrays)
+    zero = jax.custom_derivatives.SymbolicZero
+    known = tuple(None if isinstance(t, zero) else t for t in tangents)
+    return value, operation.jvp(jnp, spec, arrays, residuals, known)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    """Value of the operation, differentiable to any order, forward and reverse."""
+    return _attached(operation, spec, *arrays)

@@ -1,0 +1,10 @@
+"""The public functions, bound to JAX."""
+
+import xentx
+from xentx._losses import direct
+from xentx_jax._backend import BACKEND
+
+log_softmax = direct(xentx.log_softmax, BACKEND)
+nll_loss = direct(xentx.nll_loss, BACKEND)
+cross_entropy = direct(xentx.cross_entropy, BACKEND)
+value_and_grad = xentx.value_and_grad

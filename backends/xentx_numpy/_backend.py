@@ -1,0 +1,51 @@
+"""NumPy's answers to the questions of `xentx._backend.Backend`."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from xentx._backend import Operation
+from xentx._core._spec import Spec
+from xentx_numpy import _autodiff
+
+Array = np.ndarray[Any, Any]
+
+
+class NumPyBackend:
+    """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
+
+    name = "numpy"
+
+    def owns(self, value: object) -> bool:
+        # These two redefine what the core's operators mean.
+        redefined = isinstance(value, np.ma.MaskedArray | np.matrix)
+        return isinstance(value, np.ndarray | np.generic) and not redefined
+
+    def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
+        return np.asarray(value)
+
+    def namespace(self, array: Array) -> Any:  # noqa: ARG002
+        return _autodiff.NAMESPACE
+
+    def dtype_name(self, array: Array) -> str:
+        return array.dtype.name
+
+    def is_concrete(self, array: Array) -> bool:  # noqa: ARG002
+        return True
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return array
+
+    def has_float64(self, array: Array) -> bool:  # noqa: ARG002
+        return True
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        # Infinite logits make NaN and inf on purpose.
+        return np.errstate(all="ignore")
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        return _autodiff.attach(operation, spec, arrays)
+
+
+BACKEND = NumPyBackend()

@@ -1,0 +1,60 @@
+"""The core's derivatives as a tf.custom_gradient."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from xentx._backend import Operation
+from xentx._core._spec import Spec
+from xentx_tensorflow import _namespace as NAMESPACE
+
+Array = Any
+
+
+def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    """Value of the operation, differentiable to any order, inside tf.function and out."""
+    given = [i for i, array in enumerate(arrays) if array is not None]
+
+    def whole(present: tuple[Array, ...]) -> tuple[Array | None, ...]:
+        filled: list[Array | None] = [None] * len(arrays)
+        for i, array in zip(given, present, strict=True):
+            filled[i] = array
+        return tuple(filled)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def attached(*present: Array) -> tuple[Array, Any]:
+        value, residuals = operation.forward(NAMESPACE, spec, *whole(present))
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array | None, ...], Any]:
+            def second(*cotangents: Array) -> list[Array | None]:
+                # Someone differentiates this gradient. The residuals were computed as constants,
+                # so they are formed again from the logits, in operations that a tape sees.
+                inputs = [cotangent, *present]
+                with tf.GradientTape() as tape:
+                    tape.watch(inputs)
+                    arrays = whole(present)
+                    _, residuals = operation.forward(NAMESPACE, spec, *arrays)
+                    gradients = _pull(operation, spec, arrays, residuals, cotangent)
+                return tape.gradient(gradients, inputs, output_gradients=list(cotangents))
+
+            return _pull(operation, spec, whole(present), residuals, cotangent), second
+
+        def gradient(cotangent: Array) -> list[Array | None]:
+            gradients = iter(pullback(cotangent, *present))
+            return [next(gradients) if a.dtype.is_floating else None for a in present]
+
+        return value, gradient
+
+    return attached(*(arrays[i] for i in given))
+
+
+def _pull(
+    operation: Operation,
+    spec: Spec,
+    arrays: tuple[Array | None, ...],
+    residuals: tuple[Array, ...],
+    cotangent: Array,
+) -> tuple[Array, ...]:
+    gradients = operation.pullback(NAMESPACE, spec, arrays, residuals, cotangent)
+    return tuple(gradient for gradient in gradients if gradient is not None)

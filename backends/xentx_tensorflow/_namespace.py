@@ -1,0 +1,448 @@
+"""TensorFlow as an Array API namespace, as far as xentx needs one.
+
+The core asks for a namespace of the Array API standard. array-api-compat has one for every other
+framework and none for TensorFlow (data-apis/array-api-compat#441 is open), so here are the
+standard's functions that the core calls, and no more. The suite of data-apis/array-api-tests runs
+on them. Nothing here is about cross-entropy: once ``array_api_compat.tensorflow`` exists, import
+that instead and delete this file.
+
+``tf.experimental.numpy`` would be shorter, but its promotion is a switch of the whole process
+(``enable_numpy_behavior``), which is the user's to throw. So TensorFlow's own functions stay as
+they are wherever they already conform. What is written out below is what they lack: promotion of
+mixed dtypes, the standard's keywords, and the corner cases that each have their comment.
+
+Arrays are eager or symbolic tensors, and variables where TensorFlow takes them. A dimension may be
+unknown, except where a function is told a shape.
+"""
+
+import builtins
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+Array: TypeAlias = Any  # a tf.Tensor or tf.Variable: TensorFlow has no types
+DType: TypeAlias = Any  # a tf.DType
+Scalar: TypeAlias = builtins.bool | int | float
+Axis: TypeAlias = int | tuple[int, ...] | None
+Kind: TypeAlias = str | DType | tuple[str | DType, ...]
+
+__array_api_version__ = "2024.12"
+
+# ---- constants and dtypes
+
+e, inf, nan, pi, newaxis = math.e, math.inf, math.nan, math.pi, None
+
+bool = tf.bool
+int8, int16, int32, int64 = tf.int8, tf.int16, tf.int32, tf.int64
+uint8, uint16, uint32, uint64 = tf.uint8, tf.uint16, tf.uint32, tf.uint64
+float32, float64 = tf.float32, tf.float64
+float16, bfloat16 = tf.float16, tf.bfloat16  # not in the standard
+
+_KINDS = {
+    "bool": (bool,),
+    "signed integer": (int8, int16, int32, int64),
+    "unsigned integer": (uint8, uint16, uint32, uint64),
+    "real floating": (float32, float64, float16, bfloat16),
+    "complex floating": (),
+}
+_KINDS["integral"] = _KINDS["signed integer"] + _KINDS["unsigned integer"]
+_KINDS["numeric"] = _KINDS["integral"] + _KINDS["real floating"]
+
+
+def isdtype(dtype: DType, kind: Kind) -> builtins.bool:
+    """Whether `dtype` is of a kind, given by name, as a dtype, or as a tuple of those."""
+    if isinstance(kind, tuple):
+        return builtins.any(isdtype(dtype, k) for k in kind)
+    return dtype in _KINDS[kind] if isinstance(kind, str) else dtype == kind
+
+
+def _dtype_of(x: Array | DType) -> DType:
+    return getattr(x, "dtype", x)
+
+
+@functools.cache
+def _promote(a: DType, b: DType) -> DType:
+    """Give the smallest dtype that holds both, if they are of one kind."""
+    if a == b:
+        return a
+    if {a, b} == {float16, bfloat16}:
+        return float32  # NumPy has no answer
+    both = tf.as_dtype(np.promote_types(a.as_numpy_dtype, b.as_numpy_dtype))
+    # NumPy crosses kinds: int64 and uint64 make it a float64.
+    for kind in ("integral", "real floating"):
+        if builtins.all(isdtype(dtype, kind) for dtype in (a, b, both)):
+            return both
+    msg = f"{a.name} and {b.name} have no common dtype; convert one of them with `astype`."
+    raise TypeError(msg)
+
+
+def result_type(*arrays_and_dtypes: Array | DType | Scalar) -> DType:
+    """Give the dtype that the arguments promote to. A Python scalar adopts that of the others."""
+    scalars = [x for x in arrays_and_dtypes if isinstance(x, builtins.bool | int | float)]
+    typed = [x for x in arrays_and_dtypes if not isinstance(x, builtins.bool | int | float)]
+    if not typed:
+        msg = "`result_type` needs an array or a dtype; got Python scalars only."
+        raise TypeError(msg)
+    dtype = functools.reduce(_promote, map(_dtype_of, typed))
+    for scalar in scalars:
+        if not isdtype(dtype, _ADOPTED_BY[type(scalar)]):
+            msg = f"{scalar!r} cannot be an element of dtype {dtype.name}."
+            raise TypeError(msg)
+    return dtype
+
+
+_ADOPTED_BY: dict[type, Kind] = {builtins.bool: "bool", int: "numeric", float: "real floating"}
+
+
+def can_cast(from_: Array | DType, to: DType, /) -> builtins.bool:
+    """Whether promotion would turn `from_` into `to`."""
+    try:
+        return builtins.bool(result_type(from_, to) == to)
+    except TypeError:
+        return False
+
+
+def astype(x: Array, dtype: DType, /, *, copy: builtins.bool = True, device: Any = None) -> Array:
+    """Cast `x`. A tensor is immutable, so that one of `dtype` already is its own copy."""
+    del copy
+    with tf.device(device):
+        return tf.cast(x, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _FInfo:
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class _IInfo:
+    bits: int
+    max: int
+    min: int
+    dtype: DType
+
+
+def finfo(type: DType | Array, /) -> _FInfo:
+    """Machine limits of a floating-point dtype, or of an array's."""
+    dtype = _dtype_of(type)
+    if dtype == bfloat16:  # unknown to NumPy
+        largest = float(dtype.max)
+        return _FInfo(16, 2.0**-7, largest, -largest, 2.0**-126, dtype)
+    info = np.finfo(dtype.as_numpy_dtype)
+    eps, largest, smallest_normal = map(float, (info.eps, info.max, info.smallest_normal))
+    return _FInfo(info.bits, eps, largest, -largest, smallest_normal, dtype)
+
+
+def iinfo(type: DType | Array, /) -> _IInfo:
+    """Machine limits of an integer dtype, or of an array's."""
+    dtype = _dtype_of(type)
+    info = np.iinfo(dtype.as_numpy_dtype)
+    return _IInfo(info.bits, int(info.max), int(info.min), dtype)
+
+
+# ---- creation
+
+
+def asarray(
+    obj: Any, /, *, dtype: DType = None, device: Any = None, copy: builtins.bool | None = None
+) -> Array:
+    """Make a tensor of an array, a Python scalar or a nested sequence of those."""
+    if copy is False and not tf.is_tensor(obj):
+        msg = f"`asarray` cannot make a tensor of {type(obj).__name__} without a copy."
+        raise ValueError(msg)
+    with tf.device(device):
+        if hasattr(obj, "dtype"):
+            # tf.constant would not take a variable, tf.convert_to_tensor would alias an ndarray.
+            x = tf.constant(obj) if isinstance(obj, np.ndarray) else tf.convert_to_tensor(obj)
+            return x if dtype is None else tf.cast(x, dtype)
+        # By way of NumPy, since TensorFlow wraps integers that do not fit, and would make int32.
+        host = np.asarray(obj, None if dtype is None else dtype.as_numpy_dtype)
+        if dtype is None and host.dtype == np.float64:
+            dtype = float32
+        return tf.constant(host, dtype)
+
+
+def arange(
+    start: float,
+    /,
+    stop: float | None = None,
+    step: float = 1,
+    *,
+    dtype: DType = None,
+    device: Any = None,
+) -> Array:
+    """Count from `start` up to but not including `stop`."""
+    if stop is None:
+        start, stop = 0, start
+    if dtype is None:
+        integers = builtins.all(isinstance(x, int) for x in (start, stop, step))
+        dtype = int64 if integers else float32
+    # tf.range knows five dtypes only, fewer in XLA, and adds up its rounding errors.
+    wide = float64 if isdtype(dtype, "real floating") else int64
+    length = builtins.max(0, int(-((start - stop) // step)))
+    with tf.device(device):
+        return tf.cast(start + step * tf.range(length, dtype=wide), dtype)
+
+
+def full(
+    shape: int | Sequence[int],
+    fill_value: Scalar,
+    *,
+    dtype: DType = None,
+    device: Any = None,
+) -> Array:
+    """Fill a tensor of `shape`."""
+    with tf.device(device):
+        dims = (shape,) if isinstance(shape, int) else shape
+        return tf.fill(dims, asarray(fill_value, dtype=dtype))
+
+
+def zeros(shape: int | Sequence[int], *, dtype: DType = None, device: Any = None) -> Array:
+    """Fill a tensor of `shape` with zeros."""
+    return full(shape, 0, dtype=dtype or float32, device=device)
+
+
+def ones(shape: int | Sequence[int], *, dtype: DType = None, device: Any = None) -> Array:
+    """Fill a tensor of `shape` with ones."""
+    return full(shape, 1, dtype=dtype or float32, device=device)
+
+
+def full_like(x: Array, /, fill_value: Scalar, *, dtype: DType = None, device: Any = None) -> Array:
+    """Fill a tensor of the shape of `x`, which may be unknown."""
+    return full(tf.shape(x), fill_value, dtype=dtype or x.dtype, device=device or x.device)
+
+
+def zeros_like(x: Array, /, *, dtype: DType = None, device: Any = None) -> Array:
+    """Fill a tensor of the shape of `x` with zeros."""
+    return full_like(x, 0, dtype=dtype, device=device)
+
+
+def ones_like(x: Array, /, *, dtype: DType = None, device: Any = None) -> Array:
+    """Fill a tensor of the shape of `x` with ones."""
+    return full_like(x, 1, dtype=dtype, device=device)
+
+
+# ---- elementwise
+
+
+def _promoted(*arrays: Array | Scalar) -> tuple[Array, ...]:
+    dtype = result_type(*arrays)
+    return tuple(
+        tf.cast(x, dtype) if hasattr(x, "dtype") else tf.constant(x, dtype) for x in arrays
+    )
+
+
+def _promoting(function: Callable[[Array, Array], Array]) -> Callable[[Any, Any], Array]:
+    """Give TensorFlow's function of two arrays the standard's promotion."""
+
+    @functools.wraps(function, assigned=("__name__", "__doc__"), updated=())
+    def promoting(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
+        return function(*_promoted(x1, x2))
+
+    del promoting.__wrapped__  # the signature is ours
+    return promoting
+
+
+def _of_floats(function: Callable[[Array], Array]) -> Callable[[Any], Array]:
+    """Let a test for special values answer for integers too, which have none."""
+
+    def tests(x: Array, /) -> Array:
+        return function(x if isdtype(x.dtype, "real floating") else tf.cast(x, float64))
+
+    return tests
+
+
+exp = tf.math.exp
+log = tf.math.log
+log1p = tf.math.log1p
+logical_not = tf.math.logical_not
+sqrt = tf.math.sqrt
+square = tf.math.square
+tanh = tf.math.tanh
+
+add = _promoting(tf.math.add)
+divide = _promoting(tf.math.divide)
+equal = _promoting(tf.math.equal)
+greater = _promoting(tf.math.greater)
+greater_equal = _promoting(tf.math.greater_equal)
+less = _promoting(tf.math.less)
+less_equal = _promoting(tf.math.less_equal)
+logical_and = _promoting(tf.math.logical_and)
+logical_or = _promoting(tf.math.logical_or)
+multiply = _promoting(tf.math.multiply)
+not_equal = _promoting(tf.math.not_equal)
+subtract = _promoting(tf.math.subtract)
+
+isfinite = _of_floats(tf.math.is_finite)
+isinf = _of_floats(tf.math.is_inf)
+isnan = _of_floats(tf.math.is_nan)
+
+
+def abs(x: Array, /) -> Array:
+    """Absolute value. TensorFlow has none for unsigned integers."""
+    return x if isdtype(x.dtype, "unsigned integer") else tf.math.abs(x)
+
+
+def negative(x: Array, /) -> Array:
+    """Negative value. TensorFlow has none for unsigned integers."""
+    return zeros_like(x) - x if isdtype(x.dtype, "unsigned integer") else tf.math.negative(x)
+
+
+def _or_nan(result: Array, any_nan: Callable[[], Array]) -> Array:
+    """Put NaN where XLA forgot it: on CPU its maximum of a number and NaN is the number.
+
+    TensorFlow's own kernels propagate NaN. But a function being traced cannot know whether it will
+    be compiled by XLA, so only eager calls are spared.
+    """
+    if tf.executing_eagerly() or not isdtype(result.dtype, "real floating"):
+        return result
+    return tf.where(any_nan(), tf.constant(nan, result.dtype), result)
+
+
+def maximum(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
+    """Take the larger of two elements, or the one that is NaN."""
+    x1, x2 = _promoted(x1, x2)
+    return _or_nan(tf.math.maximum(x1, x2), lambda: isnan(x1) | isnan(x2))
+
+
+def minimum(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
+    """Take the smaller of two elements, or the one that is NaN."""
+    x1, x2 = _promoted(x1, x2)
+    return _or_nan(tf.math.minimum(x1, x2), lambda: isnan(x1) | isnan(x2))
+
+
+def where(condition: Array, x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
+    """Take an element of `x1` where `condition` holds, else of `x2`."""
+    return tf.where(condition, *_promoted(x1, x2))
+
+
+# ---- reductions
+
+
+def sum(
+    x: Array,
+    /,
+    *,
+    axis: Axis = None,
+    dtype: DType = None,
+    keepdims: builtins.bool = False,
+) -> Array:
+    """Add up along `axis`; small integers in their kind's widest dtype, unless told otherwise."""
+    if dtype is None and isdtype(x.dtype, "integral"):
+        dtype = uint64 if isdtype(x.dtype, "unsigned integer") else int64
+    return tf.reduce_sum(x if dtype is None else tf.cast(x, dtype), axis, keepdims)
+
+
+def mean(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
+    """Average along `axis`."""
+    return tf.reduce_mean(x, axis, keepdims)
+
+
+def max(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
+    """Take the largest element along `axis`, or NaN if there is one."""
+    return _or_nan(
+        tf.reduce_max(x, axis, keepdims), lambda: any(isnan(x), axis=axis, keepdims=keepdims)
+    )
+
+
+def min(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
+    """Take the smallest element along `axis`, or NaN if there is one."""
+    return _or_nan(
+        tf.reduce_min(x, axis, keepdims), lambda: any(isnan(x), axis=axis, keepdims=keepdims)
+    )
+
+
+def all(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
+    """Whether all elements along `axis` are true, that is, not zero."""
+    return tf.reduce_all(tf.cast(x, bool), axis, keepdims)
+
+
+def any(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
+    """Whether any element along `axis` is true, that is, not zero."""
+    return tf.reduce_any(tf.cast(x, bool), axis, keepdims)
+
+
+# ---- manipulation
+
+
+def reshape(x: Array, /, shape: Sequence[int], *, copy: builtins.bool | None = None) -> Array:
+    """Give `x` another shape. One entry may be -1."""
+    del copy  # nobody can tell, since a tensor is immutable
+    return tf.reshape(x, shape)
+
+
+def expand_dims(x: Array, /, *, axis: int = 0) -> Array:
+    """Insert a dimension of size one at `axis`."""
+    return tf.expand_dims(x, axis)
+
+
+def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
+    """Remove dimensions of size one."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    if builtins.any(x.shape[i] not in (1, None) for i in axes):
+        msg = f"`squeeze` removes dimensions of size one; got axis {axis} of shape {x.shape}."
+        raise ValueError(msg)
+    # To tf.squeeze no axes mean all of them.
+    return tf.squeeze(x, axes) if axes else x
+
+
+def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
+    """Repeat `x` along new dimensions and those of size one."""
+    return tf.broadcast_to(x, shape)
+
+
+def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
+    """Put the dimensions in another order."""
+    return tf.transpose(x, axes)
+
+
+def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
+    """Join arrays along `axis`, or all their elements if it is None."""
+    arrays = _promoted(*arrays)
+    if axis is None:
+        arrays, axis = tuple(tf.reshape(x, (-1,)) for x in arrays), 0
+    return tf.concat(arrays, axis)
+
+
+# ---- inspection
+
+
+class __array_namespace_info__:  # noqa: N801 - the standard's name of a function
+    """What this namespace can do, and by which defaults."""
+
+    def capabilities(self) -> dict[str, Any]:
+        """Name the optional features. TensorFlow broadcasts eager tensors up to nine dimensions."""
+        return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 8}
+
+    def default_device(self) -> None:
+        """Give None: TensorFlow places each operation by itself."""
+
+    def devices(self) -> list[str]:
+        """Name the devices."""
+        return [device.name for device in tf.config.list_logical_devices()]
+
+    def default_dtypes(self, *, device: Any = None) -> dict[str, DType]:
+        """Give the dtypes of what is created with none."""
+        del device
+        return {"real floating": float32, "integral": int64, "indexing": int64}
+
+    def dtypes(self, *, device: Any = None, kind: Kind | None = None) -> dict[str, DType]:
+        """Give the standard's dtypes that are of `kind`."""
+        del device
+        kinds = ("bool", "numeric") if kind is None else kind
+        dtypes = (*_KINDS["bool"], *_KINDS["numeric"])
+        return {
+            dtype.name: dtype
+            for dtype in dtypes
+            if isdtype(dtype, kinds) and dtype not in (float16, bfloat16)
+        }

@@ -1,0 +1,62 @@
+"""PyTorch's answers to the questions of `xentx._backend.Backend`."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from xentx._backend import Operation
+from xentx._core._spec import Spec
+from xentx_torch import _autodiff
+
+Array = torch.Tensor
+
+
+class TorchBackend:
+    """torch.Tensor and its subclasses."""
+
+    name = "torch"
+
+    def owns(self, value: object) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def array(self, value: Any, like: Array) -> Array:
+        if isinstance(value, torch.Tensor):
+            return value
+        # torch refuses negative strides, and can't promise to leave a read-only array alone.
+        copy = np.array(value, order="C")
+        if copy.dtype.name == "bfloat16":
+            return torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16).to(like.device)
+        return torch.from_numpy(copy).to(like.device)
+
+    def namespace(self, array: Array) -> Any:  # noqa: ARG002
+        return _autodiff.NAMESPACE
+
+    def dtype_name(self, array: Array) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def is_concrete(self, array: Array) -> bool:
+        # Compilers and transformations wrap tensors in classes of their own, or carry no data.
+        return not (
+            torch.compiler.is_compiling()
+            or array.device.type == "meta"
+            or torch._C._functorch.is_functorch_wrapped_tensor(array)
+            or isinstance(array, torch._subclasses.FakeTensor)
+        )
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = array.detach().cpu().numpy()
+        return values
+
+    def has_float64(self, array: Array) -> bool:
+        return array.device.type != "mps"
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        return _autodiff.attach(operation, spec, arrays)
+
+
+BACKEND = TorchBackend()

@@ -1,0 +1,111 @@
+"""What a backend has to say about its arrays: the contract between the core and an adapter.
+
+A backend holds no mathematics. It answers questions about arrays and attaches a pullback that the
+core wrote to its framework's automatic differentiation. `ArrayAPIBackend` is the one that serves
+any Array API library; the adapters under backends/ serve the frameworks with autodiff.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from xentx._core._spec import Spec
+from xentx._namespace import array_namespace, is_array_api_obj
+
+Array = Any
+Namespace = Any
+
+
+class Operation(Protocol):
+    """A module of `xentx._core`: a value, and its derivatives in both directions."""
+
+    @property
+    def forward(self) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
+        """``(xp, spec, *arrays) -> (value, residuals)``."""
+
+    @property
+    def pullback(self) -> Callable[..., tuple[Array | None, ...]]:
+        """``(xp, spec, arrays, residuals, cotangent) -> gradients``."""
+
+    @property
+    def jvp(self) -> Callable[..., Array]:
+        """``(xp, spec, arrays, residuals, tangents) -> tangent``."""
+
+
+class Backend(Protocol):
+    """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
+
+    name: str
+
+    def owns(self, value: object) -> bool:
+        """Whether `value` is an array of this framework."""
+
+    def array(self, value: Array, like: Array) -> Array:
+        """Make `value`, an array of this framework or of NumPy, an array beside `like`."""
+
+    def namespace(self, array: Array) -> Namespace:
+        """Array API namespace of `array`."""
+
+    def dtype_name(self, array: Array) -> str:
+        """Name of the dtype without its framework: ``"bfloat16"``."""
+
+    def is_concrete(self, array: Array) -> bool:
+        """Whether the values can be seen: not under a tracing compiler or transformation."""
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Concrete values as a NumPy array."""
+
+    def has_float64(self, array: Array) -> bool:
+        """Whether float64 exists where `array` lives."""
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Context in which the core computes."""
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        """Value of `operation`, differentiated by its own rules in this framework's autodiff."""
+
+
+class ArrayAPIBackend:
+    """Any library that follows the standard: forward, and gradients by `xentx.value_and_grad`."""
+
+    name = "array-api"
+
+    def owns(self, value: object) -> bool:
+        return is_array_api_obj(value)
+
+    def array(self, value: Array, like: Array) -> Array:
+        if self.owns(value) and not isinstance(value, np.ndarray):
+            return value
+        xp = self.namespace(like)
+        return xp.asarray(value.tolist(), dtype=getattr(xp, value.dtype.name), device=like.device)
+
+    def namespace(self, array: Array) -> Namespace:
+        return array_namespace(array)
+
+    def dtype_name(self, array: Array) -> str:
+        return str(array.dtype).rpartition(".")[2]
+
+    def is_concrete(self, array: Array) -> bool:
+        try:
+            self.to_numpy(array)
+        except Exception:  # noqa: BLE001 -- lazy libraries refuse in as many ways as there are
+            return False
+        return True
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def has_float64(self, array: Array) -> bool:
+        return "float64" in self.namespace(array).__array_namespace_info__().dtypes()
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        # Infinite logits make NaN and inf on purpose; NumPy, which may be underneath, would warn.
+        return np.errstate(all="ignore")
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        return operation.forward(self.namespace(arrays[0]), spec, *arrays)[0]
+
+
+BACKEND = ArrayAPIBackend()

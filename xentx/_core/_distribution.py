@@ -1,0 +1,71 @@
+"""The target distribution ``q``, to which targets, class weights and smoothing all reduce.
+
+Integer target ``t``:  ``q_k = (1 - s) w_t [k = t] + (s / C) w_k``
+Soft target ``y``:     ``q_k = w_k ((1 - s) y_k + s / C)``
+"""
+
+from typing import Any
+
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+def distribution(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+    """``q``, in the shape of the logits."""
+    dtype = spec.precision.compute
+    share = spec.label_smoothing / spec.classes
+    if spec.soft:
+        q = xp.astype(target, dtype, copy=False)
+        if spec.label_smoothing:
+            q = (1.0 - spec.label_smoothing) * q + share
+        return q if weight is None else weight * q
+    # Comparing and not gathering: it also works where the classes are sharded.
+    shape = [1] * target.ndim
+    shape[spec.axis] = spec.classes
+    hit = xp.reshape(xp.arange(spec.classes, dtype=target.dtype), tuple(shape)) == target
+    if weight is None:
+        weight = xp.ones((), dtype=dtype)
+    q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)
+    return q + share * weight if spec.label_smoothing else q
+
+
+def target_slope(xp: Namespace, spec: Spec, weight: Array | None) -> Array:
+    """Derivative of ``q_k`` by a soft target's ``y_k``."""
+    weight = xp.ones((), dtype=spec.precision.compute) if weight is None else weight
+    return (1.0 - spec.label_smoothing) * weight
+
+
+def kept(spec: Spec, target: Array) -> Array | None:
+    """Mark the rows that are not ignored; None where none is."""
+    return None if spec.ignore_index is None else target != spec.ignore_index
+
+
+def keep_rows(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+    """Replace ignored rows by 0, whatever they hold: selected, since 0 * NaN is NaN.
+
+    Done to the logits first of all, so that no NaN of an ignored row enters a derivative of any
+    order, and to each row's loss and cotangent, which makes them exactly 0.
+    """
+    keep = kept(spec, target)
+    return values if keep is None else xp.where(keep, values, 0.0)
+
+
+def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+    """Make NaN the rows whose integer target is no class: never wrapped, never clamped.
+
+    Where its value can be seen, such a target has already raised an IndexError. This is for
+    compilers that trace.
+    """
+    if spec.soft or spec.checked:
+        return values
+    allowed = (target >= 0) & (target < spec.classes)
+    if spec.ignore_index is not None:
+        allowed = allowed | (target == spec.ignore_index)
+    return xp.where(allowed, values, xp.nan)
+
+
+def times(xp: Namespace, q: Array, x: Array) -> Array:
+    """``q x`` where nothing times infinity is nothing, and the derivative by q is still x."""
+    return q * xp.where((q == 0.0) & xp.isinf(x), 0.0, x)

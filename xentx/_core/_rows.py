@@ -1,0 +1,70 @@
+"""What the losses with one value a row share: both derivatives follow from the slopes.
+
+The slope of a row's loss, its gradient for a cotangent of 1, is formed once and accurately. The
+pullback scales it by the row's cotangent, the jvp sums it against the tangents, and transposing
+that jvp is the pullback again.
+
+Arrays, slopes, gradients and tangents come in threes: for the logits (or log-probabilities), the
+target and the class weights. None stands for one that isn't there or isn't needed.
+"""
+
+from typing import Any
+
+from xentx._core._distribution import distribution, keep_rows, target_slope, times
+from xentx._core._softmax import sum_classes
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+Triple = tuple[Array | None, Array | None, Array | None]
+Needs = tuple[bool, bool, bool]
+
+ALL: Needs = (True, True, True)
+
+
+def slopes(
+    xp: Namespace, spec: Spec, arrays: Triple, needs: Needs, by_logits: Array, losses: Array
+) -> Triple:
+    """Complete the slopes of a row's loss ``sum_k q_k losses_k``, which is linear in q."""
+    _, target, weight = arrays
+    by_target = by_weight = None
+    if needs[1] and spec.soft:
+        by_target = times(xp, target_slope(xp, spec, weight), losses)
+    if needs[2] and weight is not None:
+        by_weight = times(xp, distribution(xp, spec, target, None), losses)
+    return by_logits, by_target, by_weight
+
+
+def pullback(
+    xp: Namespace, spec: Spec, arrays: Triple, slopes: Triple, cotangent: Array
+) -> Triple:
+    """Pull the rows' cotangents back to the arrays, each in its own dtype."""
+    logits, target, weight = arrays
+    by_logits, by_target, by_weight = slopes
+    cotangent = keep_rows(xp, spec, target, cotangent)
+    gradient = xp.astype(cotangent * by_logits, logits.dtype, copy=False)
+    target_gradient = weight_gradient = None
+    if by_target is not None:
+        target_gradient = xp.astype(cotangent * by_target, target.dtype, copy=False)
+    if by_weight is not None:
+        shares = cotangent * by_weight
+        rows = tuple(d for d in range(shares.ndim) if d != spec.axis)
+        total = xp.sum(shares, axis=rows, keepdims=True, dtype=spec.precision.accumulate)
+        weight_gradient = xp.astype(total, weight.dtype, copy=False)
+    return gradient, target_gradient, weight_gradient
+
+
+def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Triple, tangents: Triple) -> Array:
+    """Tangent of each row's loss."""
+    terms = [
+        sum_classes(xp, spec, slope * xp.astype(tangent, spec.precision.compute, copy=False))
+        for slope, tangent in zip(slopes, tangents, strict=True)
+        if slope is not None and tangent is not None
+    ]
+    return keep_rows(xp, spec, target, sum(terms[1:], start=terms[0]))
+
+
+def needs_of(tangents: Triple) -> Needs:
+    """Tell which slopes a jvp needs."""
+    by_logits, by_target, by_weight = (tangent is not None for tangent in tangents)
+    return by_logits, by_target, by_weight

@@ -1,0 +1,110 @@
+"""The one row formula: softmax by its gaps to the maximum, with nothing lost to cancellation.
+
+For a row ``x`` with maximum ``m`` the textbook forms subtract two nearly equal numbers twice:
+``lse - x_t`` in the loss and ``p_t - 1`` in the gradient. Both are avoided by keeping the maximum
+out of the sum::
+
+    gap_k = m - x_k >= 0,   rest = sum over x_k < m of exp(-gap_k),   ties = how often m occurs
+    lse - x_k = log1p(rest + (ties - 1)) + gap_k
+    1 - p_max = rest / (rest + ties)                        for a single maximum
+
+A confident row, ``[20, 0]`` with target 0, then has its true loss 2.06e-9 in float32, where
+``log_softmax`` followed by a lookup gives 0.
+
+Every expression here is exactly independent of ``m`` as a function of ``x``: that is why ``ties``
+is a sum of exponentials (each of them 1) and not a count. Differentiating through ``m`` is then
+harmless, and derivatives of any order come out right, at ties too.
+"""
+
+from typing import Any, NamedTuple
+
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+class RowStats(NamedTuple):
+    """What a row is reduced to, its class axis kept with length 1."""
+
+    top: Array
+    rest: Array
+    ties: Array
+
+
+def capped(xp: Namespace, spec: Spec, logits: Array) -> Array:
+    """Logits in the compute dtype, soft-capped to ``c tanh(x / c)`` where that is asked for."""
+    x = xp.astype(logits, spec.precision.compute, copy=False)
+    if spec.logit_softcap is None:
+        return x
+    return spec.logit_softcap * xp.tanh(x / spec.logit_softcap)
+
+
+def cap_slope(xp: Namespace, spec: Spec, logits: Array) -> Array:
+    """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2`` so that it keeps its digits."""
+    x = xp.astype(logits, spec.precision.compute, copy=False)
+    t = xp.exp(-2.0 * xp.abs(x / spec.logit_softcap))
+    return 4.0 * t / ((1.0 + t) * (1.0 + t))
+
+
+def exponentials(xp: Namespace, spec: Spec, x: Array, top: Array) -> tuple[Array, Array]:
+    """Gaps ``top - x`` and their exponentials ``exp(x - top)``.
+
+    The rounding error of a gap, up to half a unit in its last place, grows to tens of units in
+    its exponential. Knuth's TwoSum recovers it exactly, and one multiplication applies it.
+    """
+    gap = top - x
+    e = xp.exp(-gap)
+    if spec.precision.recover:
+        back = gap - top
+        low = (top - (gap - back)) - (x + back)
+        e = e - e * xp.where(xp.isfinite(low), low, 0.0)  # not finite where x is not
+    return gap, e
+
+
+def row_stats(xp: Namespace, spec: Spec, x: Array) -> RowStats:
+    """Reduce each row. A row that is all -inf, or holds +inf or NaN, has NaN for its statistics."""
+    top = xp.max(x, axis=spec.axis, keepdims=True)
+    _, e = exponentials(xp, spec, x, top)
+    is_top = x == top
+    return RowStats(
+        top,
+        sum_classes(xp, spec, xp.where(is_top, 0.0, e)),
+        sum_classes(xp, spec, xp.where(is_top, e, 0.0)),
+    )
+
+
+def sum_classes(xp: Namespace, spec: Spec, x: Array) -> Array:
+    """Sum over the class axis, kept with length 1: accumulated wide, rounded once."""
+    total = xp.sum(x, axis=spec.axis, keepdims=True, dtype=spec.precision.accumulate)
+    return xp.astype(total, spec.precision.compute, copy=False)
+
+
+def log_tail(xp: Namespace, stats: RowStats) -> Array:
+    """``lse - max``, at full relative precision however small it is."""
+    return xp.log1p(stats.rest + (stats.ties - 1.0))
+
+
+def is_leader(x: Array, stats: RowStats) -> Array:
+    """Entries with a probability above one half, whose complement is the number to compute with."""
+    return (x == stats.top) & (stats.ties + stats.rest < 2.0)  # noqa: PLR2004
+
+
+def probabilities(e: Array, stats: RowStats) -> Array:
+    """Softmax."""
+    return e / (stats.rest + stats.ties)
+
+
+def softmax_minus(
+    xp: Namespace, spec: Spec, x: Array, e: Array, stats: RowStats, q: Array, mass: Array
+) -> Array:
+    """``mass * p - q`` with ``mass`` the row's sum of `q`: the gradient of every loss here.
+
+    A leading entry takes ``(mass - q) - mass (1 - p)``, with ``mass - q`` summed from the other
+    entries and ``1 - p = rest / (rest + ties)``: for a confident row each is tiny and exact, where
+    ``p`` and ``q / mass`` both round to 1.
+    """
+    leader = is_leader(x, stats)
+    others = sum_classes(xp, spec, xp.where(leader, 0.0, q))
+    complement = stats.rest / (stats.rest + stats.ties)
+    return xp.where(leader, others - mass * complement, mass * probabilities(e, stats) - q)

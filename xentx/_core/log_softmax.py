@@ -1,0 +1,60 @@
+"""``log_softmax``: ``y_k = x_k - lse``, computed as ``(x_k - max) - log1p(...)``."""
+
+from typing import Any
+
+from xentx._core import _softmax
+from xentx._core._softmax import RowStats
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+def forward(xp: Namespace, spec: Spec, logits: Array) -> tuple[Array, RowStats]:
+    """Return the log-probabilities in the compute dtype, and the row statistics."""
+    x = _softmax.capped(xp, spec, logits)
+    stats = _softmax.row_stats(xp, spec, x)
+    return (x - stats.top) - _softmax.log_tail(xp, stats), stats
+
+
+def pullback(
+    xp: Namespace,
+    spec: Spec,
+    arrays: tuple[Array],
+    residuals: tuple[Array, ...],
+    cotangent: Array,
+    needs: tuple[bool] = (True,),  # noqa: ARG001 -- there is but one gradient
+) -> tuple[Array]:
+    """``g - p sum(g)``: minus the gradient of a cross-entropy whose target distribution is g."""
+    (logits,) = arrays
+    stats = RowStats(*residuals)
+    x = _softmax.capped(xp, spec, logits)
+    _, e = _softmax.exponentials(xp, spec, x, stats.top)
+    mass = _softmax.sum_classes(xp, spec, cotangent)
+    gradient = -_softmax.softmax_minus(xp, spec, x, e, stats, cotangent, mass)
+    return (xp.astype(gradient, logits.dtype, copy=False),)
+
+
+def jvp(
+    xp: Namespace,
+    spec: Spec,
+    arrays: tuple[Array],
+    residuals: tuple[Array, ...],
+    tangents: tuple[Array],
+) -> Array:
+    """``v - sum(p v)``, taken relative to the leading entry.
+
+    Its transpose, which is what a framework derives a gradient from, is then `pullback` to the
+    letter, without cancellation.
+    """
+    (logits,) = arrays
+    stats = RowStats(*residuals)
+    x = _softmax.capped(xp, spec, logits)
+    v = xp.astype(tangents[0], spec.precision.compute, copy=False)
+    _, e = _softmax.exponentials(xp, spec, x, stats.top)
+    leader = _softmax.is_leader(x, stats)
+    led = _softmax.sum_classes(xp, spec, xp.where(leader, v, 0.0))
+    others = xp.where(leader, 0.0, _softmax.probabilities(e, stats) * v)
+    complement = stats.rest / (stats.rest + stats.ties)
+    relative = xp.where(leader, 0.0, v - led)
+    return relative + complement * led - _softmax.sum_classes(xp, spec, others)

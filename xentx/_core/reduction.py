@@ -1,0 +1,107 @@
+"""From one loss a row to the value: ``none``, ``sum``, ``mean``, ``weighted_mean``.
+
+Plain expressions which every framework differentiates by itself; `pullback` is for those that
+don't. Sums are accumulated wide and rounded once, so that a float16 mean over any number of rows
+is finite.
+"""
+
+import math
+from typing import Any
+
+from xentx._core._distribution import distribution, keep_rows
+from xentx._core._softmax import sum_classes
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
+    """Sum of everything, in the accumulating dtype."""
+    if not spec.precision.compensate:
+        return xp.sum(rows, dtype=spec.precision.accumulate)
+    # Without float64: a pairwise sum in which each rounding error, exact by Knuth's TwoSum, is
+    # summed beside its sum.
+    high = xp.reshape(rows, (math.prod(rows.shape),))
+    if high.shape[0] == 0:
+        return xp.sum(high)
+    low = xp.zeros_like(high)
+    while high.shape[0] > 1:
+        half = high.shape[0] // 2
+        a, b = high[:half], high[half : 2 * half]
+        s = a + b
+        back = s - a
+        error = (a - (s - back)) + (b - back)
+        error = xp.where(xp.isfinite(error), error, 0.0)  # not finite where a or b is not
+        rest = low[:half] + low[half : 2 * half]
+        high = xp.concat([s, high[2 * half :]])
+        low = xp.concat([rest + error, low[2 * half :]])
+    return high[0] + low[0]
+
+
+def divisor(
+    xp: Namespace,
+    spec: Spec,
+    reduction: str,
+    target: Array,
+    weight: Array | None,
+    sample_weight: Array | None,
+) -> Array:
+    """What a mean divides by: the rows' amounts, those of ignored rows left out.
+
+    A row's amount in "mean" is ``w[t]`` for an integer target and 1 for a soft one, as in torch;
+    in "weighted_mean" it is ``sum_k q_k`` for both. Sample weights multiply it.
+    """
+    if reduction == "weighted_mean":
+        amount = sum_classes(xp, spec, distribution(xp, spec, target, weight))
+    elif weight is not None and not spec.soft:
+        hard = Spec(spec.axis, spec.classes, spec.precision)
+        amount = sum_classes(xp, spec, distribution(xp, hard, target, weight))
+    else:
+        first = tuple(slice(0, 1) if d == spec.axis else slice(None) for d in range(target.ndim))
+        amount = xp.ones_like(target[first], dtype=spec.precision.compute)
+    if sample_weight is not None:
+        amount = amount * sample_weight
+    return total(xp, spec, keep_rows(xp, spec, target, amount))
+
+
+def forward(
+    xp: Namespace,
+    spec: Spec,
+    rows: Array,
+    sample_weight: Array | None,
+    reduction: str,
+    divisor: Array | None,
+) -> Array:
+    """Reduce the rows' losses. A mean over nothing is NaN, with a gradient of exactly 0."""
+    if sample_weight is not None:
+        # A weight of 0 makes the whole target distribution 0, and 0 times infinity is 0.
+        nothing = (sample_weight == 0.0) & (rows == xp.inf)
+        rows = xp.where(nothing, 0.0, sample_weight * rows)
+    if reduction == "none":
+        return xp.squeeze(rows, axis=spec.axis)
+    value = total(xp, spec, rows)
+    if divisor is not None:
+        empty = divisor == 0.0
+        value = xp.where(empty, xp.nan, value / xp.where(empty, 1.0, divisor))
+    return xp.astype(value, spec.precision.compute, copy=False)
+
+
+def pullback(
+    xp: Namespace,
+    spec: Spec,
+    cotangent: Array,
+    sample_weight: Array | None,
+    reduction: str,
+    divisor: Array | None,
+) -> Array:
+    """Return the cotangent of the rows, which broadcasts against the logits."""
+    scale = cotangent
+    if reduction == "none":
+        scale = xp.expand_dims(scale, axis=spec.axis)
+    elif divisor is not None:
+        empty = divisor == 0.0
+        scale = xp.astype(scale, spec.precision.accumulate, copy=False)
+        scale = xp.where(empty, 0.0, scale / xp.where(empty, 1.0, divisor))
+    scale = xp.astype(scale, spec.precision.compute, copy=False)
+    return scale if sample_weight is None else scale * sample_weight

@@ -1,0 +1,387 @@
+"""The public functions. Each states its arguments and poses a problem; `loss` makes it two doors.
+
+``xentx.cross_entropy(x, y)`` looks at the type of ``x`` and hands over to that backend.
+``xentx_torch.cross_entropy(x, y)``, made from it by `direct`, looks at nothing: it suits compilers
+and readers of a program that uses one framework.
+
+The way on: `_problem` checks the arguments, `_evaluate` computes, `_core` holds the mathematics.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
+
+from xentx import _backend, _evaluate, _problem, _registry
+from xentx._backend import Backend
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import log_softmax as _log_softmax
+from xentx._core import nll_loss as _nll_loss
+from xentx._problem import Problem, Reduction
+
+Array = Any
+P = ParamSpec("P")
+
+_PROBLEMS: dict[Callable[..., Any], Callable[..., Problem]] = {}
+
+
+def _public(
+    pose: Callable[Concatenate[Backend, P], Problem],
+    find: Callable[[object], Backend],
+) -> Callable[P, Array]:
+    def problem(*args: P.args, **kwargs: P.kwargs) -> Problem:
+        # Without arguments there is nothing to find, and Python's own error names what is missing.
+        backend = find(args[0]) if args else _backend.BACKEND
+        return pose(backend, *args, **kwargs)
+
+    @functools.wraps(pose)
+    def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
+        return _evaluate.value(problem(*args, **kwargs))
+
+    signature = inspect.signature(pose)
+    parameters = list(signature.parameters.values())[1:]  # the backend is not the user's
+    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=parameters, return_annotation=Array
+    )
+    # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
+    # they branch on no values. This is the mark that its own do_not_convert leaves.
+    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
+    _PROBLEMS[evaluated] = problem
+    return evaluated
+
+
+def loss(pose: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
+    """Make a function that poses a problem the public function that solves it."""
+    first = list(inspect.signature(pose).parameters)[1]
+    return _public(pose, functools.partial(_registry.require, first))
+
+
+def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]:
+    """Make the door of one backend from a public function: the same, without the dispatch."""
+    pose: Any = inspect.unwrap(function)
+    first = list(inspect.signature(pose).parameters)[1]
+
+    def find(array: object) -> Backend:
+        if not backend.owns(array):
+            msg = f"{first}: got {_registry.describe(array)}; expected a {backend.name} array"
+            raise TypeError(msg)
+        return backend
+
+    return _public(pose, find)
+
+
+@loss
+def log_softmax(backend: Backend, logits: Array, /, *, axis: int = -1) -> Problem:
+    r"""Logarithm of the softmax over the class axis.
+
+    .. math:: y_k = x_k - \log \sum_j e^{x_j}
+
+    computed as :math:`(x_k - m) - \mathrm{log1p}(\sum_{x_j < m} e^{x_j - m} + (\text{ties} - 1))`
+    with :math:`m = \max x`, which keeps full relative precision where one class dominates.
+
+    Parameters
+    ----------
+    logits : array
+        Unnormalised scores in any shape, of dtype float16, bfloat16, float32 or float64.
+    axis : int, default: -1
+        The axis that holds the classes.
+
+    Returns
+    -------
+    array
+        Log-probabilities, in the shape and dtype of `logits`. A row that holds NaN or +inf, or
+        nothing but -inf, is NaN.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is no array of floats.
+    ValueError
+        If `axis` is out of range, or there are no classes.
+
+    See Also
+    --------
+    nll_loss : The other half: ``cross_entropy`` is ``nll_loss`` of ``log_softmax``.
+
+    Notes
+    -----
+    The gradient for a cotangent ``g`` is ``g - softmax(x) * sum(g)``. float16 and bfloat16 are
+    computed in float32 and rounded once. Leaving the maximum out of the sum is the method of
+    [1]_; its accuracy is shown there.
+
+    References
+    ----------
+    .. [1] P. Blanchard, D. J. Higham and N. J. Higham, "Accurately computing the log-sum-exp and
+       softmax functions", IMA Journal of Numerical Analysis 41 (4), 2021.
+       https://doi.org/10.1093/imanum/draa038
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.log_softmax(np.asarray([1.0, 2.0, 0.5])).round(6)
+    array([-1.464369, -0.464369, -1.964369])
+    """
+    return _problem.elementwise(backend, _log_softmax, logits, axis=axis)
+
+
+@loss
+def nll_loss(
+    backend: Backend,
+    log_probs: Array,
+    target: Array,
+    /,
+    *,
+    axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Problem:
+    r"""Negative log-likelihood of log-probabilities.
+
+    .. math:: \ell = -\sum_k q_k y_k
+
+    with :math:`q_k = w_t [k = t]` for an integer target and :math:`q_k = w_k \, \text{target}_k`
+    for a soft one.
+
+    Parameters
+    ----------
+    log_probs : array
+        Log-probabilities, as `log_softmax` returns them, of dtype float16, bfloat16, float32 or
+        float64.
+    target : array or list of int
+        Class indices of any integer dtype, in the shape of `log_probs` without the class axis; or
+        class probabilities of any float dtype, in the shape of `log_probs`.
+    axis : int, optional
+        The axis that holds the classes. The last by default; `log_probs` of 3 or more dimensions
+        need it said.
+    weight : array, optional
+        A weight for each class, of any real dtype.
+    ignore_index : int, default: -100
+        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    array
+        The loss, in the dtype of `log_probs`: 0-d, or one for each row with ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is none of those above, a framework differs from that of `log_probs`, or an
+        integer target has the shape of a soft one or the reverse.
+    ValueError
+        If a shape or an option is out of range.
+    IndexError
+        If a class index is out of range, where its value can be seen. Under a tracing compiler
+        that row's loss and gradient are NaN.
+
+    See Also
+    --------
+    cross_entropy : Both steps in one, with more options and more accurate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> log_probs = xentx.log_softmax(np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]))
+    >>> round(float(xentx.nll_loss(log_probs, [1, 2])), 6)
+    0.390574
+    """
+    return _problem.rowwise(
+        backend,
+        _nll_loss,
+        log_probs,
+        target,
+        first="log_probs",
+        axis=axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
+@loss
+def cross_entropy(
+    backend: Backend,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis: int | None = None,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+) -> Problem:
+    r"""Cross-entropy of logits against class indices or class probabilities.
+
+    For one row of logits :math:`x` with :math:`C` classes
+
+    .. math:: \ell = \sum_k q_k \left( \log \sum_j e^{x_j} - x_k \right) + z \, \mathrm{lse}^2
+
+    where, with class weights :math:`w`, label smoothing :math:`s` and z-loss :math:`z`,
+
+    .. math::
+        q_k = (1 - s) \, w_t \, [k = t] + \tfrac{s}{C} w_k \quad\text{(integer target } t) \qquad
+        q_k = w_k \left( (1 - s) \, y_k + \tfrac{s}{C} \right) \quad\text{(soft target } y)
+
+    Parameters
+    ----------
+    logits : array
+        Unnormalised scores of dtype float16, bfloat16, float32 or float64.
+    target : array or list of int
+        Class indices of any integer dtype, in the shape of `logits` without the class axis; or
+        class probabilities of any float dtype, in the shape of `logits`. Probabilities need not
+        sum to 1, and the loss is differentiable in them too.
+    axis : int, optional
+        The axis that holds the classes. The last by default; `logits` of 3 or more dimensions
+        need it said.
+    weight : array, optional
+        A weight for each class, of any real dtype. Not differentiable.
+    sample_weight : array, optional
+        A weight for each row, of any real dtype, in the shape of `logits` without the class axis.
+        It multiplies the row's loss, z-loss included, so that a weight of 2 equals repeating the
+        row.
+    ignore_index : int, default: -100
+        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0, even
+        where their logits are NaN or infinite. For integer targets only.
+    label_smoothing : float, default: 0.0
+        How much of the target to spread evenly over all classes, from 0 to 1.
+    z_loss : float, default: 0.0
+        Factor of the squared log-sum-exp that is added to the loss of each row.
+    logit_softcap : float, optional
+        Cap ``c`` to which the logits are first squashed, as ``c * tanh(logits / c)``.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        "mean" divides the sum by that of the target classes' weights for an integer target, also
+        with smoothing, and by the number of rows for a soft one, sample weights multiplied in and
+        ignored rows left out. "weighted_mean" divides by the sum of :math:`q` in both cases.
+    normalizer : float or 0-d array, optional
+        Replaces the divisor of "mean": for example the number of items in all micro-batches.
+
+    Returns
+    -------
+    array
+        The loss, in the dtype of `logits`: 0-d, or one for each row with ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is none of those above, a framework differs from that of `logits`, an integer
+        target has the shape of a soft one or the reverse, or `ignore_index` comes with a soft
+        target.
+    ValueError
+        If a shape or an option is out of range, or `normalizer` comes without "mean".
+    IndexError
+        If a class index is out of range, where its value can be seen. Under a tracing compiler
+        that row's loss and gradient are NaN.
+
+    See Also
+    --------
+    log_softmax, nll_loss : The two steps that this one equals.
+    value_and_grad : The loss and its gradient, in every framework.
+
+    Notes
+    -----
+    The gradient is ``A * softmax(x) - q`` with ``A`` the sum of ``q``. Loss and gradient are formed
+    without subtracting nearly equal numbers [1]_: for logits ``[20, 0]``, target 0, in float32 the
+    loss is 2.06e-09, and the gradient's row sums to 0.
+
+    An empty mean, of no rows, of ignored rows only, or over weights that sum to 0, is NaN, with a
+    gradient of exactly 0. A class at -inf adds nothing where its ``q`` is 0, and makes the loss
+    +inf where it isn't. Results are accumulated wide and rounded once to the dtype of `logits`.
+
+    References
+    ----------
+    .. [1] P. Blanchard, D. J. Higham and N. J. Higham, "Accurately computing the log-sum-exp and
+       softmax functions", IMA Journal of Numerical Analysis 41 (4), 2021.
+       https://doi.org/10.1093/imanum/draa038
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
+    >>> round(float(xentx.cross_entropy(logits, [1, 2])), 6)
+    0.390574
+    >>> xentx.cross_entropy(logits, [1, -100], reduction="none").round(6)
+    array([0.464369, 0.      ])
+    """
+    return _problem.rowwise(
+        backend,
+        _cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction=reduction,
+        normalizer=normalizer,
+    )
+
+
+def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Array, Array]]:
+    """Make a function that returns a loss and its gradient by the logits, in every framework.
+
+    The gradient is the core's own, hand-written one, so NumPy and every other Array API library
+    have it too; in a framework with autodiff it equals what that would give.
+
+    Parameters
+    ----------
+    loss_fn : callable
+        One of xentx's functions: `log_softmax`, `nll_loss` or `cross_entropy`, or the same of one
+        backend, such as ``xentx_torch.cross_entropy``.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `loss_fn` and ``cotangent``, an array in the shape of the value
+        (ones by default) which is pulled back; returns ``(value, gradient)``. The gradient has
+        the shape and dtype of the first argument.
+
+    Raises
+    ------
+    TypeError
+        If `loss_fn` is none of xentx's functions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
+    >>> value, gradient = xentx.value_and_grad(xentx.cross_entropy)(logits, [1, 2])
+    >>> gradient.round(6)
+    array([[ 0.115612, -0.185734,  0.070122],
+           [ 0.05448 ,  0.081274, -0.135754]])
+    """
+    problem = _PROBLEMS.get(loss_fn) if callable(loss_fn) else None
+    if problem is None:
+        names = ", ".join(function.__name__ for function in (log_softmax, nll_loss, cross_entropy))
+        got = getattr(loss_fn, "__name__", repr(loss_fn))
+        msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
+        raise TypeError(msg)
+
+    @functools.wraps(loss_fn)
+    def evaluated(
+        *args: Any, cotangent: Array | None = None, **kwargs: Any
+    ) -> tuple[Array, Array]:
+        return _evaluate.value_and_gradient(problem(*args, **kwargs), cotangent)
+
+    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
+    signature = inspect.signature(loss_fn)
+    extra = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
+    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), extra],
+        return_annotation=tuple[Array, Array],
+    )
+    return evaluated

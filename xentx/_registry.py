@@ -1,0 +1,185 @@
+"""Which backend owns an array, found without importing a framework.
+
+An array's type names the module that defines it, and a framework that isn't imported can't have
+made an array: so the root modules of the type's ancestors are looked up in a table, and the
+adapter, which imports the framework, is only loaded once one of its arrays has come. Walking the
+ancestors and not the type alone makes users' subclasses work.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from xentx import _backend
+from xentx._backend import Backend
+from xentx._namespace import is_array_api_obj
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """A row of the table.
+
+    Parameters
+    ----------
+    name
+        What the framework is called in errors and in `xentx.backends`.
+    framework
+        Root of the modules that define its array types; the import name.
+    adapter
+        The import package that adapts it.
+    distributions
+        Names that it is installed under, for its version.
+    """
+
+    name: str
+    framework: str
+    adapter: str
+    distributions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for field in (self.name, self.framework, self.adapter):
+            if not field.isidentifier():
+                msg = f"BackendSpec: got {field!r}; expected an identifier"
+                raise ValueError(msg)
+
+    def load(self) -> Backend:
+        """Import the adapter, and its framework with it."""
+        backend: Backend = importlib.import_module(self.adapter).BACKEND
+        return backend
+
+    def version(self) -> str | None:
+        """Version of the framework, which is not imported; None where it is not installed."""
+        if importlib.util.find_spec(self.framework) is None:
+            return None
+        for distribution in self.distributions:
+            try:
+                return importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return "unknown"
+
+
+BACKENDS = (
+    BackendSpec("numpy", "numpy", "xentx_numpy", ("numpy",)),
+    BackendSpec("torch", "torch", "xentx_torch", ("torch",)),
+    BackendSpec("jax", "jax", "xentx_jax", ("jax",)),
+    BackendSpec(
+        "tensorflow",
+        "tensorflow",
+        "xentx_tensorflow",
+        ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly"),
+    ),
+)
+_BY_ROOT = {spec.framework: spec for spec in BACKENDS} | {"jaxlib": BACKENDS[2]}
+
+
+# A plain dict and no lru_cache, which torch.compile would warn of.
+_OWNERS: dict[type, tuple[BackendSpec, Backend] | None] = {}
+
+
+def _owner_of_type(cls: type) -> tuple[BackendSpec, Backend] | None:
+    if cls not in _OWNERS:
+        roots = (ancestor.__module__.partition(".")[0] for ancestor in cls.__mro__)
+        spec = next((_BY_ROOT[root] for root in roots if root in _BY_ROOT), None)
+        _OWNERS[cls] = None if spec is None else (spec, spec.load())
+    return _OWNERS[cls]
+
+
+def find(value: object) -> Backend | None:
+    """Return the backend that owns `value`; None where it is no array."""
+    owner = _owner_of_type(type(value))
+    if owner is not None:
+        return owner[1] if owner[1].owns(value) else None
+    return _backend.BACKEND if is_array_api_obj(value) else None
+
+
+def describe(value: object) -> str:
+    """Name what came, for an error: whose array, or what type."""
+    backend = find(value)
+    if backend is None:
+        return f"a {type(value).__name__}"
+    if backend is _backend.BACKEND:
+        return f"a {type(value).__module__.partition('.')[0]} array"
+    return f"a {backend.name} array"
+
+
+def require(name: str, value: object) -> Backend:
+    """Return the backend that owns the argument called `name`."""
+    backend = find(value)
+    if backend is None:
+        msg = (
+            f"{name}: got {describe(value)}; expected an array of NumPy, PyTorch, JAX, "
+            "TensorFlow or another Array API library"
+        )
+        raise TypeError(msg)
+    return backend
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """A backend as it stands on this machine."""
+
+    name: str
+    version: str | None
+    """Version of the framework; None where it is not installed."""
+    engine: str | None
+    """What computes: ``"portable"``, the core on the framework's own functions."""
+
+
+def backends() -> tuple[BackendInfo, ...]:
+    """List the backends, the versions of their frameworks and their engines.
+
+    No framework is imported to find out.
+
+    Returns
+    -------
+    tuple of BackendInfo
+        One for each framework that xentx adapts, installed or not.
+
+    Examples
+    --------
+    >>> import xentx
+    >>> [backend.name for backend in xentx.backends()]
+    ['numpy', 'torch', 'jax', 'tensorflow']
+    """
+    versions = ((spec, spec.version()) for spec in BACKENDS)
+    return tuple(
+        BackendInfo(spec.name, version, None if version is None else "portable")
+        for spec, version in versions
+    )
+
+
+def backend_of(array: Any, /) -> BackendInfo:
+    """Tell which backend a loss of `array` runs on.
+
+    Parameters
+    ----------
+    array : array
+        An array of any supported framework.
+
+    Returns
+    -------
+    BackendInfo
+        Its name, its framework's version and its engine.
+
+    Raises
+    ------
+    TypeError
+        If `array` is no array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.backend_of(np.zeros(3)).name
+    'numpy'
+    """
+    backend = require("array", array)
+    owner = _owner_of_type(type(array))
+    if owner is not None:
+        return BackendInfo(backend.name, owner[0].version(), "portable")
+    library = type(array).__module__.partition(".")[0]
+    return BackendInfo(library, getattr(sys.modules[library], "__version__", None), "portable")
