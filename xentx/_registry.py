@@ -6,10 +6,10 @@ adapter, which imports the framework, is only loaded once one of its arrays has 
 ancestors and not the type alone makes users' subclasses work.
 """
 
-import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,27 +28,22 @@ class BackendSpec:
         What the framework is called in errors and in `xentx.backends`.
     framework
         Root of the modules that define its array types; the import name.
-    adapter
-        The import package that adapts it.
+    load
+        Imports the adapter, and its framework with it.
     distributions
         Names that it is installed under, for its version.
     """
 
     name: str
     framework: str
-    adapter: str
+    load: Callable[[], Backend]
     distributions: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for field in (self.name, self.framework, self.adapter):
+        for field in (self.name, self.framework):
             if not field.isidentifier():
                 msg = f"BackendSpec: got {field!r}; expected an identifier"
                 raise ValueError(msg)
-
-    def load(self) -> Backend:
-        """Import the adapter, and its framework with it."""
-        backend: Backend = importlib.import_module(self.adapter).BACKEND
-        return backend
 
     def version(self) -> str | None:
         """Version of the framework, which is not imported; None where it is not installed."""
@@ -62,14 +57,40 @@ class BackendSpec:
         return "unknown"
 
 
+# Import statements and not importlib: torch.compile can trace these, where a program's first call
+# of xentx is inside a compiled function.
+def _numpy() -> Backend:
+    from xentx_numpy import BACKEND
+
+    return BACKEND
+
+
+def _torch() -> Backend:
+    from xentx_torch import BACKEND
+
+    return BACKEND
+
+
+def _jax() -> Backend:
+    from xentx_jax import BACKEND
+
+    return BACKEND
+
+
+def _tensorflow() -> Backend:
+    from xentx_tensorflow import BACKEND
+
+    return BACKEND
+
+
 BACKENDS = (
-    BackendSpec("numpy", "numpy", "xentx_numpy", ("numpy",)),
-    BackendSpec("torch", "torch", "xentx_torch", ("torch",)),
-    BackendSpec("jax", "jax", "xentx_jax", ("jax",)),
+    BackendSpec("numpy", "numpy", _numpy, ("numpy",)),
+    BackendSpec("torch", "torch", _torch, ("torch",)),
+    BackendSpec("jax", "jax", _jax, ("jax",)),
     BackendSpec(
         "tensorflow",
         "tensorflow",
-        "xentx_tensorflow",
+        _tensorflow,
         ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly"),
     ),
 )

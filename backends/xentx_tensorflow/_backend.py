@@ -35,7 +35,7 @@ class TensorFlowBackend:
         return not tf.is_symbolic_tensor(array)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        values: np.ndarray[Any, Any] = np.asarray(array)
+        values: np.ndarray[Any, Any] = np.asarray(array.numpy())
         return values
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002

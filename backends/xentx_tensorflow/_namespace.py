@@ -2,9 +2,9 @@
 
 The core asks for a namespace of the Array API standard. array-api-compat has one for every other
 framework and none for TensorFlow (data-apis/array-api-compat#441 is open), so here are the
-standard's functions that the core calls, and no more. The suite of data-apis/array-api-tests runs
-on them. Nothing here is about cross-entropy: once ``array_api_compat.tensorflow`` exists, import
-that instead and delete this file.
+standard's functions that the core calls, and no more. The suite of data-apis/array-api-tests
+(``nox -s array_api_tests``) proves them. Nothing here is about cross-entropy: once there is an
+``array_api_compat.tensorflow``, import that instead and delete this file.
 
 ``tf.experimental.numpy`` would be shorter, but its promotion is a switch of the whole process
 (``enable_numpy_behavior``), which is the user's to throw. So TensorFlow's own functions stay as
@@ -90,13 +90,11 @@ def result_type(*arrays_and_dtypes: Array | DType | Scalar) -> DType:
         raise TypeError(msg)
     dtype = functools.reduce(_promote, map(_dtype_of, typed))
     for scalar in scalars:
-        if not isdtype(dtype, _ADOPTED_BY[type(scalar)]):
+        is_bool, is_int = isinstance(scalar, builtins.bool), isinstance(scalar, int)
+        if not isdtype(dtype, "bool" if is_bool else "numeric" if is_int else "real floating"):
             msg = f"{scalar!r} cannot be an element of dtype {dtype.name}."
             raise TypeError(msg)
     return dtype
-
-
-_ADOPTED_BY: dict[type, Kind] = {builtins.bool: "bool", int: "numeric", float: "real floating"}
 
 
 def can_cast(from_: Array | DType, to: DType, /) -> builtins.bool:
@@ -157,13 +155,12 @@ def asarray(
     obj: Any, /, *, dtype: DType = None, device: Any = None, copy: builtins.bool | None = None
 ) -> Array:
     """Make a tensor of an array, a Python scalar or a nested sequence of those."""
-    if copy is False and not tf.is_tensor(obj):
-        msg = f"`asarray` cannot make a tensor of {type(obj).__name__} without a copy."
+    if copy is False and not (tf.is_tensor(obj) and dtype in (None, obj.dtype)):
+        msg = f"`asarray` cannot convert {type(obj).__name__} without a copy."
         raise ValueError(msg)
     with tf.device(device):
         if hasattr(obj, "dtype"):
-            # tf.constant would not take a variable, tf.convert_to_tensor would alias an ndarray.
-            x = tf.constant(obj) if isinstance(obj, np.ndarray) else tf.convert_to_tensor(obj)
+            x = tf.convert_to_tensor(obj)
             return x if dtype is None else tf.cast(x, dtype)
         # By way of NumPy, since TensorFlow wraps integers that do not fit, and would make int32.
         host = np.asarray(obj, None if dtype is None else dtype.as_numpy_dtype)
@@ -245,11 +242,9 @@ def _promoted(*arrays: Array | Scalar) -> tuple[Array, ...]:
 def _promoting(function: Callable[[Array, Array], Array]) -> Callable[[Any, Any], Array]:
     """Give TensorFlow's function of two arrays the standard's promotion."""
 
-    @functools.wraps(function, assigned=("__name__", "__doc__"), updated=())
     def promoting(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
         return function(*_promoted(x1, x2))
 
-    del promoting.__wrapped__  # the signature is ours
     return promoting
 
 
@@ -381,8 +376,12 @@ def reshape(x: Array, /, shape: Sequence[int], *, copy: builtins.bool | None = N
     return tf.reshape(x, shape)
 
 
-def expand_dims(x: Array, /, *, axis: int = 0) -> Array:
+def expand_dims(x: Array, /, axis: int) -> Array:
     """Insert a dimension of size one at `axis`."""
+    rank = x.shape.rank
+    if rank is not None and not -rank - 1 <= axis <= rank:
+        msg = f"`expand_dims` puts `axis` among those of shape {x.shape}; got {axis}."
+        raise IndexError(msg)
     return tf.expand_dims(x, axis)
 
 
@@ -421,7 +420,7 @@ class __array_namespace_info__:  # noqa: N801 - the standard's name of a functio
     """What this namespace can do, and by which defaults."""
 
     def capabilities(self) -> dict[str, Any]:
-        """Name the optional features. TensorFlow broadcasts eager tensors up to nine dimensions."""
+        """Name the optional features. TensorFlow's indexing ends at eight dimensions."""
         return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 8}
 
     def default_device(self) -> None:

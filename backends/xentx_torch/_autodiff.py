@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
@@ -15,7 +16,7 @@ NAMESPACE = array_namespace(torch.empty(0))
 class _Attached(torch.autograd.Function):
     """Value of an operation, followed by its residuals, which only the backward reads.
 
-    setup_context, a generated vmap rule and jvp make it serve torch.func as well.
+    setup_context and a generated vmap rule make it serve torch.func as well.
     """
 
     generate_vmap_rule = True
@@ -31,7 +32,6 @@ class _Attached(torch.autograd.Function):
         _, *residuals = output
         ctx.count = len(arrays)
         ctx.save_for_backward(*arrays, *residuals)
-        ctx.save_for_forward(*arrays)
         ctx.mark_non_differentiable(*residuals)
         ctx.set_materialize_grads(False)
 
@@ -50,15 +50,12 @@ class _Attached(torch.autograd.Function):
         )
         return None, None, *gradients
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Array | None, ...]:
-        arrays = ctx.saved_tensors[: ctx.count]
-        _, residuals = ctx.operation.forward(NAMESPACE, ctx.spec, *arrays)
-        tangent = ctx.operation.jvp(NAMESPACE, ctx.spec, arrays, residuals, tangents[2:])
-        return tangent, *(None for _ in residuals)
-
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
+    if forward_ad._current_level >= 0:
+        # Forward mode. Through a Function torch makes the second derivative of nested jvps a
+        # silent 0 and fails on others. The core's plain expression is right for all of them.
+        return operation.forward(NAMESPACE, spec, *arrays)[0]
     value: Array = _Attached.apply(operation, spec, *arrays)[0]
     return value

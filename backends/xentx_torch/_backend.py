@@ -46,8 +46,9 @@ class TorchBackend:
         )
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        values: np.ndarray[Any, Any] = array.detach().cpu().numpy()
-        return values
+        with torch._C._DisableFuncTorch():  # as print(array) does: numpy() fails under torch.func
+            values: np.ndarray[Any, Any] = array.numpy(force=True)
+            return values
 
     def has_float64(self, array: Array) -> bool:
         return array.device.type != "mps"

@@ -1,0 +1,227 @@
+"""Values and gradients against the truth, over every option, shape, axis and dtype."""
+
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from routes import BFLOAT16
+
+import xentx
+
+RNG_SEED = 20261123
+
+OPTIONS = {
+    "plain": {},
+    "weight": {"weight": True},
+    "ignore": {"ignore": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "all smoothing": {"label_smoothing": 1.0},
+    "smoothing, weight, ignore": {"label_smoothing": 0.3, "weight": True, "ignore": True},
+    "sample weight": {"sample_weight": True},
+    "z loss": {"z_loss": 0.01},
+    "softcap": {"logit_softcap": 5.0},
+    "normalizer": {"normalizer": 7.5},
+    "everything": {
+        "weight": True,
+        "sample_weight": True,
+        "ignore": True,
+        "label_smoothing": 0.2,
+        "z_loss": 0.1,
+        "logit_softcap": 4.0,
+    },
+}
+REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": BFLOAT16,
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+# Units of the dtype's precision, relative to the size of the terms that are summed. The functions
+# are accurate to 4 units of float32 and the sum of a few such terms to a few more.
+VALUE_UNITS = 6
+GRADIENT_UNITS = 12
+
+
+def draw_problem(rng, shape, axis, dtype, *, soft, reduction, options):
+    """Draw arrays for the options that name them."""
+    options = dict(options)
+    rows = tuple(np.delete(shape, axis))
+    classes = shape[axis]
+    logits = rng.normal(0, 3, shape).astype(dtype)
+    if soft:
+        target = rng.gamma(0.5, size=shape).astype(dtype)
+    else:
+        target = rng.integers(0, classes, rows).astype(np.int32)
+    if options.pop("ignore", False) and not soft:
+        options["ignore_index"] = 1 % classes
+        target = np.where(rng.random(rows) < 0.3, 1 % classes, target).astype(np.int32)
+    float_dtype = np.float64 if dtype == np.float64 else np.float32
+    if options.get("weight"):
+        options["weight"] = rng.uniform(0.1, 2, classes).astype(float_dtype)
+    if options.get("sample_weight"):
+        options["sample_weight"] = rng.uniform(0.1, 2, rows).astype(float_dtype)
+    if reduction != "mean":
+        options.pop("normalizer", None)
+    cotangent = rng.normal(size=rows if reduction == "none" else ()).astype(dtype)
+    return logits, target, {**options, "axis": axis, "reduction": reduction}, cotangent
+
+
+def check(route, logits, target, options, cotangent):
+    """Compare a problem's value and its gradient for a cotangent with the truth."""
+    truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
+    value, gradient = route.pull(
+        xentx.cross_entropy, logits, target, cotangent=cotangent, **options
+    )
+    assert value.dtype == gradient.dtype == logits.dtype
+    oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, GRADIENT_UNITS)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(route, options, soft, reduction):
+    rng = np.random.default_rng(RNG_SEED)
+    problem = draw_problem(
+        rng, (6, 5), 1, np.float32, soft=soft, reduction=reduction, options=options
+    )
+    check(route, *problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dtypes(route, dtype, reduction):
+    if dtype.name not in route.dtypes:
+        pytest.skip(f"{route} has no {dtype}")
+    rng = np.random.default_rng(RNG_SEED)
+    options = {"weight": True, "label_smoothing": 0.1}
+    for soft in (False, True):
+        check(
+            route,
+            *draw_problem(
+                rng, (20, 7), -1, dtype, soft=soft, reduction=reduction, options=options
+            ),
+        )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -2])
+def test_axes(route, axis):
+    rng = np.random.default_rng(RNG_SEED)
+    for soft in (False, True):
+        check(
+            route,
+            *draw_problem(
+                rng,
+                (2, 3, 4, 5),
+                axis,
+                np.float32,
+                soft=soft,
+                reduction="mean",
+                options={"weight": True, "sample_weight": True},
+            ),
+        )
+
+
+def test_one_row(route):
+    rng = np.random.default_rng(RNG_SEED)
+    for soft in (False, True):
+        check(
+            route,
+            *draw_problem(rng, (5,), 0, np.float32, soft=soft, reduction="none", options={}),
+        )
+
+
+@st.composite
+def problems(draw):
+    """Any shape and axis, any options, logits from tame to extreme."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    scale = draw(st.sampled_from([1e-4, 1.0, 10.0, 1e3, 1e20]))
+    offset = draw(st.sampled_from([0.0, 1e4]))
+    options = draw(st.sampled_from(list(OPTIONS.values())))
+    if scale > 10:  # noqa: PLR2004 -- squares and caps of such logits are tested by themselves
+        options = {k: v for k, v in options.items() if k not in ("z_loss", "logit_softcap")}
+    seed = draw(st.integers(0, 2**32 - 1))
+    soft = draw(st.booleans())
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    rng = np.random.default_rng(seed)
+    problem = draw_problem(
+        rng, shape, axis, np.float32, soft=soft, reduction=reduction, options=options
+    )
+    return (problem[0] * np.float32(scale) + np.float32(offset), *problem[1:])
+
+
+@pytest.mark.parametrize("examples", [60])
+def test_any_problem(route, examples):
+    @settings(max_examples=examples if not route.traced else examples // 3)
+    @given(problems())
+    def run(problem):
+        logits, target, options, cotangent = problem
+        if options.get("ignore_index", -100) >= 0 and np.all(target == options["ignore_index"]):
+            return  # an empty mean: the corners have it
+        check(route, logits, target, options, cotangent)
+
+    run()
+
+
+def test_log_softmax_and_its_pullback(route):
+    rng = np.random.default_rng(RNG_SEED)
+    logits = rng.normal(0, 3, (50, 7)).astype(np.float32)
+    logits[::5, 2] += 30
+    cotangent = rng.normal(size=logits.shape).astype(np.float32)
+    losses, p, complement = oracle.log_softmax(logits.astype(np.longdouble))
+    value, gradient = route.pull(xentx.log_softmax, logits, cotangent=cotangent)
+    assert oracle.ulps(value, -losses).max() <= 4
+    total = cotangent.astype(np.longdouble).sum(-1, keepdims=True)
+    others = total - cotangent
+    truth = np.where(p > 0.5, cotangent * complement - p * others, cotangent - p * total)
+    size = np.abs(cotangent).sum(-1, keepdims=True)
+    scale = np.where(
+        p > 0.5, np.abs(cotangent) * complement + p * size, np.abs(cotangent) + p * size
+    )
+    oracle.assert_within(gradient, truth, scale, GRADIENT_UNITS)
+
+
+def test_log_softmax_one_hot_cotangent(route):
+    """The gradient of the two-step loss of a confident row, which cancels everywhere else."""
+    logits = np.array([[20.0, 0.0]], np.float32)
+    cotangent = np.array([[-1.0, 0.0]], np.float32)
+    _, gradient = route.pull(xentx.log_softmax, logits, cotangent=cotangent)
+    np.testing.assert_allclose(gradient, [[-2.06115369e-09, 2.06115369e-09]], rtol=3e-7)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nll_loss(route, soft, reduction):
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target, options, cotangent = draw_problem(
+        rng, (6, 5), 1, np.float32, soft=soft, reduction=reduction, options={"weight": True}
+    )
+    log_probs = -oracle.log_softmax(logits.astype(np.longdouble))[0].astype(np.float32)
+    truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
+    value, gradient = route.pull(
+        xentx.nll_loss, log_probs, target, cotangent=cotangent, **options
+    )
+    oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
+    y = target if soft else oracle.one_hot(target, 5)
+    divisors = {
+        "none": 1,
+        "sum": 1,
+        "mean": 6 if soft else options["weight"][target].sum(),
+        "weighted_mean": (y * options["weight"]).sum(),
+    }
+    seed = cotangent[:, None] if reduction == "none" else cotangent
+    expected = -seed * options["weight"] * y / divisors[reduction]
+    np.testing.assert_allclose(gradient, expected.astype(np.float64), rtol=1e-6)
+
+
+def test_bfloat16_is_ml_dtypes(route):
+    """bfloat16 goes in and comes out as itself."""
+    if "bfloat16" not in route.dtypes:
+        pytest.skip(f"{route} has no bfloat16")
+    logits = np.array([[1.0, 2.0, 0.5]], ml_dtypes.bfloat16)
+    assert route.value(xentx.cross_entropy, logits, np.array([1])).dtype == ml_dtypes.bfloat16

@@ -1,0 +1,243 @@
+"""The ways into xentx that every test of behaviour runs: a framework, eager or traced.
+
+A route turns NumPy arrays into its framework's, calls a function of xentx there, differentiates it
+with the framework's own autodiff (NumPy and array-api-strict have none: `xentx.value_and_grad`),
+and turns the results back. On a traced route every array is an argument of the compiled function,
+so that xentx sees no values.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import xentx
+
+Function = Callable[..., Any]
+
+FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def requested_frameworks() -> tuple[str, ...]:
+    """What XENTX_TEST_BACKENDS names, which must be there; without it, whatever is installed."""
+    names = os.environ.get("XENTX_TEST_BACKENDS")
+    if names is None:
+        return tuple(name for name in FRAMEWORKS if importlib.util.find_spec(name))
+    chosen = tuple(names.split(","))
+    if unknown := set(chosen) - set(FRAMEWORKS):
+        msg = f"XENTX_TEST_BACKENDS: got {sorted(unknown)}; expected some of {FRAMEWORKS}"
+        raise ValueError(msg)
+    for name in chosen:
+        importlib.import_module(name)
+    return chosen
+
+
+def enable_x64(enabled: bool = True) -> contextlib.AbstractContextManager[Any]:  # noqa: FBT
+    """Context in which JAX has float64, wherever this version keeps the switch."""
+    jax = importlib.import_module("jax")
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(enabled)
+    return importlib.import_module("jax.experimental").enable_x64(enabled)
+
+
+class Route:
+    """NumPy, and what the others share."""
+
+    name = "numpy"
+    framework = "numpy"
+    traced = False
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+
+    def __init__(self) -> None:
+        """Import the framework."""
+        importlib.import_module(self.framework)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def array(self, value: np.ndarray) -> Any:
+        """Convert to the framework."""
+        return value
+
+    def numpy(self, value: Any) -> np.ndarray:
+        """Convert from the framework."""
+        return np.asarray(value)
+
+    def precision(self, *arrays: Any) -> contextlib.AbstractContextManager[Any]:
+        """Context in which the framework has the dtypes of `arrays`."""
+        return contextlib.nullcontext()
+
+    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
+        """Call ``function(arrays)``, traced where the route is."""
+        return function(arrays)
+
+    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
+        """Value and gradient of ``function(logits)``."""
+        return xentx.value_and_grad(function)(logits, cotangent=cotangent)
+
+    # What tests call:
+
+    def value(self, function: Function, *args: Any, **options: Any) -> np.ndarray:
+        """Value of ``function(*args, **options)``."""
+        arrays, rest = split(args, options)
+        with self.precision(*arrays.values()):
+            converted = {key: self.array(value) for key, value in arrays.items()}
+            result = self.run(lambda given: _call(function, given, args, rest), converted)
+            return self.numpy(result)
+
+    def pull(
+        self,
+        function: Function,
+        *args: Any,
+        cotangent: np.ndarray | None = None,
+        wrt: Any = 0,
+        **options: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Value, and gradient by argument or option `wrt`, for `cotangent` (ones by default)."""
+        arrays, rest = split(args, options)
+        if cotangent is not None:
+            arrays["cotangent"] = cotangent
+        with self.precision(*arrays.values()):
+            converted = {key: self.array(value) for key, value in arrays.items()}
+
+            def both(given: dict[Any, Any]) -> tuple[Any, Any]:
+                given = dict(given)
+                seed = given.pop("cotangent", None)
+                if not self.has_autodiff:
+                    assert wrt == 0
+                    own = xentx.value_and_grad(function)
+                    return _call(own, given, args, {**rest, "cotangent": seed})
+                variable = given.pop(wrt)
+                return self.differentiate(
+                    lambda v: _call(function, {**given, wrt: v}, args, rest), variable, seed
+                )
+
+            value, gradient = self.run(both, converted)
+            return self.numpy(value), self.numpy(gradient)
+
+    has_autodiff = False
+
+
+def split(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """Separate the arrays, by position or name, from the other options."""
+    everything = dict(enumerate(args)) | options
+    arrays = {key: v for key, v in everything.items() if isinstance(v, np.ndarray | np.generic)}
+    return arrays, {key: v for key, v in options.items() if key not in arrays}
+
+
+def _call(function: Function, arrays: dict[Any, Any], args: tuple[Any, ...], rest: dict) -> Any:
+    positional = [arrays.get(i, value) for i, value in enumerate(args)]
+    named = {key: value for key, value in arrays.items() if isinstance(key, str)}
+    return function(*positional, **named, **rest)
+
+
+class Strict(Route):
+    """array-api-strict: the standard and nothing but the standard."""
+
+    name = "strict"
+    dtypes = ("float32", "float64")
+
+    def __init__(self) -> None:
+        self.xp = importlib.import_module("array_api_strict")
+
+    def array(self, value: np.ndarray) -> Any:
+        return self.xp.asarray(value.copy())
+
+
+class Torch(Route):
+    name = framework = "torch"
+    has_autodiff = True
+
+    def __init__(self) -> None:
+        self.torch = importlib.import_module("torch")
+
+    def array(self, value: np.ndarray) -> Any:
+        value = np.array(value, order="C")
+        if value.dtype == BFLOAT16:
+            return self.torch.from_numpy(value.view(np.int16)).view(self.torch.bfloat16)
+        return self.torch.from_numpy(value)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        value = value.detach()
+        if value.dtype == self.torch.bfloat16:
+            return value.view(self.torch.int16).numpy().view(BFLOAT16)
+        return value.numpy()
+
+    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
+        logits = logits.detach().requires_grad_()
+        value = function(logits)
+        seed = self.torch.ones_like(value) if cotangent is None else cotangent
+        value.backward(seed)
+        return value, logits.grad
+
+
+class JAX(Route):
+    name = framework = "jax"
+    has_autodiff = True
+
+    def __init__(self) -> None:
+        self.jax = importlib.import_module("jax")
+
+    def array(self, value: np.ndarray) -> Any:
+        return self.jax.numpy.asarray(value)
+
+    def precision(self, *arrays: Any) -> contextlib.AbstractContextManager[Any]:
+        return enable_x64(any(array.dtype == np.float64 for array in arrays))
+
+    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
+        value, pullback = self.jax.vjp(function, logits)
+        seed = self.jax.numpy.ones_like(value) if cotangent is None else cotangent
+        return value, pullback(seed)[0]
+
+
+class JAXJit(JAX):
+    name = "jax:jit"
+    traced = True
+
+    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
+        keys = list(arrays)
+        jitted = self.jax.jit(lambda *values: function(dict(zip(keys, values, strict=True))))
+        return jitted(*arrays.values())
+
+
+class TensorFlow(Route):
+    name = framework = "tensorflow"
+    has_autodiff = True
+
+    def __init__(self) -> None:
+        self.tf = importlib.import_module("tensorflow")
+
+    def array(self, value: np.ndarray) -> Any:
+        return self.tf.constant(value)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        return np.asarray(value.numpy())  # np.asarray alone fails on a 0-d bfloat16
+
+    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
+        with self.tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = function(logits)
+        return value, tape.gradient(value, logits, output_gradients=cotangent)
+
+
+class TensorFlowFunction(TensorFlow):
+    name = "tensorflow:function"
+    traced = True
+
+    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
+        keys = list(arrays)
+
+        @self.tf.function(autograph=False)
+        def traced(*values: Any) -> Any:
+            return function(dict(zip(keys, values, strict=True)))
+
+        return traced(*arrays.values())
+
+
+ROUTES = (Route, Strict, Torch, JAX, JAXJit, TensorFlow, TensorFlowFunction)
