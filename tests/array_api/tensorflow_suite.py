@@ -6,9 +6,11 @@ a tensor's own methods and operators go too: these are TensorFlow's, and nobody 
 """
 
 import re
+from typing import Any
 
 import pytest
 import tensorflow as tf
+
 from xentx_tensorflow import _namespace
 
 PRESENT = {*vars(_namespace), *vars(_namespace.__array_namespace_info__)}
@@ -22,6 +24,24 @@ _namespace.empty = _namespace.zeros
 _namespace.complex64, _namespace.complex128 = tf.complex64, tf.complex128
 
 
+class Shape(tuple):
+    """A shape that is a tuple, as the suite will have it, where the standard does not insist."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be a TensorShape too, for TensorFlow's own sake."""
+        return getattr(tf.TensorShape(self), name)
+
+
+EagerTensor = type(tf.constant(0))
+tensor_shape = EagerTensor.shape.fget
+EagerTensor.shape = property(lambda x: Shape(tensor_shape(x)))
+
+# The suite compares results with ``==``, which in TensorFlow refuses mixed dtypes.
+EagerTensor.__eq__ = _namespace.equal
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests of what the namespace lacks."""
@@ -29,7 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     # As in test_flip, test_func_signature[flip], test_has_names[manipulation-flip].
     lacking = "|".join(map(re.escape, name_to_func.keys() - PRESENT))
-    is_about_lacking = re.compile(rf"array_|__i|.*imag\(|(?:\w+-)?(?:{lacking})(?![A-Za-z0-9])").match
+    is_about_lacking = re.compile(
+        rf"array_|__i|.*imag\(|(?:\w+-)?(?:{lacking})(?![A-Za-z0-9])"
+    ).match
 
     def is_kept(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)

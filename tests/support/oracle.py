@@ -8,6 +8,7 @@ unit in every term may add up to, and so what an error is fairly measured agains
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 LONG = np.longdouble
@@ -113,18 +114,22 @@ def cross_entropy(
     return Truth(value, gradient, value_scale, gradient_scale)
 
 
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+
 def epsilon(dtype: np.dtype) -> float:
     """Distance from 1 to the next number: one unit in the last place, relative."""
-    return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[
-        np.dtype(dtype).name
-    ]
+    return float(ml_dtypes.finfo(dtype).eps)
 
 
 def tiny(dtype: np.dtype) -> float:
     """Smallest normal number: below it compilers may flush to zero."""
-    return {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}[
-        np.dtype(dtype).name
-    ]
+    return float(ml_dtypes.finfo(dtype).smallest_normal)
 
 
 def ulps(actual: Array, truth: Array) -> Array:

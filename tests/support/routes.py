@@ -23,6 +23,10 @@ Function = Callable[..., Any]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+# Compilers key on the function object, and a test's is new each time: these are kept by what they
+# compute. Only for functions of a module: the repr of another may come again as another's.
+COMPILED: dict[tuple[str, ...], Function] = {}
+
 
 def requested_frameworks() -> tuple[str, ...]:
     """What XENTX_TEST_BACKENDS names, which must be there; without it, whatever is installed."""
@@ -73,9 +77,17 @@ class Route:
         """Context in which the framework has the dtypes of `arrays`."""
         return contextlib.nullcontext()
 
-    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
-        """Call ``function(arrays)``, traced where the route is."""
-        return function(arrays)
+    def compiled(self, function: Function, keys: list[Any]) -> Function:  # noqa: ARG002
+        """Make ``function(arrays)`` one of the arrays' values, traced where the route is."""
+        return lambda *values: function(dict(zip(keys, values, strict=True)))
+
+    def run(self, function: Function, arrays: dict[Any, Any], *key: Any) -> Any:
+        """Call ``function(arrays)``, compiled once for each `key`."""
+        keys = list(arrays)
+        key = (self.name, *map(repr, keys), *map(repr, key))
+        if key not in COMPILED:
+            COMPILED[key] = self.compiled(function, keys)
+        return COMPILED[key](*arrays.values())
 
     def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
         """Value and gradient of ``function(logits)``."""
@@ -88,7 +100,10 @@ class Route:
         arrays, rest = split(args, options)
         with self.precision(*arrays.values()):
             converted = {key: self.array(value) for key, value in arrays.items()}
-            result = self.run(lambda given: _call(function, given, args, rest), converted)
+            static = (function, [a for i, a in enumerate(args) if i not in arrays], rest)
+            result = self.run(
+                lambda given: _call(function, given, args, rest), converted, "value", static
+            )
             return self.numpy(result)
 
     def pull(
@@ -118,7 +133,8 @@ class Route:
                     lambda v: _call(function, {**given, wrt: v}, args, rest), variable, seed
                 )
 
-            value, gradient = self.run(both, converted)
+            static = (function, [a for i, a in enumerate(args) if i not in arrays], rest)
+            value, gradient = self.run(both, converted, "pull", wrt, static)
             return self.numpy(value), self.numpy(gradient)
 
     has_autodiff = False
@@ -200,10 +216,8 @@ class JAXJit(JAX):
     name = "jax:jit"
     traced = True
 
-    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
-        keys = list(arrays)
-        jitted = self.jax.jit(lambda *values: function(dict(zip(keys, values, strict=True))))
-        return jitted(*arrays.values())
+    def compiled(self, function: Function, keys: list[Any]) -> Function:
+        return self.jax.jit(super().compiled(function, keys))
 
 
 class TensorFlow(Route):
@@ -230,14 +244,8 @@ class TensorFlowFunction(TensorFlow):
     name = "tensorflow:function"
     traced = True
 
-    def run(self, function: Function, arrays: dict[Any, Any]) -> Any:
-        keys = list(arrays)
-
-        @self.tf.function(autograph=False)
-        def traced(*values: Any) -> Any:
-            return function(dict(zip(keys, values, strict=True)))
-
-        return traced(*arrays.values())
+    def compiled(self, function: Function, keys: list[Any]) -> Function:
+        return self.tf.function(super().compiled(function, keys), autograph=False)
 
 
 ROUTES = (Route, Strict, Torch, JAX, JAXJit, TensorFlow, TensorFlowFunction)

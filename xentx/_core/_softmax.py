@@ -80,9 +80,11 @@ def sum_classes(xp: Namespace, spec: Spec, x: Array) -> Array:
     return xp.astype(total, spec.precision.compute, copy=False)
 
 
-def log_tail(xp: Namespace, stats: RowStats) -> Array:
+def log_tail(xp: Namespace, spec: Spec, stats: RowStats) -> Array:
     """``lse - max``, at full relative precision however small it is."""
-    return xp.log1p(stats.rest + (stats.ties - 1.0))
+    # Wide, since it is one number a row and some frameworks' float32 log1p is off by 4 units.
+    tail = xp.astype(stats.rest + (stats.ties - 1.0), spec.precision.accumulate, copy=False)
+    return xp.astype(xp.log1p(tail), spec.precision.compute, copy=False)
 
 
 def is_leader(x: Array, stats: RowStats) -> Array:

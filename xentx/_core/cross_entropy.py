@@ -22,7 +22,7 @@ def forward(
     """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, logits))
     stats = _softmax.row_stats(xp, spec, x)
-    tail = _softmax.log_tail(xp, stats)
+    tail = _softmax.log_tail(xp, spec, stats)
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
     gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, q, stats.top - x))
@@ -39,7 +39,7 @@ def _slopes(xp: Namespace, spec: Spec, arrays: Triple, stats: RowStats, needs: N
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
-    tail = _softmax.log_tail(xp, stats)
+    tail = _softmax.log_tail(xp, spec, stats)
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
     mass = _distribution.no_class_is_nan(xp, spec, target, mass)

@@ -14,7 +14,7 @@ def forward(xp: Namespace, spec: Spec, logits: Array) -> tuple[Array, RowStats]:
     """Return the log-probabilities in the compute dtype, and the row statistics."""
     x = _softmax.capped(xp, spec, logits)
     stats = _softmax.row_stats(xp, spec, x)
-    return (x - stats.top) - _softmax.log_tail(xp, stats), stats
+    return (x - stats.top) - _softmax.log_tail(xp, spec, stats), stats
 
 
 def pullback(

@@ -1,0 +1,120 @@
+"""Every check, each in an environment of its own that pip builds from nothing.
+
+pip and not uv: it honours its user's index and find-links, where a CPU build of torch may come
+from. The one of PyPI is for CUDA on Linux, and twenty times the size.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2026.2"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "typing", "tests", "matrix"]
+nox.options.error_on_external_run = True
+nox.options.stop_on_first_error = "CI" in os.environ
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PROJECT = PYPROJECT["project"]
+FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+
+# Without it the repository's xentx would be tested, and not the installed one.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+# What is asked for is there, nothing else is, and xentx comes from the wheel.
+PROOF = """
+import importlib, importlib.util, sys, xentx
+found = [name for name in {frameworks} if importlib.util.find_spec(name)]
+assert found == {wanted}, f"installed: {{found}}; expected {wanted}"
+for name in found:
+    print(name, importlib.import_module(name).__version__)
+assert "site-packages" in xentx.__file__, f"not the wheel: {{xentx.__file__}}"
+"""
+
+DOCSTRINGS = """
+import sys, tomllib, xentx
+from numpydoc.validate import get_validation_checks, validate
+config = tomllib.load(open("pyproject.toml", "rb"))["tool"]["numpydoc_validation"]
+checks = get_validation_checks(set(config["checks"]))
+names = [f"xentx.{name}" for name in xentx.__all__]
+errors = [(name, *error) for name in names for error in validate(name)["errors"]]
+sys.exit("\\n".join(f"{name}: {code} {text}" for name, code, text in errors if code in checks))
+"""
+
+
+def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
+    """Install requirements and dependency groups together, so that they fit."""
+    grouped = nox.project.dependency_groups(PYPROJECT, *groups)
+    # Most of a framework's modules are never imported: leave compiling to those that are.
+    session.install("--no-compile", *requirements, *grouped)
+
+
+def run_tests(session: nox.Session, frameworks: tuple[str, ...], *options: str) -> None:
+    """Run the tests on the installed wheel, with exactly these frameworks."""
+    wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
+    proof = PROOF.format(frameworks=FRAMEWORKS, wanted=wanted)
+    session.run("python", "-c", proof, env=SAFE_PATH, log=False)
+    env = {
+        **SAFE_PATH,
+        "XENTX_TEST_BACKENDS": ",".join(frameworks),
+        # The user's keras.json must not choose a backend, nor be written where there is none.
+        "KERAS_BACKEND": "tensorflow",
+        "KERAS_HOME": session.create_tmp(),
+    }
+    session.run("pytest", "tests", *options, *session.posargs, env=env)
+
+
+def oldest() -> Iterator[str]:
+    """Pin whatever pyproject.toml bounds from below for users, so that the two cannot diverge."""
+    extras = PROJECT["optional-dependencies"].values()
+    for text in itertools.chain(PROJECT["dependencies"], *extras):
+        requirement = Requirement(text)
+        name = requirement.name
+        if name == "tensorflow" and sys.platform == "linux":
+            name = "tensorflow-cpu"
+        for bound in requirement.specifier:
+            yield f"{name}=={bound.version}"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, the layers of the house, and the public docstrings."""
+    install(session, ".", groups=("lint",))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
+    session.run("python", "-c", DOCSTRINGS, env=SAFE_PATH, log=False)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Type-check xentx/ and backends/, beside the frameworks that have types: torch and JAX."""
+    dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cli"]]
+    install(session, *dependencies, groups=("typing", "torch", "jax"))
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize("framework", FRAMEWORKS, ids=FRAMEWORKS)
+def tests(session: nox.Session, framework: str) -> None:
+    """Run the tests with one framework alone."""
+    install(session, ".[cli]", groups=("test", framework))
+    run_tests(session, (framework,))
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Run the tests with all frameworks together, and so across them."""
+    install(session, ".[cli]", groups=("test", *FRAMEWORKS))
+    run_tests(session, FRAMEWORKS)
+
+
+@nox.session
+def min_versions(session: nox.Session) -> None:
+    """Run the tests with the oldest supported version of everything."""
+    install(session, ".[cli]", *oldest(), groups=("test",))
+    run_tests(session, FRAMEWORKS, "-m", "not pinned")

@@ -1,0 +1,97 @@
+"""Errors in units in the last place, against the truth and beside each framework's own losses.
+
+The bounds of the first test are the ones that the documentation states. The second judges as one
+should where there is a peer: xentx's error is at most the native's, and one unit.
+"""
+
+import functools
+
+import numpy as np
+import oracle
+import pytest
+
+import xentx
+from xentx.compare.case import prepare
+from xentx.compare.regimes import REGIMES
+from xentx.natives import natives
+
+SEED = 20261123
+LOSS_ULPS, GRADIENT_ULPS = 4, 8
+NAMES = [name for name, regime in REGIMES.items() if regime.needs is None and name != "gap"]
+# float64 and the narrow floats at the sizes where the truth is quick.
+OTHER_DTYPES = [
+    (name, dtype)
+    for name in NAMES
+    if REGIMES[name].case("float32", SEED).logits.shape[1] <= 1000
+    for dtype in ("float16", "bfloat16", "float64")
+]
+
+
+@functools.cache
+def problem(name, dtype):
+    """Logits, target, and the true losses and gradients of their sum."""
+    case = REGIMES[name].case(dtype, SEED)
+    logits = case.logits.astype(oracle.DTYPES[dtype])
+    target = case.target.astype(np.int32)
+    truth = oracle.cross_entropy(logits, target, reduction="none")
+    return case, logits, target, truth
+
+
+def errors(loss, gradient, truth, dtype):
+    """Largest error of a loss and of a gradient's entry.
+
+    Entries that underflow don't count, nor in the wide dtypes those whose last digits do: compilers
+    that flush subnormal numbers lose the correction of the gap's rounding error there.
+    """
+    floor = oracle.tiny(dtype)
+    if dtype in (np.float32, np.float64):
+        floor /= oracle.epsilon(dtype)
+    normal = np.abs(truth.gradient) >= floor
+    normal_loss = np.abs(truth.value) >= oracle.tiny(dtype)
+    return (
+        oracle.ulps(loss, truth.value)[normal_loss].max(initial=0),
+        oracle.ulps(gradient, truth.gradient)[normal].max(initial=0),
+    )
+
+
+def ours(route, name, dtype):
+    _, logits, target, truth = problem(name, dtype)
+    loss, gradient = route.pull(xentx.cross_entropy, logits, target, reduction="none")
+    return errors(loss, gradient, truth, logits.dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32(route, name):
+    loss, gradient = ours(route, name, "float32")
+    assert loss <= LOSS_ULPS
+    assert gradient <= GRADIENT_ULPS
+
+
+@pytest.mark.parametrize(("name", "dtype"), OTHER_DTYPES)
+def test_other_dtypes(route, name, dtype):
+    """The narrow floats are rounded once, and so all but correctly."""
+    if dtype not in route.dtypes:
+        pytest.skip(f"{route} has no {dtype}")
+    loss, gradient = ours(route, name, dtype)
+    assert loss <= (LOSS_ULPS if dtype == "float64" else 0.51)
+    assert gradient <= (GRADIENT_ULPS if dtype == "float64" else 0.51)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_native_is_more_accurate(route, name):
+    case, logits, _, truth = problem(name, "float32")
+    loss, gradient = ours(route, name, "float32")
+    peers = 0
+    for native in natives():
+        if native.framework != route.framework or native.slow or native.missing():
+            continue
+        if native.takes != "logits" or native.caveat or case.refusal(native):
+            continue
+        answer = prepare(native, case)[1]()
+        theirs = errors(
+            answer.loss.astype(np.float32), answer.gradient.astype(np.float32), truth, logits.dtype
+        )
+        assert loss <= theirs[0] + 1, native.id
+        assert gradient <= theirs[1] + 1, native.id
+        peers += 1
+    assert peers

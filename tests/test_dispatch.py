@@ -1,0 +1,96 @@
+"""Which backend gets an array: by its type, its type's ancestors, and by explicit request."""
+
+import numpy as np
+import pytest
+from routes import ROUTES
+
+import xentx
+
+B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
+TARGET = np.array([1, 2])
+
+
+def eager_routes(frameworks):
+    return [r() for r in ROUTES if r.framework in frameworks and not r.traced]
+
+
+def test_value_is_an_array_of_the_same_framework(frameworks):
+    for route in eager_routes(frameworks):
+        logits = route.array(B)
+        for function in (xentx.cross_entropy, xentx.nll_loss):
+            assert xentx.backend_of(function(logits, TARGET)) == xentx.backend_of(logits)
+        value, gradient = xentx.value_and_grad(xentx.cross_entropy)(logits, TARGET)
+        assert xentx.backend_of(value) == xentx.backend_of(gradient) == xentx.backend_of(logits)
+
+
+def test_backend_of(frameworks):
+    for route in eager_routes(frameworks):
+        info = xentx.backend_of(route.array(B))
+        assert info.name == {"strict": "array_api_strict"}.get(route.name, route.name)
+        assert info.engine == "portable"
+        assert info.version
+
+
+def test_backends_lists_what_is_installed(frameworks):
+    listed = {info.name: info for info in xentx.backends()}
+    for framework in frameworks:
+        assert listed[framework].version
+        assert listed[framework].engine == "portable"
+    for info in listed.values():
+        assert (info.version is None) == (info.engine is None)
+
+
+def test_subclass_defined_by_a_user():
+    class Labelled(np.ndarray):
+        pass
+
+    np.testing.assert_allclose(
+        xentx.cross_entropy(B.view(Labelled), TARGET), xentx.cross_entropy(B, TARGET)
+    )
+
+
+def test_subclass_of_a_tensor(frameworks):
+    if "torch" not in frameworks:
+        pytest.skip("torch was not asked for")
+    import torch
+
+    parameter = torch.nn.Parameter(torch.tensor(B))
+    xentx.cross_entropy(parameter, TARGET).backward()
+    assert torch.any(parameter.grad != 0)
+
+
+def test_direct_door(frameworks):
+    """Each adapter's functions are xentx's, and refuse the arrays of the others."""
+    import importlib
+
+    for route in eager_routes(frameworks):
+        if route.name == "strict":
+            continue
+        direct = importlib.import_module(f"xentx_{route.name}")
+        assert set(direct.__all__) >= {"cross_entropy", "log_softmax", "nll_loss"}
+        assert float(direct.cross_entropy(route.array(B), TARGET)) == float(
+            xentx.cross_entropy(route.array(B), TARGET)
+        )
+        value, _ = direct.value_and_grad(direct.cross_entropy)(route.array(B), TARGET)
+        assert float(value) == float(direct.cross_entropy(route.array(B), TARGET))
+        text = f"logits: got a list; expected a {route.name} array"
+        with pytest.raises(TypeError, match=text):
+            direct.cross_entropy([[1.0]], [0])
+
+
+def test_lists_and_numpy_are_at_home_everywhere(route):
+    """Indices as a list, probabilities and weights of NumPy, beside logits of any framework."""
+    expected = xentx.cross_entropy(B, TARGET, weight=np.array([1, 2, 3]))
+    for target in ([1, 2], TARGET, TARGET.astype(np.uint8)):
+        value = route.value(
+            lambda x, t=target: xentx.cross_entropy(x, t, weight=np.array([1, 2, 3])), B
+        )
+        np.testing.assert_allclose(value, expected, rtol=3e-7)
+    value = route.value(lambda x: xentx.cross_entropy(x, 1), B[0])
+    np.testing.assert_allclose(value, 0.46436878, rtol=1e-6)
+
+
+def test_public_names():
+    assert sorted(xentx.__all__) == [name for name in dir(xentx) if name in xentx.__all__]
+    for name in xentx.__all__:
+        assert getattr(xentx, name).__doc__

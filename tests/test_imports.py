@@ -1,0 +1,61 @@
+"""xentx never imports a framework to ask whether something is its array. And the proof can fail."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from routes import FRAMEWORKS
+
+OTHERS = ("torch", "jax", "jaxlib", "tensorflow", "keras", "array_api_strict", "scipy", "sklearn")
+USE = """
+    import numpy as np
+    import xentx
+
+    logits = np.zeros((2, 3), np.float32)
+    xentx.value_and_grad(xentx.cross_entropy)(logits, [0, 1], weight=[1.0, 2.0, 3.0])
+    xentx.nll_loss(xentx.log_softmax(logits), [0, 1])
+    for bad in (None, object(), [1.0], "logits"):
+        try:
+            xentx.cross_entropy(bad, [0])
+        except TypeError:
+            pass
+    xentx.backends()
+    xentx.backend_of(logits)
+"""
+
+
+def imported_by(program: str) -> list[str]:
+    """Which of OTHERS a fresh interpreter has imported after `program`."""
+    program = textwrap.dedent(program) + (
+        f"\nimport sys\nprint([m for m in {OTHERS} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip().removeprefix("[").removesuffix("]").replace("'", "").split(", ")
+
+
+def test_numpy_needs_no_framework():
+    assert imported_by(USE) == [""]
+
+
+def test_the_proof_can_fail(frameworks):
+    """The same program with a framework in it is seen to import it."""
+    for framework in frameworks:
+        if framework != "numpy":
+            assert framework in imported_by(f"import {framework}\n" + textwrap.dedent(USE))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS[1:])
+def test_one_framework_imports_no_other(framework, frameworks):
+    """None but what it imports by itself: TensorFlow's Keras imports whatever is there."""
+    if framework not in frameworks:
+        pytest.skip(f"{framework} was not asked for")
+    make, array = {
+        "torch": ("import torch", "torch.zeros(2, 3)"),
+        "jax": ("import jax", "jax.numpy.zeros((2, 3))"),
+        "tensorflow": ("import tensorflow as tf", "tf.zeros((2, 3))"),
+    }[framework]
+    alone = imported_by(f"{make}; {array}")
+    assert imported_by(f"{make}; import xentx; xentx.cross_entropy({array}, [0, 1])") == alone
