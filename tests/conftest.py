@@ -8,6 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import hypothesis
 import pytest
+
 from routes import FRAMEWORKS, ROUTES, requested_frameworks
 
 hypothesis.settings.register_profile(

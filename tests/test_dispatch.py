@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from routes import ROUTES
 
 import xentx
+from routes import ROUTES
 
 B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 TARGET = np.array([1, 2])

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+
 from routes import FRAMEWORKS
 
 OTHERS = ("torch", "jax", "jaxlib", "tensorflow", "keras", "array_api_strict", "scipy", "sklearn")

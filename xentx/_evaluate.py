@@ -23,7 +23,7 @@ def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Arra
     The core's own pair of functions, with no autodiff: so it serves NumPy and every other library.
     """
     backend, spec, arrays = problem.backend, problem.spec, problem.arrays
-    logits = arrays[0]
+    logits: Array = arrays[0]
     xp = backend.namespace(logits)
     with backend.evaluating():
         raw, residuals = problem.operation.forward(xp, spec, *arrays)
@@ -43,7 +43,7 @@ def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Arra
 
 def _finish(problem: Problem, raw: Array) -> Array:
     """Reduce, and round to the dtype of the logits: once."""
-    logits = problem.arrays[0]
+    logits: Array = problem.arrays[0]
     xp = problem.backend.namespace(logits)
     if problem.reduction is not None:
         raw = reductions.forward(

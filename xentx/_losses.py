@@ -372,9 +372,7 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
         raise TypeError(msg)
 
     @functools.wraps(loss_fn)
-    def evaluated(
-        *args: Any, cotangent: Array | None = None, **kwargs: Any
-    ) -> tuple[Array, Array]:
+    def evaluated(*args: Any, cotangent: Array | None = None, **kwargs: Any) -> tuple[Array, Array]:
         return _evaluate.value_and_gradient(problem(*args, **kwargs), cotangent)
 
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]

@@ -72,8 +72,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _convert(backend: Backend, name: str, value: object, like: Array, first: str) -> Array:
-    """Make an argument an array of the logits' framework. NumPy's arrays and lists are at home
-    everywhere; any other mixture is a mistake."""
+    """Make an argument an array of the logits' framework.
+
+    NumPy's arrays and lists are at home everywhere; any other mixture is a mistake.
+    """
     owner = _registry.find(value)
     if owner is not None and (owner is backend or owner.name == "numpy"):
         return backend.array(value, like)
@@ -109,6 +111,13 @@ def _check_real(name: str, value: object, wanted: str) -> float:
     return float(value)
 
 
+def _check_integer(name: str, value: object) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        msg = f"{name}: got {_registry.describe(value)}; expected an integer"
+        raise TypeError(msg)
+    return int(value)
+
+
 def _check_axis(axis: object, shape: tuple[int | None, ...], first: str) -> int:
     ndim = len(shape)
     if ndim == 0:
@@ -122,13 +131,11 @@ def _check_axis(axis: object, shape: tuple[int | None, ...], first: str) -> int:
             )
             raise ValueError(msg)
         axis = -1
-    if not isinstance(axis, Integral) or isinstance(axis, bool):
-        msg = f"axis: got {_registry.describe(axis)}; expected an integer"
-        raise TypeError(msg)
+    axis = _check_integer("axis", axis)
     if not -ndim <= axis < ndim:
         msg = f"axis: got {axis} for {first} of shape {shape}; expected {-ndim} <= axis < {ndim}"
         raise ValueError(msg)
-    return int(axis) % ndim
+    return axis % ndim
 
 
 def _check_classes(shape: tuple[int | None, ...], axis: int, first: str) -> int:
@@ -143,13 +150,6 @@ def _check_classes(shape: tuple[int | None, ...], axis: int, first: str) -> int:
         msg = f"{first}: got shape {shape} with 0 classes on axis {axis}; expected at least 1"
         raise ValueError(msg)
     return classes
-
-
-def _check_ignore_index(value: object) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        msg = f"ignore_index: got {_registry.describe(value)}; expected an integer"
-        raise TypeError(msg)
-    return int(value)
 
 
 def _check_reduction(value: object) -> Reduction:
@@ -242,8 +242,11 @@ def _target(
 def _indices(
     backend: Backend, target: Array, like: Array, axis: int, classes: int, ignore_index: int
 ) -> tuple[Array, bool, int | None]:
-    """Return class indices beside their rows, whether all were seen to be in range, and the index
-    of the rows to ignore unless there was seen to be none."""
+    """Check class indices wherever they can be seen, and lay them beside their rows.
+
+    Returns them with whether they were seen, and the index of the rows to ignore: None where there
+    was seen to be no such row.
+    """
     seen = backend.is_concrete(target)
     ignored: int | None = ignore_index
     if seen:
@@ -347,7 +350,7 @@ def rowwise(
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
     logits, axis, classes, precision = _logits(backend, logits, axis, first)
     target, soft = _target(backend, target, logits, axis, classes, first)
-    ignore = _check_ignore_index(ignore_index)
+    ignore = _check_integer("ignore_index", ignore_index)
     if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
         msg = (
             f"ignore_index: got {ignore} with a soft target; expected class indices for target, "

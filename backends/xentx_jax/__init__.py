@@ -1,4 +1,4 @@
-"""xentx for JAX: the same functions as in `xentx`, for its arrays alone and without dispatch.
+"""xentx for JAX: the functions of `xentx`, for its arrays alone and without dispatch.
 
 `_backend` answers for JAX's arrays, `_autodiff` attaches the core's gradients.
 """

@@ -1,4 +1,4 @@
-"""xentx for NumPy: the same functions as in `xentx`, for its arrays alone and without dispatch.
+"""xentx for NumPy: the functions of `xentx`, for its arrays alone and without dispatch.
 
 `_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients.
 """

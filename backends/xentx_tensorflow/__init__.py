@@ -1,4 +1,4 @@
-"""xentx for TensorFlow: the same functions as in `xentx`, for its arrays alone and without dispatch.
+"""xentx for TensorFlow: the functions of `xentx`, for its arrays alone and without dispatch.
 
 `_backend` answers for TensorFlow's arrays, `_autodiff` attaches the core's gradients.
 """

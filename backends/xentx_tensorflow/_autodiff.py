@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_tensorflow import _namespace as NAMESPACE
+from xentx_tensorflow import _namespace
 
 Array = Any
+NAMESPACE = _namespace
 
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:

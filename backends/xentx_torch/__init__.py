@@ -1,4 +1,4 @@
-"""xentx for PyTorch: the same functions as in `xentx`, for its arrays alone and without dispatch.
+"""xentx for PyTorch: the functions of `xentx`, for its arrays alone and without dispatch.
 
 `_backend` answers for PyTorch's arrays, `_autodiff` attaches the core's gradients.
 """

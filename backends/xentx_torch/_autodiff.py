@@ -45,9 +45,7 @@ class _Attached(torch.autograd.Function):
             # are formed again from the logits, in operations that autograd sees.
             _, residuals = ctx.operation.forward(NAMESPACE, ctx.spec, *arrays)
         needs = ctx.needs_input_grad[2:]
-        gradients = ctx.operation.pullback(
-            NAMESPACE, ctx.spec, arrays, residuals, cotangent, needs
-        )
+        gradients = ctx.operation.pullback(NAMESPACE, ctx.spec, arrays, residuals, cotangent, needs)
         return None, None, *gradients
 
 
@@ -57,5 +55,5 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
         # Forward mode. Through a Function torch makes the second derivative of nested jvps a
         # silent 0 and fails on others. The core's plain expression is right for all of them.
         return operation.forward(NAMESPACE, spec, *arrays)[0]
-    value: Array = _Attached.apply(operation, spec, *arrays)[0]
+    value: Array = _Attached.apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
     return value

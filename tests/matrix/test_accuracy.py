@@ -7,9 +7,9 @@ should where there is a peer: xentx's error is at most the native's, and one uni
 import functools
 
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 import xentx
 from xentx.compare.case import prepare
 from xentx.compare.regimes import REGIMES

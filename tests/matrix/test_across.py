@@ -3,12 +3,12 @@
 import itertools
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
+import xentx
 from problems import OPTIONS, RNG_SEED, draw_problem
 from routes import ROUTES
-
-import xentx
 
 # Each side is within 4 and 8 units of the truth, and mostly far nearer than that.
 LOSS_ULPS, GRADIENT_ULPS = 4, 8
@@ -49,9 +49,7 @@ def test_every_option(routes, options, soft, reduction):
     )
     truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
     results = {
-        route.name: route.pull(
-            xentx.cross_entropy, logits, target, cotangent=cotangent, **options
-        )
+        route.name: route.pull(xentx.cross_entropy, logits, target, cotangent=cotangent, **options)
         for route in routes
     }
     for a, b in itertools.combinations(results.values(), 2):

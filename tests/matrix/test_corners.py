@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from routes import BFLOAT16
 
 import xentx
+from routes import BFLOAT16
 
 INF, NAN = math.inf, math.nan
 B = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]
@@ -32,21 +32,13 @@ HARD = {
     "ignored row of NaN": corner(
         [B[0], [NAN, INF, 0.0]], [1, -100], [LOSS_0, 0.0], [GRAD_0, ZEROS]
     ),
-    "ignored row of -inf": corner(
-        [B[0], [-INF] * 3], [1, -100], [LOSS_0, 0.0], [GRAD_0, ZEROS]
-    ),
-    "ignored class in range": corner(
-        B, [1, 2], [LOSS_0, 0.0], [GRAD_0, ZEROS], ignore_index=2
-    ),
-    "ignored, mean": corner(
-        B, [1, -100], LOSS_0, [GRAD_0, ZEROS], reduction="mean"
-    ),
+    "ignored row of -inf": corner([B[0], [-INF] * 3], [1, -100], [LOSS_0, 0.0], [GRAD_0, ZEROS]),
+    "ignored class in range": corner(B, [1, 2], [LOSS_0, 0.0], [GRAD_0, ZEROS], ignore_index=2),
+    "ignored, mean": corner(B, [1, -100], LOSS_0, [GRAD_0, ZEROS], reduction="mean"),
     "ignored with smoothing": corner(
         B, [-100, 2], 0.4301121, None, reduction="mean", label_smoothing=0.1
     ),
-    "all ignored, mean": corner(
-        B, [-100, -100], NAN, [ZEROS, ZEROS], reduction="mean"
-    ),
+    "all ignored, mean": corner(B, [-100, -100], NAN, [ZEROS, ZEROS], reduction="mean"),
     "all ignored, sum": corner(B, [-100, -100], 0.0, [ZEROS, ZEROS], reduction="sum"),
     "weights sum to 0": corner(
         B, [1, 2], NAN, [ZEROS, ZEROS], reduction="mean", weight=[1.0, 0.0, 0.0]
@@ -62,15 +54,11 @@ HARD = {
     "no rows, mean": corner(np.zeros((0, 3)), [], NAN, np.zeros((0, 3)), reduction="mean"),
     "one class": corner([[3.0], [-2.0]], [0, 0], [0.0, 0.0], [[0.0], [0.0]]),
     "-inf elsewhere": corner([[1.0, 2.0, -INF]], [1], [0.31326169], [[*HALF, 0.0]]),
-    "-inf at the target": corner(
-        [[1.0, 2.0, -INF]], [2], [INF], [[0.26894142, 0.73105858, -1.0]]
-    ),
+    "-inf at the target": corner([[1.0, 2.0, -INF]], [2], [INF], [[0.26894142, 0.73105858, -1.0]]),
     "-inf at a target of weight 0": corner(
         [[1.0, 2.0, -INF]], [2], [0.0], [ZEROS], weight=[1.0, 1.0, 0.0]
     ),
-    "-inf under smoothing": corner(
-        [[1.0, 2.0, -INF]], [1], [INF], None, label_smoothing=0.1
-    ),
+    "-inf under smoothing": corner([[1.0, 2.0, -INF]], [1], [INF], None, label_smoothing=0.1),
     "-inf under smoothing of weight 0": corner(
         [[1.0, 2.0, -INF]],
         [1],
@@ -79,12 +67,8 @@ HARD = {
         label_smoothing=0.1,
         weight=[1.0, 1.0, 0.0],
     ),
-    "row of -inf": corner(
-        [[-INF] * 3, B[1]], [0, 2], [NAN, LOSS_1], [[NAN] * 3, GRAD_1]
-    ),
-    "+inf elsewhere": corner(
-        [[1.0, INF, 0.0], B[1]], [0, 2], [NAN, LOSS_1], [[NAN] * 3, GRAD_1]
-    ),
+    "row of -inf": corner([[-INF] * 3, B[1]], [0, 2], [NAN, LOSS_1], [[NAN] * 3, GRAD_1]),
+    "+inf elsewhere": corner([[1.0, INF, 0.0], B[1]], [0, 2], [NAN, LOSS_1], [[NAN] * 3, GRAD_1]),
     "+inf at the target": corner(
         [[1.0, INF, 0.0], B[1]], [1, 2], [NAN, LOSS_1], [[NAN] * 3, GRAD_1]
     ),
@@ -100,9 +84,7 @@ HARD = {
         [[3e38, 3e38], [-1e30, -1e30]], [0, 0], [math.log(2)] * 2, [[-0.5, 0.5]] * 2
     ),
     "offset of 1e4": corner([[10001.0, 10002.0, 10000.5]], [1], [LOSS_0], [GRAD_0]),
-    "weighted": corner(
-        B, [1, 2], [0.9287376, 0.9503362], None, weight=[1.0, 2.0, 3.0]
-    ),
+    "weighted": corner(B, [1, 2], [0.9287376, 0.9503362], None, weight=[1.0, 2.0, 3.0]),
     "weighted mean of targets": corner(
         B, [1, 2], 0.3758147, None, weight=[1.0, 2.0, 3.0], reduction="mean"
     ),
@@ -123,25 +105,17 @@ HARD = {
     "sample weight of 0 at +inf": corner(
         [[1.0, -INF], [1.0, 2.0]], [1, 1], [0.0, 0.31326169], None, sample_weight=[0.0, 1.0]
     ),
-    "normalizer": corner(
-        B, [1, 2], (LOSS_0 + LOSS_1) / 10, None, normalizer=10, reduction="mean"
-    ),
-    "normalizer of 0": corner(
-        B, [1, 2], NAN, [ZEROS, ZEROS], normalizer=0, reduction="mean"
-    ),
+    "normalizer": corner(B, [1, 2], (LOSS_0 + LOSS_1) / 10, None, normalizer=10, reduction="mean"),
+    "normalizer of 0": corner(B, [1, 2], NAN, [ZEROS, ZEROS], normalizer=0, reduction="mean"),
 }
 SOFT = {
     "0 * -inf": corner(
         [[1.0, 2.0, -INF]], [[0.25, 0.75, 0.0]], [0.5632617], [[0.01894142, -0.01894142, 0.0]]
     ),
     "-inf with a share": corner([[1.0, 2.0, -INF]], [[0.25, 0.5, 0.25]], [INF], None),
-    "sums to 2": corner(
-        [B[0]], [[0.0, 2.0, 0.0]], [2 * LOSS_0], [[2 * g for g in GRAD_0]]
-    ),
+    "sums to 2": corner([B[0]], [[0.0, 2.0, 0.0]], [2 * LOSS_0], [[2 * g for g in GRAD_0]]),
     "sums to 0": corner([B[0]], [[0.0, 0.0, 0.0]], [0.0], [ZEROS]),
-    "negative share": corner(
-        [B[0]], [[-1.0, 2.0, 0.0]], [2 * LOSS_0 - 1.46436878], None
-    ),
+    "negative share": corner([B[0]], [[-1.0, 2.0, 0.0]], [2 * LOSS_0 - 1.46436878], None),
     "NaN share": corner([B[0]], [[NAN, 1.0, 0.0]], [NAN], [[NAN] * 3]),
     "row of -inf": corner([[-INF] * 3], [[0.0, 1.0, 0.0]], [NAN], [[NAN] * 3]),
     "one class": corner([[3.0]], [[0.5]], [0.0], [[0.0]]),
@@ -276,7 +250,7 @@ def test_narrow_mean_over_many_rows(route, dtype):
 
 
 def test_narrow_sum_over_many_classes(route):
-    """ln of 70,000 equal classes: their float16 sum overflows."""
+    """Ln of 70,000 equal classes: their float16 sum overflows."""
     if "float16" not in route.dtypes:
         pytest.skip(f"{route} has no float16")
     logits = np.zeros((1, 70_000), np.float16)

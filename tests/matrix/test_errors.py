@@ -167,9 +167,7 @@ def test_cross_entropy(route, case):
 def test_target_out_of_range_names_its_position(route):
     if route.traced:
         pytest.skip("a traced target is not seen")
-    text = (
-        "target: got 7 at position (1, 2); expected 0 <= target < 3, or ignore_index=-100"
-    )
+    text = "target: got 7 at position (1, 2); expected 0 <= target < 3, or ignore_index=-100"
     target = np.array([[0, -100, 2], [1, 1, 7]])
     with pytest.raises(IndexError, match=f"^{re.escape(text)}$"):
         route.value(xentx.cross_entropy, CUBE, target, axis=1)

@@ -6,9 +6,9 @@ that each framework's autodiff gets them, composes them, and differentiates them
 
 import numpy as np
 import pytest
-from routes import enable_x64, requested_frameworks
 
 import xentx
+from routes import enable_x64, requested_frameworks
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.normal(0, 2, (4, 5))
@@ -142,6 +142,7 @@ class TestTorch:
     def test_compile(self):
         """One graph, whichever the door, from a program's first call on."""
         import torch
+
         import xentx_torch
 
         target = torch.tensor(TARGET)
@@ -193,7 +194,10 @@ class TestJAX:
         def loss(x):
             return xentx.cross_entropy(x, target)
 
-        reverse, forward = jax.jacrev(jax.jacrev(loss))(logits), jax.jacfwd(jax.jacfwd(loss))(logits)
+        reverse, forward = (
+            jax.jacrev(jax.jacrev(loss))(logits),
+            jax.jacfwd(jax.jacfwd(loss))(logits),
+        )
         np.testing.assert_allclose(reverse, forward, rtol=1e-5, atol=1e-7)
         value, linear = jax.linearize(loss, logits)
         np.testing.assert_allclose(value, loss(logits))

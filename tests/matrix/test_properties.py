@@ -94,9 +94,7 @@ def test_one_hot_is_the_index(route):
 
 def test_a_sample_weight_repeats_a_row(route):
     @EXAMPLES
-    @given(
-        hnp.arrays(np.float32, (3, 4), elements=st.floats(-9, 9, width=32)), st.integers(0, 99)
-    )
+    @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(-9, 9, width=32)), st.integers(0, 99))
     def run(logits, seed):
         target, times = targets(logits, seed), np.array([2, 1, 3])
         options = {"label_smoothing": 0.1, "z_loss": 0.01}
@@ -113,9 +111,7 @@ def test_a_sample_weight_repeats_a_row(route):
 
 def test_ignored_rows_are_not_there(route):
     @EXAMPLES
-    @given(
-        hnp.arrays(np.float32, (4, 3), elements=st.floats(width=32)), st.integers(0, 99)
-    )
+    @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(width=32)), st.integers(0, 99))
     def run(logits, seed):
         target = targets(logits, seed)
         target[1] = target[3] = -100

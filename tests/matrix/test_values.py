@@ -3,12 +3,12 @@
 import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
+import oracle
 import xentx
+from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 # Units of the dtype's precision, relative to the size of the terms that are summed. The functions
 # are accurate to 4 units of float32 and the sum of a few such terms to a few more.
@@ -48,9 +48,7 @@ def test_dtypes(route, dtype, reduction):
     for soft in (False, True):
         check(
             route,
-            *draw_problem(
-                rng, (20, 7), -1, dtype, soft=soft, reduction=reduction, options=options
-            ),
+            *draw_problem(rng, (20, 7), -1, dtype, soft=soft, reduction=reduction, options=options),
         )
 
 
@@ -89,7 +87,7 @@ def problems(draw):
     scale = draw(st.sampled_from([1e-4, 1.0, 10.0, 1e3, 1e20]))
     offset = draw(st.sampled_from([0.0, 1e4]))
     options = draw(st.sampled_from(list(OPTIONS.values())))
-    if scale > 10:  # noqa: PLR2004 -- squares and caps of such logits are tested by themselves
+    if scale > 10:
         options = {k: v for k, v in options.items() if k not in ("z_loss", "logit_softcap")}
     seed = draw(st.integers(0, 2**32 - 1))
     soft = draw(st.booleans())
@@ -149,9 +147,7 @@ def test_nll_loss(route, soft, reduction):
     )
     log_probs = -oracle.log_softmax(logits.astype(np.longdouble))[0].astype(np.float32)
     truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
-    value, gradient = route.pull(
-        xentx.nll_loss, log_probs, target, cotangent=cotangent, **options
-    )
+    value, gradient = route.pull(xentx.nll_loss, log_probs, target, cotangent=cotangent, **options)
     oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
     y = target if soft else oracle.one_hot(target, 5)
     divisors = {

@@ -77,7 +77,7 @@ class Route:
         """Context in which the framework has the dtypes of `arrays`."""
         return contextlib.nullcontext()
 
-    def compiled(self, function: Function, keys: list[Any]) -> Function:  # noqa: ARG002
+    def compiled(self, function: Function, keys: list[Any]) -> Function:
         """Make ``function(arrays)`` one of the arrays' values, traced where the route is."""
         return lambda *values: function(dict(zip(keys, values, strict=True)))
 

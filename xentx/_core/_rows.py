@@ -16,7 +16,7 @@ from xentx._core._spec import Spec
 
 Array = Any
 Namespace = Any
-Triple = tuple[Array | None, Array | None, Array | None]
+Triple = tuple[Array, Array, Array]
 Needs = tuple[bool, bool, bool]
 
 ALL: Needs = (True, True, True)
@@ -35,9 +35,7 @@ def slopes(
     return by_logits, by_target, by_weight
 
 
-def pullback(
-    xp: Namespace, spec: Spec, arrays: Triple, slopes: Triple, cotangent: Array
-) -> Triple:
+def pullback(xp: Namespace, spec: Spec, arrays: Triple, slopes: Triple, cotangent: Array) -> Triple:
     """Pull the rows' cotangents back to the arrays, each in its own dtype."""
     logits, target, weight = arrays
     by_logits, by_target, by_weight = slopes

@@ -41,7 +41,7 @@ def capped(xp: Namespace, spec: Spec, logits: Array) -> Array:
 
 
 def cap_slope(xp: Namespace, spec: Spec, logits: Array) -> Array:
-    """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2`` so that it keeps its digits."""
+    """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2`` with all its digits."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
     t = xp.exp(-2.0 * xp.abs(x / spec.logit_softcap))
     return 4.0 * t / ((1.0 + t) * (1.0 + t))

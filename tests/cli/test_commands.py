@@ -1,0 +1,157 @@
+"""The command: what it prints, its exit status, and what it does without what it needs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xentx.compare import _evaluate
+
+pytest.importorskip("rich")
+testing = pytest.importorskip("typer.testing")
+
+MAIN = "from xentx.cli import main; main()"
+
+
+def run(*arguments):
+    """Run the command in this process."""
+    from xentx.cli._app import app
+
+    return testing.CliRunner().invoke(app, arguments)
+
+
+def run_apart(*arguments, program=MAIN, **environment):
+    """Run it in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def test_compare_on_numpy_alone():
+    done = run("compare", "--framework", "numpy", "--regime", "worked-example")
+    assert done.exit_code == 0, done.output
+    assert "0.3905737" in done.output
+    assert "-0.185734" in done.output
+    assert "passed: xentx:numpy" in done.output
+
+
+def test_the_digits_are_there_by_default():
+    pytest.importorskip("sklearn")
+    done = run("compare", "--framework", "numpy", "--no-time")
+    assert done.exit_code == 0, done.output
+    assert "1797 rows, 10 classes" in done.output
+
+
+def test_json_is_all_that_standard_output_gets():
+    done = run_apart("compare", "-f", "numpy", "-r", "gap", "--corners", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    assert [regime["name"] for regime in report["regimes"]] == ["gap"]
+    assert len(report["corners"]) > 50
+
+
+def test_frameworks_chatter_is_not_seen(frameworks):
+    done = run_apart("compare", "-r", "worked-example", "--no-time", "-n", "scipy:*")
+    assert done.returncode == 0, done.stdout
+    assert done.stderr == ""
+    for framework in frameworks:
+        assert f"xentx:{framework}" in done.stdout
+
+
+def test_the_exit_status_is_1_out_of_tolerance(monkeypatch):
+    monkeypatch.setitem(_evaluate.LOSS_ULP, "float32", 0.0)
+    arguments = ("compare", "-f", "numpy", "-r", "worked-example", "--no-time")
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "worked-example float32: xentx:numpy is close" in done.output
+    assert run(*arguments, "--fail-on", "none").exit_code == 0
+
+
+def test_ones_own_data(tmp_path):
+    path = tmp_path / "mine.npz"
+    logits = np.asarray([[20.0, 0.0], [0.0, 3.0]], np.float64)
+    np.savez(path, logits=logits, target=np.asarray([0, 0]))
+    done = run("compare", "-f", "numpy", "--logits", str(path), "--json")
+    (regime,) = json.loads(done.stdout)["regimes"]
+    assert (regime["name"], regime["dtype"], regime["rows"]) == ("mine.npz", "float64", 2)
+    assert regime["true_losses"][0] == pytest.approx(2.06115362e-09, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--regime", "abnormal"), "got 'abnormal'"),
+        (("--framework", "caffe"), "got 'caffe'"),
+        (("--native", "nope"), "got 'nope'"),
+        (("--target", "t.npy"), "--target goes with --logits"),
+        (("--logits", "nowhere.npy"), "nowhere.npy"),
+    ],
+)
+def test_a_mistake_is_explained(arguments, text):
+    done = run_apart("compare", *arguments, COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pickle_is_explained(tmp_path):
+    np.save(tmp_path / "x.npy", np.asarray([{}], dtype=object))
+    done = run_apart("compare", "--logits", str(tmp_path / "x.npy"), COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert "never loaded" in done.stderr
+
+
+def test_a_framework_that_fails_to_import_is_a_row(tmp_path):
+    (tmp_path / "jax.py").write_text("raise RuntimeError('no such driver')")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MAIN}"
+    done = run_apart("compare", "-f", "jax", "-f", "numpy", "-r", "worked-example", program=program)
+    assert done.returncode == 0, done.stderr
+    assert "fails to import: RuntimeError: no such driver" in done.stdout
+    assert "passed: xentx:numpy within" in done.stdout
+
+
+def test_a_framework_that_is_not_installed_is_a_row():
+    program = f"import sys; sys.modules['jax'] = None; {MAIN}"
+    done = run_apart("compare", "-f", "jax", "-r", "worked-example", program=program)
+    assert done.returncode == 0, done.stderr
+    assert "pip install jax" in done.stdout
+
+
+def test_info():
+    done = run("info")
+    assert done.exit_code == 0
+    for name in ("xentx", "Python", "numpy", "torch", "jax", "tensorflow", "portable"):
+        assert name in done.output
+
+
+def test_natives_and_regimes_are_listed():
+    assert "torch:F.cross_entropy" in run("natives").output
+    assert "confident-10" in run("regimes").output
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_libraries_the_command_says_how_to_install_them(missing):
+    done = run_apart("info", program=f"import sys; sys.modules[{missing!r}] = None; {MAIN}")
+    assert done.returncode == 1
+    assert done.stderr == f"The xentx command needs {missing}: pip install 'xentx[cli]'\n"
+
+
+def test_help_imports_nothing_that_takes_time():
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print([m for m in ('xentx.compare', 'xentx.natives', 'scipy', "
+        "'sklearn', 'torch', 'jax', 'tensorflow', 'keras') if m in sys.modules]))\n" + MAIN
+    )
+    done = run_apart("--help", program=program)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("[]")
+    assert "compare" in done.stdout

@@ -1,0 +1,109 @@
+"""A real report of a quick comparison, its page, and a browser to open it in."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xentx.compare import CORNERS, REGIMES, Plan, Report, compare
+from xentx.compare.html import write_html
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    """What NumPy alone comes to: xentx, SciPy, which deviates here and there, and a bad example."""
+    return compare(
+        Plan(
+            frameworks=("numpy",),
+            losses=("scipy:*", "numpy:*"),
+            regimes=tuple(REGIMES[name] for name in ("worked-example", "gap", "near-tied-10")),
+            dtypes=("float32", "float16"),
+            corners=tuple(CORNERS.values()),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report's page."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_html(report, path)
+    return path
+
+
+def _programs() -> tuple[str, str] | None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    return (chromium, driver) if chromium and driver else None
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A headless Chromium, started once."""
+    programs = _programs()
+    if programs is None:
+        reason = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
+        if os.environ.get("XENTX_REQUIRE_BROWSER") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium, page):
+    """The browser with the page just loaded, at a desk and in light."""
+    set_screen(chromium, 1280, 900)
+    set_scheme(chromium, "light")
+    chromium.get(page.as_uri())
+    return chromium
+
+
+def set_screen(driver, width: int, height: int) -> None:
+    """Give the page a screen of this size."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def set_scheme(driver, scheme: str) -> None:
+    """Let the system prefer light or dark."""
+    # Without motion a click does not have to wait for a smooth scroll.
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+@pytest.fixture
+def screen(browser):
+    """Change the size of the browser's screen."""
+    return lambda width, height: set_screen(browser, width, height)
+
+
+@pytest.fixture
+def scheme(browser):
+    """Change what the system prefers."""
+    return lambda name: set_scheme(browser, name)
