@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import nox
 from packaging.requirements import Requirement
@@ -65,7 +66,8 @@ def run_tests(session: nox.Session, frameworks: tuple[str, ...], *options: str) 
         "KERAS_BACKEND": "tensorflow",
         "KERAS_HOME": session.create_tmp(),
     }
-    session.run("pytest", "tests", *options, *session.posargs, env=env)
+    # Two workers: they fill a small machine, and a process with four frameworks is a large one.
+    session.run("pytest", "tests", "-n", "2", *options, *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
@@ -102,19 +104,44 @@ def typing(session: nox.Session) -> None:
 @nox.parametrize("framework", FRAMEWORKS, ids=FRAMEWORKS)
 def tests(session: nox.Session, framework: str) -> None:
     """Run the tests with one framework alone."""
-    install(session, ".[cli]", groups=("test", framework))
+    install(session, ".[cli,report]", groups=("test", framework))
     run_tests(session, (framework,))
 
 
 @nox.session
 def matrix(session: nox.Session) -> None:
     """Run the tests with all frameworks together, and so across them."""
-    install(session, ".[cli]", groups=("test", *FRAMEWORKS))
+    install(session, ".[cli,report]", groups=("test", *FRAMEWORKS))
     run_tests(session, FRAMEWORKS)
+
+
+@nox.session
+def array_api_tests(session: nox.Session) -> None:
+    """Run data-apis/array-api-tests, checked out at the path given, on TensorFlow's namespace."""
+    # git clone --recursive -b 2026.02.26 https://github.com/data-apis/array-api-tests
+    here = Path.cwd() / "tests" / "array_api"
+    checkout = Path(session.posargs[0]).resolve()
+    install(session, ".", "-r", str(checkout / "requirements.txt"), groups=("tensorflow",))
+    session.chdir(checkout)
+    session.run(
+        "pytest",
+        *("-p", "tensorflow_suite", "array_api_tests"),
+        # One word: after a space pytest would take the file's folder for the tests' root.
+        f"--xfails-file={here / 'tensorflow-xfails.txt'}",
+        *("-o", "xfail_strict=true", "--derandomize", "--disable-deadline", "--max-examples=200"),
+        env={
+            **SAFE_PATH,
+            "PYTHONPATH": str(here),
+            "ARRAY_API_TESTS_MODULE": "xentx_tensorflow._namespace",
+            "ARRAY_API_TESTS_VERSION": "2024.12",
+            "ARRAY_API_TESTS_SKIP_DTYPES": "complex64,complex128",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+    )
 
 
 @nox.session
 def min_versions(session: nox.Session) -> None:
     """Run the tests with the oldest supported version of everything."""
-    install(session, ".[cli]", *oldest(), groups=("test",))
+    install(session, ".[cli,report]", *oldest(), groups=("test",))
     run_tests(session, FRAMEWORKS, "-m", "not pinned")

@@ -141,13 +141,28 @@ def require(name: str, value: object) -> Backend:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """A backend as it stands on this machine."""
+    """A backend as it stands on this machine.
+
+    Parameters
+    ----------
+    name : str
+        The framework.
+    version : str or None
+        Its version; None where it is not installed.
+    engine : str or None
+        What computes: "portable", the core on the framework's own functions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.backend_of(np.zeros(3)).engine
+    'portable'
+    """
 
     name: str
     version: str | None
-    """Version of the framework; None where it is not installed."""
     engine: str | None
-    """What computes: ``"portable"``, the core on the framework's own functions."""
 
 
 def backends() -> tuple[BackendInfo, ...]:

@@ -45,7 +45,7 @@ EagerTensor.__eq__ = _namespace.equal
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests of what the namespace lacks."""
-    from array_api_tests.stubs import name_to_func  # noqa: PLC0415 - importable only by now
+    from array_api_tests.stubs import name_to_func
 
     # As in test_flip, test_func_signature[flip], test_has_names[manipulation-flip].
     lacking = "|".join(map(re.escape, name_to_func.keys() - PRESENT))

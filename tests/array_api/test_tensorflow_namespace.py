@@ -8,7 +8,7 @@ xp = pytest.importorskip("xentx_tensorflow._namespace")
 
 MODES = {
     "eager": lambda function, signature: function,
-    "graph": lambda function, signature: tf.function(function, signature),
+    "graph": tf.function,
     "xla": lambda function, signature: tf.function(function, signature, jit_compile=True),
 }
 in_each_mode = pytest.mark.parametrize("mode", MODES)
@@ -27,7 +27,7 @@ def test_squeeze_of_no_axes():
     "pair", [(xp.int64, xp.uint64), (xp.int32, xp.float32), (xp.bool, xp.int8), (xp.int8, 1.5)]
 )
 def test_kinds_do_not_mix(pair):
-    with pytest.raises(TypeError, match="no common dtype|cannot be an element"):
+    with pytest.raises(TypeError, match=r"no common dtype|cannot be an element"):
         xp.result_type(*pair)
 
 

@@ -47,17 +47,18 @@ def test_numbers_that_json_lacks_come_back(report):
     assert math.isnan(back.corners[1].expected.loss[0])
 
 
-def test_text_stays_text():
+def test_text_stays_text(report):
     """A message that reads like a number is none."""
     outcome = schema.Outcome(error="E", message="NaN", loss=math.nan, dtype=None, gradient=None)
-    back = _json._decode(schema.Outcome, _json._encode(outcome))
-    assert back.message == "NaN"
-    assert math.isnan(back.loss)
+    corner = dataclasses.replace(report.corners[0], expected=outcome)
+    back = _json.loads(_json.dumps(dataclasses.replace(report, corners=(corner,))))
+    assert back.corners[0].expected.message == "NaN"
+    assert math.isnan(back.corners[0].expected.loss)
 
 
 def test_another_schema_is_refused(report):
     raw = json.loads(_json.dumps(report)) | {"schema": "99.0"}
-    with pytest.raises(ValueError, match="got 99.0"):
+    with pytest.raises(ValueError, match="got 99"):
         _json.loads(json.dumps(raw))
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads, draws, filters and looks up, and asks the network nothing."""
+"""The page in a real browser: it loads, draws, filters, looks up, and asks the network nothing."""
 
 import json
 
@@ -10,8 +10,6 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
-
-CELL = "#heat .heatmaplayer image, #heat .heatmaplayer path"
 
 
 def wait(browser):
@@ -61,12 +59,14 @@ def test_a_request_would_be_noticed(browser, page):
 
 
 def test_the_heat_map_has_xentx_first_and_shows_figures_on_hover(browser, report):
-    labels = browser.find_elements(By.CSS_SELECTOR, "#heat .yaxislayer-above text, #heat .ytick text")
+    labels = browser.find_elements(
+        By.CSS_SELECTOR, "#heat .yaxislayer-above text, #heat .ytick text"
+    )
     assert report.losses[0].id in labels[0].text
     plot = browser.find_element(By.CSS_SELECTOR, "#heat .nsewdrag")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
-    across = plot.size["width"] // 2 - 10
-    ActionChains(browser).move_to_element_with_offset(plot, -across, -10).perform()
+    left, top = 10 - plot.size["width"] // 2, 10 - plot.size["height"] // 2
+    ActionChains(browser).move_to_element_with_offset(plot, left, top).perform()
     hover = wait(browser).until(
         lambda b: b.find_elements(By.CSS_SELECTOR, "#heat .hoverlayer .hovertext")
     )
@@ -132,7 +132,7 @@ def test_filters(browser, report):
     toggle(browser, "#corner-deviations")
     assert shown_cases(browser) == everything
     columns = browser.find_elements(By.CSS_SELECTOR, ".corners thead th")
-    assert [c.text for c in columns if c.is_displayed()] == ["Case", "xentx’s rule"]
+    assert [c.text for c in columns if c.is_displayed()] == ["Case", "xentx\u2019s rule"]
 
 
 def test_porting_follows_the_selects(browser, report):
@@ -179,7 +179,9 @@ def test_the_page_never_scrolls_sideways(browser, screen, page, width):
     screen(width, 844)
     browser.get(page.as_uri())
     wait(browser).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#gap .scatterlayer .trace"))
-    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    browser.execute_script(
+        "for (const one of document.querySelectorAll('details')) one.open = true"
+    )
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
 
 
@@ -189,7 +191,7 @@ def test_a_phone_shows_cards(browser, screen):
         "const cell = document.querySelector('.corners .case td');"
         "return [getComputedStyle(cell).display, getComputedStyle(cell, '::before').content]"
     )
-    assert label == ["block", '"xentx’s rule"']
+    assert label == ["block", '"xentx\u2019s rule"']
     # Laid out as blocks, the table has to say by its roles that it still is one.
     assert browser.find_element(By.CSS_SELECTOR, ".corners .case").get_attribute("role") == "row"
 

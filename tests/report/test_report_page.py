@@ -90,7 +90,7 @@ def test_a_page_replaces_another_and_leaves_nothing_beside_it(report, tmp_path):
     path.write_text("earlier")
     write_html(report, path)
     assert path.read_text("utf-8").endswith("</html>\n")
-    assert os.listdir(tmp_path) == ["report.html"]
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize("earlier", [None, "earlier"])
@@ -112,4 +112,4 @@ def test_a_failure_leaves_nothing(report, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_html(report, tmp_path / "report.html")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,226 @@
+"""Write docs/deviations.md: what each framework's own losses do where xentx's rules say otherwise.
+
+Everything on the page is found out by calling the losses that are installed; nothing is typed. Run
+it with the frameworks that pyproject.toml pins, whenever a pin, a record or a corner changes::
+
+    python docs/generate_deviations.py
+"""  # noqa: INP001 -- a script
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from xentx.compare import CORNERS, Plan, Report, compare, words
+from xentx.compare.report import CornerReport, Loss
+
+PAGE = Path(__file__).with_name("deviations.md")
+COMMAND = "python docs/generate_deviations.py"
+FRAMEWORKS = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "tensorflow": "TensorFlow",
+    "keras": "Keras",
+}
+
+AGREES, DEVIATES, NOT_ASKED = "=", "**≠**", ""
+
+HEAD = """\
+# Deviations
+
+<!-- Written by `{command}`. Don't edit. -->
+
+What the frameworks' own losses answer in {corners} corner cases, and where that is not what
+[xentx's rules](#rules) say. Written by `{command}` with {versions}.
+
+`=` all of a framework's losses that can be asked the case answer as the rule says; `≠` none does;
+`2 of 7` so many don't; empty: none can be asked. Figures are rounded to a few digits, and a
+gradient is given where one differs. Under a compiler, which can't see values, xentx's rule for an
+error that depends on them is NaN in loss and gradient: `[jit]` and `[xla]` are held to that.
+"""
+
+
+def frameworks(report: Report) -> dict[str, list[Loss]]:
+    """Group the losses by framework, without xentx's own and without bad examples."""
+    return {
+        name: [
+            loss
+            for loss in report.losses
+            if loss.framework == name and not loss.is_xentx and not loss.caveat
+        ]
+        for name in FRAMEWORKS
+    }
+
+
+def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    """Lay out a Markdown table."""
+    for row in itertools.chain([headings, ["---"] * len(headings)], rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""
+
+
+def mark(corner: CornerReport, losses: Sequence[Loss]) -> str:
+    """Say how many of a framework's losses deviate in a corner case."""
+    answers = words.answers(corner, losses)
+    asked = sum(len(answer.losses) for answer in answers)
+    deviating = sum(len(answer.losses) for answer in answers if answer.deviates)
+    if not asked:
+        return NOT_ASKED
+    if deviating in (0, asked):
+        return DEVIATES if deviating else AGREES
+    return f"{deviating} of {asked}"
+
+
+def summary(report: Report, groups: dict[str, list[CornerReport]]) -> Iterator[str]:
+    """Count the cases in which one of a framework's losses deviates."""
+
+    def count(corners: Sequence[CornerReport], losses: Sequence[Loss]) -> str:
+        marks = [mark(corner, losses) for corner in corners]
+        asked = [one for one in marks if one != NOT_ASKED]
+        return f"{sum(one != AGREES for one in asked)} of {len(asked)}" if asked else NOT_ASKED
+
+    def row(name: str, corners: Sequence[CornerReport]) -> Sequence[str]:
+        by_framework = frameworks(report).values()
+        return [name, *(count(corners, losses) for losses in by_framework)]
+
+    yield "## Summary"
+    yield ""
+    yield "Cases in which at least one of a framework's losses deviates, of those it can be asked."
+    yield ""
+    rows = [row(f"[{name}](#{slug(name)})", corners) for name, corners in groups.items()]
+    yield from table(["", *FRAMEWORKS.values()], iter([*rows, row("all", report.corners)]))
+
+
+def slug(title: str) -> str:
+    """Return what GitHub makes of a heading in a link."""
+    return title.lower().replace(" ", "-")
+
+
+def code(text: str) -> str:
+    """Set text as code."""
+    return f"`{text}`"
+
+
+def overview(report: Report, corners: Sequence[CornerReport]) -> Iterator[str]:
+    """Lay out a group's matrix, each case linked to its deviations."""
+
+    def row(corner: CornerReport) -> Sequence[str]:
+        marks = [mark(corner, losses) for losses in frameworks(report).values()]
+        plain = not set(marks) - {AGREES, NOT_ASKED}
+        title = corner.title if plain else f"[{corner.title}](#{corner.name})"
+        return [title, code(words.rule(corner)), *marks]
+
+    yield from table(["case", "xentx", *FRAMEWORKS.values()], map(row, corners))
+
+
+def details(report: Report, corner: CornerReport) -> Iterator[str]:
+    """List a case's deviations, if there are any."""
+    # xentx's own are among them: the page would not hide it if one broke its rule.
+    own = [loss for loss in report.losses if loss.is_xentx]
+    found = [
+        (name, answer)
+        for name, losses in {"xentx": own, **frameworks(report)}.items()
+        for answer in words.answers(corner, losses)
+        if answer.deviates
+    ]
+    if not found:
+        return
+    expected, traced = words.rule(corner), words.rule(corner, traced=True)
+    options = ", ".join(f"{name}={value}" for name, value in corner.options.items())
+    given = (
+        f"logits {code(flat(corner.logits))} in {corner.logits_dtype}",
+        f"target {code(flat(corner.target))} in {corner.target_dtype}",
+        code(flat(options)),
+    )
+    yield f'#### <a id="{corner.name}"></a>{corner.title}'
+    yield ""
+    yield f"Given {', '.join(given)}."
+    yield ""
+    under = f"; traced: {code(traced)}" if traced != expected else ""
+    yield f"xentx: {code(expected)}{under}."
+    yield ""
+    rows = (
+        (
+            FRAMEWORKS.get(name, name),
+            code(answer.text) + (f", {answer.changes}" if answer.changes else ""),
+            ", ".join(map(code, words.names(answer.losses))),
+        )
+        for name, answer in found
+    )
+    yield from table(["", "answer", "of"], rows)
+
+
+def flat(text: str) -> str:
+    """Put what NumPy printed on several lines on one."""
+    return " ".join(text.split()).replace("[ ", "[").replace(" ]", "]")
+
+
+def rules(report: Report) -> Iterator[str]:
+    """State each rule that a case holds losses to."""
+    yield "## Rules"
+    yield ""
+    for rule in dict.fromkeys(corner.rule for corner in report.corners):
+        yield f"- {rule}"
+
+
+def render(report: Report) -> str:
+    """Write the page of a comparison in all corner cases.
+
+    Parameters
+    ----------
+    report
+        What was found.
+
+    Returns
+    -------
+    str
+        Markdown, the same on every machine with the same versions.
+    """
+    versions = ", ".join(
+        f"{library.name} {(library.version or '').partition('+')[0]}"
+        + (f" on {report.keras_backend}" if library.name == "keras" else "")
+        for library in report.libraries
+    )
+    groups = {
+        name: list(corners)
+        for name, corners in itertools.groupby(report.corners, key=lambda corner: corner.group)
+    }
+    lines = [HEAD.format(command=COMMAND, corners=len(report.corners), versions=versions)]
+    lines += summary(report, groups)
+    for name, corners in groups.items():
+        lines += [f"## {name.capitalize()}", ""]
+        lines += overview(report, corners)
+        lines += itertools.chain.from_iterable(details(report, corner) for corner in corners)
+    lines += rules(report)
+    return "\n".join(lines) + "\n"
+
+
+def generate(progress: Callable[[int, int, str], None] = lambda *_: None) -> str:
+    """Ask every installed loss every corner case and write the page.
+
+    Raises
+    ------
+    RuntimeError
+        If a framework is missing: the page is about all of them.
+    """
+    report = compare(Plan(regimes=(), corners=tuple(CORNERS.values()), timed=False), progress)
+    missing = [library.name for library in report.libraries if library.problem is not None]
+    if missing:
+        msg = f"the page needs every framework; missing: {', '.join(missing)}"
+        raise RuntimeError(msg)
+    return render(report)
+
+
+def main() -> None:
+    """Write the page in its place."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{done}/{total} {what}")
+
+    PAGE.write_text(generate(progress), encoding="utf-8")
+    sys.stderr.write(f"\r\x1b[K{PAGE}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""``xentx compare --html``: what it measures and says, and that it fails before it measures."""
+
+import subprocess
+import sys
+
+import pytest
+
+testing = pytest.importorskip("typer.testing")
+
+WITHOUT = """
+import sys
+sys.modules[{module!r}] = None
+from xentx.cli import main
+main()
+"""
+
+
+def run(*arguments):
+    from xentx.cli._app import app
+
+    return testing.CliRunner().invoke(app, ["compare", "-f", "numpy", "-n", "numpy:*", *arguments])
+
+
+def test_it_writes_a_page_with_the_corners(tmp_path):
+    path = tmp_path / "report.html"
+    done = run("-r", "gap", "--html", str(path))
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"wrote {path}: passed\n"
+    text = path.read_text("utf-8")
+    assert 'id="corner-target-minus-one"' in text
+    assert 'id="confidence"' in text
+
+
+def test_json_goes_with_it(tmp_path):
+    done = run("-r", "gap", "--json", "--html", str(tmp_path / "report.html"))
+    assert done.stdout.startswith("{")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_folder_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
+    from xentx.cli import _compare
+
+    monkeypatch.setattr(_compare, "compare", lambda *_: pytest.fail("it measured"))
+    done = run("--html", str(tmp_path / "nowhere" / "report.html"))
+    assert done.exit_code == 2
+    assert "there is no folder" in done.output
+
+
+@pytest.mark.parametrize("module", ["jinja2", "plotly"])
+def test_what_is_missing_is_told_at_once(tmp_path, module):
+    program = WITHOUT.format(module=module)
+    command = [sys.executable, "-P", "-c", program, "compare", "--html", str(tmp_path / "x.html")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'xentx[cli]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,135 @@
+"""``xentx compare``: options into a `Plan`, a progress bar, and the report to the terminal."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from xentx.cli._console import console
+from xentx.cli._quiet import quiet
+from xentx.compare import (
+    CORNERS,
+    DEFAULT_REGIMES,
+    REGIMES,
+    Plan,
+    Regime,
+    Report,
+    _json,
+    compare,
+    user_regime,
+)
+from xentx.compare._run import FailOn
+from xentx.compare.files import DataError, load
+
+
+def run(
+    *,
+    frameworks: Sequence[str],
+    losses: Sequence[str],
+    regimes: Sequence[str] | None,
+    dtypes: Sequence[str],
+    logits: Path | None,
+    target: Path | None,
+    corners: bool,
+    seed: int,
+    timed: bool,
+    as_json: bool,
+    html: Path | None,
+    fail_on: FailOn,
+) -> int:
+    """Run the command and return its exit status."""
+    write_html = None if html is None else _html_writer(html)
+    if html is not None:
+        corners = True
+        if regimes is None and logits is None:
+            regimes = ("all",)
+    chosen = _regimes(regimes, default=logits is None)
+    if target is not None and logits is None:
+        msg = "--target goes with --logits"
+        raise typer.BadParameter(msg)
+    if logits is not None:
+        try:
+            values, classes, dtype = load(logits, target)
+        except (DataError, OSError) as error:
+            raise typer.BadParameter(str(error)) from error
+        chosen = (*chosen, user_regime(logits.name, values, classes))
+        dtypes = dtypes or [dtype]
+    plan = Plan(
+        frameworks=tuple(frameworks),
+        losses=tuple(losses),
+        regimes=chosen,
+        dtypes=tuple(dtypes) or ("float32",),
+        corners=tuple(CORNERS.values()) if corners else (),
+        seed=seed,
+        timed=timed,
+        fail_on=fail_on,
+    )
+    try:
+        plan.chosen()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with quiet() as stderr, _progress(stderr) as step:
+        report = compare(plan, step)
+    if html is not None and write_html is not None:
+        write_html(report, html)
+    if as_json:
+        sys.stdout.write(_json.dumps(report) + "\n")
+    elif html is not None:
+        failed = f"{len(report.failures)} failed" if report.failures else "passed"
+        sys.stdout.write(f"wrote {html}: {failed}\n")
+    else:
+        from xentx.compare import _table  # noqa: PLC0415 -- JSON needs no tables
+
+        out = console()
+        out.print(_table.render(report, wide=out.width >= _table.WIDE))
+    return 0 if report.passed else 1
+
+
+def _html_writer(path: Path) -> Callable[[Report, Path], None]:
+    """Import the renderer and look at the path, before minutes of measuring."""
+    if not path.absolute().parent.is_dir():
+        msg = f"--html: there is no folder {path.parent}"
+        raise typer.BadParameter(msg)
+    try:
+        from xentx.compare.html import write_html  # noqa: PLC0415 -- only this option needs it
+    except ImportError as error:
+        msg = "--html needs jinja2 and plotly: pip install 'xentx[cli]'"
+        raise typer.BadParameter(msg) from error
+    return write_html
+
+
+def _regimes(names: Sequence[str] | None, *, default: bool) -> tuple[Regime, ...]:
+    if names is None:
+        names = DEFAULT_REGIMES if default else ()
+    if "all" in names:
+        names = tuple(REGIMES)
+    unknown = [name for name in names if name not in REGIMES]
+    if unknown:
+        msg = f"regime: got {unknown[0]!r}; expected all or some of {', '.join(REGIMES)}"
+        raise typer.BadParameter(msg)
+    return tuple(REGIMES[name] for name in dict.fromkeys(names))
+
+
+@contextmanager
+def _progress(stderr: TextIO) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar on a terminal, and nothing in a pipe."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(
+        *columns, console=Console(file=stderr), transient=True, disable=not stderr.isatty()
+    ) as progress:
+        task = progress.add_task("starting")
+
+        def step(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        yield step

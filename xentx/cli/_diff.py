@@ -1,0 +1,42 @@
+"""``xentx diff``: two calls into `diff`, and what it returns to a table or to JSON."""
+
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from xentx.cli._console import console
+from xentx.cli._quiet import quiet
+from xentx.compare import _json
+from xentx.diff import CallError, diff
+
+if TYPE_CHECKING:
+    from xentx.natives.vocabulary import Target
+
+
+def run(*, a: str, b: str, target: str | None, corners: bool, as_json: bool) -> None:
+    """Run the command."""
+    try:
+        with (
+            quiet() as stderr,
+            Progress(
+                console=Console(file=stderr), transient=True, disable=not stderr.isatty()
+            ) as progress,
+        ):
+            task = progress.add_task("starting")
+
+            def step(done: int, total: int, what: str) -> None:
+                progress.update(task, completed=done, total=total, description=what)
+
+            found = diff(a, b, target=cast("Target | None", target), corners=corners, progress=step)
+    except CallError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        # Written as reports are, infinities included.
+        sys.stdout.write(_json.dumps(cast("Any", found)) + "\n")
+    else:
+        from xentx.diff import _terminal  # noqa: PLC0415 -- JSON needs no tables
+
+        console().print(_terminal.render(found))

@@ -1,0 +1,55 @@
+"""``xentx info``, ``natives`` and ``regimes``: what there is. No framework is imported."""
+
+import platform
+
+from rich.table import Table
+from rich.text import Text
+
+import xentx
+import xentx.natives as records
+from xentx.cli._console import console
+from xentx.compare._run import xentx_version
+from xentx.compare.regimes import REGIMES
+
+
+def info() -> None:
+    """Print versions and backends."""
+    out = console()
+    out.print(f"xentx {xentx_version()}")
+    out.print(f"Python {platform.python_version()} on {platform.platform()}")
+    table = Table("backend", "version", "engine")
+    for backend in xentx.backends():
+        version = backend.version or f"not installed: pip install 'xentx[{backend.name}]'"
+        table.add_row(backend.name, Text(version), backend.engine or "-")
+    out.print(table)
+
+
+def natives() -> None:
+    """Print the records, and the plugins that gave none."""
+    out = console()
+    table = Table()
+    table.add_column("id", overflow="fold")
+    table.add_column("version")
+    table.add_column("targets", overflow="fold")
+    table.add_column("options", overflow="fold")
+    table.add_column("reductions", overflow="fold")
+    for native in records.natives():
+        missing = native.missing()
+        table.add_row(
+            Text(native.id),
+            Text(missing or native.version() or "-"),
+            ", ".join(native.targets),
+            Text(", ".join(native.options.values()) or "-"),
+            Text(", ".join(native.reductions.values())),
+        )
+    out.print(table)
+    for broken in records.plugins()[1]:
+        out.print(Text(f"entry point {broken.name}: {broken.reason}", style="red"))
+
+
+def regimes() -> None:
+    """Print the table of regimes."""
+    table = Table("regime", "logits")
+    for regime in REGIMES.values():
+        table.add_row(regime.name, Text(regime.description))
+    console().print(table)

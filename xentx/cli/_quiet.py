@@ -1,0 +1,44 @@
+"""Keeping the frameworks' start-up chatter out of the way. Only the command does this.
+
+TensorFlow writes from C++ to file descriptor 2, whatever its environment variables say, and so do
+compilers. The descriptor goes to a file meanwhile, and is shown if the command breaks.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TextIO
+
+_STDERR = 2
+_DEFAULTS = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
+_KERAS_BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def _environment() -> None:
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # Keras's own default is TensorFlow, installed or not.
+    installed = [name for name in _KERAS_BACKENDS if find_spec(name) is not None]
+    os.environ.setdefault("KERAS_BACKEND", [*installed, "numpy"][0])
+
+
+@contextmanager
+def quiet() -> Iterator[TextIO]:
+    """Silence descriptor 2 and give the true standard error."""
+    _environment()
+    sys.stderr.flush()
+    true = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as noise, os.fdopen(true, "w", encoding="utf-8") as stderr:
+        os.dup2(noise.fileno(), _STDERR)
+        try:
+            yield stderr
+        except Exception:
+            noise.seek(0)
+            stderr.write(noise.read().decode(errors="replace"))
+            raise
+        finally:
+            stderr.flush()
+            os.dup2(true, _STDERR)

@@ -1,0 +1,357 @@
+"""Measuring one loss: on a regime against the truth, on a corner against the rule."""
+
+import re
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xentx.compare import truth
+from xentx.compare._floats import FORMATS, Format, distance
+from xentx.compare.case import Answer, Case, prepare
+from xentx.compare.corners import RULES, Corner
+from xentx.compare.report import (
+    CornerReport,
+    CornerResult,
+    CornerVerdict,
+    Difference,
+    Errors,
+    Measurement,
+    Nested,
+    Outcome,
+    Verdict,
+)
+from xentx.natives import Native, runtime_of
+
+Array = np.ndarray[Any, Any]
+
+FEW = 160
+"""Entries up to which arrays are kept in the report."""
+
+LOSS_ULP = {"float16": 1.0, "bfloat16": 1.0, "float32": 4.0, "float64": 4.0}
+"""Error of an accurate loss. The narrow dtypes are computed in float32 and rounded once."""
+
+GRADIENT_ULP = {"float16": 1.0, "bfloat16": 1.0, "float32": 8.0, "float64": 8.0}
+"""Error of an accurate gradient's entry."""
+
+CLOSE = 8.0
+"""Absolute error of what is close, in eps times the larger of 1 and the true value: what forming
+a loss by subtracting rounded numbers of that size costs."""
+
+_TIMED_SECONDS = 0.1
+_TIMED_CALLS = 5
+
+DECIDED_BEFORE_TRACING = ("weights", "shapes", "dtypes")
+"""Groups of corners that a compiler has no say in: code that it traces decides them."""
+
+OF_BAD_EXAMPLES = ("extremes", "infinities")
+"""Groups of corners that show what is bad about them."""
+
+_CORNER_EPS = {"float16": 8.0, "bfloat16": 8.0, "float32": 64.0, "float64": 64.0}
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and the first line of its text."""
+    # TensorFlow says first which operation failed on which device, in double braces.
+    text = re.sub(r"\{\{.*?\}\}\s*", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def nested(values: Array) -> Nested:
+    """Return an array as nested tuples of Python numbers."""
+    if values.ndim == 0:
+        value = values.item()
+        return float(value.real) if isinstance(value, complex) else value
+    return tuple(nested(value) for value in values)
+
+
+def few(values: Array | None, size: int) -> Nested | None:
+    """Return an array for the report; None where `size`, that of the whole answer, is large."""
+    if values is None or size > FEW:
+        return None
+    return nested(np.asarray(values, np.float64) if values.dtype == np.longdouble else values)
+
+
+class Availability:
+    """Which losses can be had, found out once for each: installed, and importable."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str | None] = {}
+
+    def problem(self, native: Native) -> str | None:
+        """Say why the native can't be had; None where it can."""
+        if native.id not in self._problems:
+            self._problems[native.id] = native.missing() or self._import(native)
+        return self._problems[native.id]
+
+    @staticmethod
+    def _import(native: Native) -> str | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                runtime_of(native.framework)
+                native.load()
+                native.load_gradient()
+        except Exception as error:  # noqa: BLE001 -- a broken installation fails in any way
+            return f"fails to import: {describe(error)}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """A case with its true losses, one a row, and the true gradient of their sum.
+
+    An entry of the gradient for a soft target is the difference of two numbers that may nearly
+    cancel: its error is counted in units of the larger of itself and its target.
+    """
+
+    case: Case
+    losses: Array
+    gradient: Array
+    gradient_scale: Array
+
+    @classmethod
+    def of(cls, case: Case) -> "Truth":
+        """Compute the truth of a case."""
+        losses, gradient = truth.loss_and_gradient(case.logits, case.target, **case.options)
+        scale = np.abs(gradient)
+        if case.kind == "probabilities":
+            scale = np.maximum(scale, np.abs(case.target))
+        return cls(case, losses, gradient, scale)
+
+
+def errors(got: Array, true: Array, form: Format, at: Array | None = None) -> Errors:
+    """Compare results with the truth, in units at other values where these are given."""
+    if not true.size:
+        return Errors(max_ulp=0.0, mean_ulp=0.0, max_absolute=0.0, zeros=0.0)
+    ulps = distance(got, true, form, at)
+    with np.errstate(all="ignore"):
+        absolute = np.abs(got - true)
+    absolute = absolute[np.isfinite(absolute)]
+    return Errors(
+        max_ulp=float(ulps.max()),
+        mean_ulp=float(ulps.mean()),
+        max_absolute=float(absolute.max()) if absolute.size else 0.0,
+        zeros=float(np.mean((got == 0.0) & (np.abs(true) >= form.tiny))),
+    )
+
+
+def _is_close(got: Array, true: Array, form: Format) -> bool:
+    with np.errstate(all="ignore"):
+        allowed = CLOSE * form.eps * np.maximum(1.0, np.abs(true))
+        near = (np.abs(got - true) <= allowed) | (distance(got, true, form) <= CLOSE)
+    return bool(near.all())
+
+
+def _answer_by_rows(native: Native, case: Case) -> tuple[Callable[[], Any], Answer]:
+    """Get a loss for each row, also from a native that only reduces: one call a row."""
+    if "none" in native.reductions:
+        call, answer = prepare(native, case)
+        return call, answer()
+    whole = replace(case, reduction="mean")
+    answers = [
+        prepare(native, replace(whole, logits=logits[None], target=target[None]))[1]()
+        for logits, target in zip(case.logits, case.target, strict=True)
+    ]
+    gradients = [answer.gradient for answer in answers if answer.gradient is not None]
+    loss = np.asarray([answer.loss for answer in answers])
+    gradient = np.concatenate(gradients) if gradients else None
+    return prepare(native, whole)[0], Answer(loss, answers[0].dtype, gradient, case.dtype)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    best, spent = np.inf, 0.0
+    for _ in range(_TIMED_CALLS):
+        start = time.perf_counter()
+        call()
+        elapsed = time.perf_counter() - start
+        best, spent = min(best, elapsed), spent + elapsed
+        if spent > _TIMED_SECONDS:
+            break
+    return float(best)
+
+
+def blank(native: Native, verdict: Verdict, message: str) -> Measurement:
+    """Report why there are no figures."""
+    return Measurement(
+        loss=native.id,
+        verdict=verdict,
+        message=message,
+        mean=None,
+        loss_errors=None,
+        gradient_errors=None,
+        gradient_norm=None,
+        row_losses=None,
+        row_gradients=None,
+        seconds=None,
+    )
+
+
+def measure(native: Native, true: Truth, *, timed: bool = True) -> Measurement:
+    """Measure a native, which can be had, on a case whose truth is known."""
+    case = true.case
+    form = FORMATS[case.dtype]
+    asked = replace(case, reduction="none" if "none" in native.reductions else "mean")
+    refusal = asked.refusal(native)
+    if refusal is None and case.dtype not in native.logits_dtypes:
+        refusal = f"takes no {case.dtype}"
+    if refusal is not None:
+        return blank(native, "not applicable", refusal)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call, answer = _answer_by_rows(native, case)
+            seconds = _seconds(call) if timed else None
+    except Exception as error:  # noqa: BLE001 -- what a native raises is a finding
+        return blank(native, "error", describe(error))
+    loss_errors = errors(answer.loss, true.losses, form)
+    gradient_errors = (
+        None
+        if answer.gradient is None
+        else errors(answer.gradient, true.gradient, form, true.gradient_scale)
+    )
+    accurate = loss_errors.max_ulp <= LOSS_ULP[case.dtype] and (
+        gradient_errors is None or gradient_errors.max_ulp <= GRADIENT_ULP[case.dtype]
+    )
+    close = _is_close(answer.loss, true.losses, form) and (
+        answer.gradient is None or _is_close(answer.gradient, true.gradient, form)
+    )
+    size = true.gradient.size
+    return Measurement(
+        loss=native.id,
+        verdict="accurate" if accurate else "close" if close else "wrong",
+        message=None,
+        mean=float(np.mean(answer.loss)),
+        loss_errors=loss_errors,
+        gradient_errors=gradient_errors,
+        gradient_norm=None
+        if answer.gradient is None
+        else float(np.linalg.norm(answer.gradient) / max(len(answer.loss), 1)),
+        row_losses=few(answer.loss, size),
+        row_gradients=few(answer.gradient, size),
+        seconds=seconds,
+    )
+
+
+def expected(corner: Corner, *, traced: bool) -> tuple[Outcome, Answer | None]:
+    """Work out what xentx's rule comes to, for the report and for comparing with."""
+    if corner.error is not None and not (traced and corner.by_value):
+        rule = Outcome(error=corner.error, message=None, loss=None, dtype=None, gradient=None)
+        return rule, None
+    case = corner.case
+    form = FORMATS[case.dtype]
+    loss, gradient = truth.loss_and_gradient(
+        case.logits, case.target, **case.options, reduction=case.reduction
+    )
+    answer = Answer(form.round(loss), case.dtype, form.round(gradient), case.dtype)
+    return _outcome(answer), answer
+
+
+def _outcome(answer: Answer) -> Outcome:
+    return Outcome(
+        error=None,
+        message=None,
+        loss=few(answer.loss, answer.loss.size),
+        dtype=answer.dtype,
+        gradient=None if answer.gradient is None else few(answer.gradient, answer.gradient.size),
+    )
+
+
+def _same(got: Array, wanted: Array, form: Format) -> bool:
+    if got.shape != wanted.shape:
+        return False
+    return bool((distance(got, wanted, form) <= _CORNER_EPS[form.name]).all())
+
+
+def _differences(corner: Corner, got: Answer, wanted: Answer) -> tuple[Difference, ...]:
+    form = FORMATS[corner.case.dtype]
+    shape = got.loss.shape != wanted.loss.shape
+    zeros = not shape and (wanted.loss == 0.0) & (got.loss == 0.0)
+    signs = zeros & (np.signbit(got.loss) != np.signbit(wanted.loss))
+    found: dict[Difference, bool] = {
+        "shape": shape,
+        "loss": not shape and not _same(got.loss, wanted.loss, form),
+        "gradient": got.gradient is not None
+        and wanted.gradient is not None
+        and not _same(got.gradient, wanted.gradient, form),
+        "dtype": corner.exact_dtype and got.dtype != wanted.dtype,
+        "sign of zero": corner.signed_zero and bool(np.any(signs)),
+    }
+    return tuple(name for name, differs in found.items() if differs)
+
+
+def skip(native: Native, verdict: CornerVerdict, message: str) -> CornerResult:
+    """Report why a corner was not asked."""
+    return CornerResult(
+        loss=native.id, verdict=verdict, differences=(), message=message, outcome=None
+    )
+
+
+def visit(native: Native, corner: Corner) -> CornerResult:
+    """Ask a native, which can be had, a corner case."""
+    refusal = corner.case.refusal(native)
+    if native.caveat and corner.group not in OF_BAD_EXAMPLES:
+        refusal = "is a bad example"
+    if native.compiled and corner.group in DECIDED_BEFORE_TRACING:
+        refusal = "is decided before the compiler runs: see the loss without it"
+    if refusal is not None:
+        return skip(native, "not applicable", refusal)
+    _, wanted = expected(corner, traced=native.compiled)
+    got: Answer | None = None
+    differences: tuple[Difference, ...] = ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = prepare(native, corner.case)[1]()
+    except Exception as error:  # noqa: BLE001 -- what a native raises is a finding
+        name, _, text = describe(error).partition(": ")
+        outcome = Outcome(error=name, message=text, loss=None, dtype=None, gradient=None)
+        if wanted is not None:
+            differences = ("refuses",)
+        elif native.is_xentx and name != corner.error:
+            differences = ("error",)
+    else:
+        if native.is_xentx and got.logits_dtype != corner.case.dtype:
+            return skip(
+                native,
+                "not applicable",
+                f"{native.framework} made {got.logits_dtype} of the logits",
+            )
+        outcome = _outcome(got)
+        differences = ("accepts",) if wanted is None else _differences(corner, got, wanted)
+    return CornerResult(
+        loss=native.id,
+        verdict="deviates" if differences else "agrees",
+        differences=differences,
+        message=None,
+        outcome=outcome,
+    )
+
+
+def corner_report(corner: Corner, results: tuple[CornerResult, ...]) -> CornerReport:
+    """Put the losses' results beside the corner and its rule."""
+    case = corner.case
+    options = {name: _shown(value) for name, value in case.options.items()}
+    return CornerReport(
+        name=corner.name,
+        group=corner.group,
+        title=corner.title,
+        logits=_shown(case.logits),
+        target=_shown(case.target),
+        options=options | {"reduction": repr(case.reduction)},
+        logits_dtype=case.dtype,
+        target_dtype=case.target_dtype,
+        rule=RULES[corner.rule],
+        expected=expected(corner, traced=False)[0],
+        traced=expected(corner, traced=True)[0],
+        results=results,
+    )
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, np.ndarray):
+        return repr(value)
+    return np.array2string(value, separator=", ", threshold=24, edgeitems=2, max_line_width=10000)

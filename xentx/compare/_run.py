@@ -1,0 +1,324 @@
+"""A comparison: every chosen loss on every chosen regime and corner, into a `Report`."""
+
+import fnmatch
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from xentx.compare import _evaluate, truth
+from xentx.compare._evaluate import Availability, Truth
+from xentx.compare.corners import Corner
+from xentx.compare.regimes import DEFAULT_REGIMES, REGIMES, Regime
+from xentx.compare.report import (
+    SCHEMA_VERSION,
+    CornerReport,
+    Library,
+    Loss,
+    Measurement,
+    RegimeReport,
+    Report,
+)
+from xentx.natives import Native, natives, xentx_records
+
+Array = np.ndarray[Any, Any]
+FailOn = Literal["none", "xentx", "any"]
+Progress = Callable[[int, int, str], None]
+"""Called with the number of steps done, the number of all, and what comes next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to compare.
+
+    Parameters
+    ----------
+    frameworks
+        Names of frameworks; empty for all.
+    losses
+        Patterns of native ids, with ``*`` and ``?``; empty for all but the slow ones. xentx's own
+        are always among the losses.
+    regimes
+        What to measure accuracy on.
+    dtypes
+        In which dtypes of logits.
+    corners
+        What to look at besides.
+    seed
+        Seed of the regimes' logits.
+    timed
+        Whether to measure time as well.
+    fail_on
+        What counts as a failure: "none"; "xentx", a measurement of xentx that is not accurate or
+        a corner in which it breaks its rule; "any", also a native that is neither accurate nor
+        close, or raises, on a regime. Bad examples never count.
+    """
+
+    frameworks: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    regimes: tuple[Regime, ...] = tuple(REGIMES[name] for name in DEFAULT_REGIMES)
+    dtypes: tuple[str, ...] = ("float32",)
+    corners: tuple[Corner, ...] = ()
+    seed: int = 0
+    timed: bool = True
+    fail_on: FailOn = "xentx"
+
+    def chosen(self) -> tuple[Native, ...]:
+        """Records of the losses to measure, xentx's own first.
+
+        Raises
+        ------
+        ValueError
+            If a framework or a pattern of losses names none.
+        """
+        known = (*xentx_records(), *natives())
+        names = sorted({native.framework for native in known})
+        unknown = [name for name in self.frameworks if name not in names]
+        if unknown:
+            msg = f"framework: got {unknown[0]!r}; expected some of {', '.join(names)}"
+            raise ValueError(msg)
+        idle = [p for p in self.losses if not any(_matches(native, p) for native in known)]
+        if idle:
+            msg = f"native: got {idle[0]!r}, which no loss is called; `xentx natives` lists them"
+            raise ValueError(msg)
+        return tuple(
+            native
+            for native in known
+            if (not self.frameworks or native.framework in self.frameworks)
+            and (
+                native.is_xentx
+                or not self.losses
+                or any(_matches(native, pattern) for pattern in self.losses)
+            )
+        )
+
+    def skips(self, native: Native) -> str | None:
+        """Say why a chosen native is not measured after all; None where it is."""
+        if native.slow and not self.losses:
+            return "takes long to compile: ask for it by its name"
+        return None
+
+
+def _matches(native: Native, pattern: str) -> bool:
+    # Ids hold brackets, which are no character classes here.
+    escaped = pattern.replace("[", "[[]")
+    return fnmatch.fnmatchcase(native.id, escaped)
+
+
+def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
+    """Compare losses with the truth and with xentx's rules.
+
+    Parameters
+    ----------
+    plan
+        What to compare.
+    progress
+        Told of each step.
+
+    Returns
+    -------
+    Report
+        What was found.
+
+    Raises
+    ------
+    ValueError
+        If the plan names a framework or a loss that there is none of.
+    """
+    chosen = plan.chosen()
+    available = Availability()
+    steps = _Steps(
+        len(chosen) * (len(plan.regimes) * len(plan.dtypes) + len(plan.corners)), progress
+    )
+    regimes = tuple(
+        _regime(plan, chosen, available, regime, dtype, steps)
+        for regime in plan.regimes
+        for dtype in plan.dtypes
+    )
+    corners = tuple(_corner(plan, chosen, available, corner, steps) for corner in plan.corners)
+    failures = tuple(_failures(plan.fail_on, chosen, regimes, corners))
+    losses = tuple(_loss(native, available.problem(native)) for native in chosen)
+    keras = sys.modules.get("keras")
+    return Report(
+        schema=SCHEMA_VERSION,
+        xentx=xentx_version(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        truth_precision=truth.PRECISION,
+        keras_backend=None if keras is None else keras.backend.backend(),
+        fail_on=plan.fail_on,
+        passed=not failures,
+        failures=failures,
+        libraries=_libraries(chosen, losses),
+        losses=losses,
+        regimes=regimes,
+        corners=corners,
+    )
+
+
+class _Steps:
+    """Counts steps and tells the progress."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def next(self, what: str) -> None:
+        self._progress(self._done, self._total, what)
+        self._done += 1
+
+
+def xentx_version() -> str:
+    """Return the installed version; "unknown" where xentx runs from its sources."""
+    try:
+        return importlib.metadata.version("xentx")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _regime(
+    plan: Plan,
+    chosen: Sequence[Native],
+    available: Availability,
+    regime: Regime,
+    dtype: str,
+    steps: _Steps,
+) -> RegimeReport:
+    problem = None
+    if regime.needs is not None and importlib.util.find_spec(regime.needs) is None:
+        problem = f"needs {regime.needs}: pip install 'xentx[cli]'"
+    elif dtype == "float64" and np.finfo(np.float64).nmant + 1 >= truth.PRECISION:
+        problem = "needs a longdouble wider than float64, which this platform has not"
+    true = None if problem else Truth.of(regime.case(dtype, plan.seed))
+
+    def measured(native: Native) -> Measurement:
+        steps.next(f"{regime.name} {dtype}: {native.id}")
+        missing = available.problem(native)
+        if missing is not None or true is None:
+            return _evaluate.blank(native, "unavailable", missing or str(problem))
+        skipped = plan.skips(native)
+        if skipped is not None:
+            return _evaluate.blank(native, "not applicable", skipped)
+        return _evaluate.measure(native, true, timed=plan.timed)
+
+    return RegimeReport(
+        name=regime.name,
+        description=regime.description,
+        dtype=dtype,
+        rows=0 if true is None else len(true.losses),
+        classes=0 if true is None else true.gradient.shape[1],
+        seed=plan.seed,
+        loss_tolerance=_evaluate.LOSS_ULP[dtype],
+        gradient_tolerance=_evaluate.GRADIENT_ULP[dtype],
+        truth=None if true is None else float(true.losses.mean()),
+        true_losses=None if true is None else _evaluate.few(true.losses, true.gradient.size),
+        true_gradients=None if true is None else _evaluate.few(true.gradient, true.gradient.size),
+        problem=problem,
+        measurements=tuple(map(measured, chosen)),
+    )
+
+
+def _corner(
+    plan: Plan,
+    chosen: Sequence[Native],
+    available: Availability,
+    corner: Corner,
+    steps: _Steps,
+) -> CornerReport:
+    results = []
+    for native in chosen:
+        steps.next(f"{corner.name}: {native.id}")
+        missing = available.problem(native)
+        skipped = plan.skips(native)
+        if missing is not None:
+            results.append(_evaluate.skip(native, "unavailable", missing))
+        elif skipped is not None:
+            results.append(_evaluate.skip(native, "not applicable", skipped))
+        else:
+            results.append(_evaluate.visit(native, corner))
+    return _evaluate.corner_report(corner, tuple(results))
+
+
+def _failures(
+    fail_on: FailOn,
+    chosen: Sequence[Native],
+    regimes: Iterable[RegimeReport],
+    corners: Iterable[CornerReport],
+) -> Iterable[str]:
+    held: dict[str, set[str]] = {
+        native.id: {"wrong", "error"} | ({"close"} if native.is_xentx else set())
+        for native in chosen
+        if not native.caveat and (native.is_xentx or fail_on == "any") and fail_on != "none"
+    }
+    ours = {native.id for native in chosen if native.is_xentx and fail_on != "none"}
+    for regime in regimes:
+        for found in regime.measurements:
+            if found.verdict in held.get(found.loss, ()):
+                yield f"{regime.name} {regime.dtype}: {found.loss} is {found.verdict}"
+    for corner in corners:
+        for result in corner.results:
+            if result.verdict == "deviates" and result.loss in ours:
+                yield f"{corner.name}: {result.loss} deviates in {', '.join(result.differences)}"
+
+
+def _loss(native: Native, problem: str | None) -> Loss:
+    return Loss(
+        id=native.id,
+        name=native.name,
+        framework=native.framework,
+        library=native.needs[0].module,
+        is_xentx=native.is_xentx,
+        compiled=native.compiled,
+        takes=native.takes,
+        targets=native.targets,
+        class_axis=native.class_axis,
+        options=dict(native.options),
+        reductions=dict(native.reductions),
+        logits_dtypes=native.logits_dtypes,
+        target_dtypes=native.target_dtypes,
+        documentation=native.documentation,
+        caveat=native.caveat,
+        problem=problem,
+    )
+
+
+def _libraries(chosen: Sequence[Native], losses: Sequence[Loss]) -> tuple[Library, ...]:
+    versions = {native.needs[0].module: native.version() for native in chosen}
+    problems = {
+        name: [loss.problem for loss in losses if loss.library == name] for name in versions
+    }
+    return tuple(
+        Library(
+            name=name,
+            version=version,
+            problem=problems[name][0] if None not in problems[name] else None,
+        )
+        for name, version in versions.items()
+    )
+
+
+def user_regime(name: str, logits: Array, target: Array) -> Regime:
+    """Make a regime of a user's own logits and targets.
+
+    Parameters
+    ----------
+    name : str
+        What the report calls it.
+    logits : ndarray
+        In any shape, with the classes on the last axis.
+    target : ndarray
+        Class indices, or probabilities as floats in the shape of `logits`.
+
+    Returns
+    -------
+    Regime
+        One that makes these logits whatever the seed.
+    """
+    rows = logits.reshape(-1, logits.shape[-1])
+    soft = target.dtype.kind == "f"
+    flat = target.reshape(rows.shape) if soft else target.reshape(-1)
+    return Regime(name, "your own logits and targets", lambda _: (rows, flat))

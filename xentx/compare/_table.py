@@ -1,0 +1,298 @@
+"""A report as rich tables, for a terminal."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from xentx.compare.report import (
+    CornerReport,
+    CornerResult,
+    Errors,
+    Loss,
+    Measurement,
+    Nested,
+    Outcome,
+    RegimeReport,
+    Report,
+)
+
+_TITLES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "tensorflow": "TensorFlow",
+    "keras": "Keras",
+}
+_STYLES = {"accurate": "green", "close": "yellow", "wrong": "red", "error": "red"}
+_SHOWN_CLASSES = 4
+WIDE = 110
+"""Characters in which all columns fit."""
+_SHOWN_ROWS = 2
+
+
+def render(report: Report, *, wide: bool = True) -> RenderableType:
+    """Lay a report out.
+
+    Parameters
+    ----------
+    report : Report
+        What was found.
+    wide : bool, default: True
+        Whether there is room for all columns: some `WIDE` characters.
+
+    Returns
+    -------
+    rich renderable
+        Its tables, what was left out, and what failed.
+    """
+    parts: list[RenderableType] = [_regime(report, regime, wide=wide) for regime in report.regimes]
+    if report.corners:
+        parts.append(_corners(report))
+    parts.extend(_legend(report))
+    parts.extend(_left_out(report))
+    parts.append(_summary(report))
+    return Group(*parts)
+
+
+def _ulp(value: float) -> str:
+    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"  # noqa: PLR2004 -- a matter of width
+
+
+def _errors(errors: Errors | None, *, wide: bool) -> str:
+    if errors is None:
+        return "-"
+    largest = _ulp(errors.max_ulp)
+    return f"{largest} / {_ulp(errors.mean_ulp)}" if wide else largest
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    unit, scale = next(
+        (pair for pair in (("s", 1.0), ("ms", 1e3)) if value * pair[1] >= 1.0), ("µs", 1e6)
+    )
+    return f"{value * scale:.3g} {unit}"
+
+
+def _numbers(values: Nested | None, scale: float = 1.0) -> str:
+    """Print an array: a line for each row."""
+    if values is None:
+        return "..."
+    if not isinstance(values, tuple):
+        return f"{values * scale:.6g}" if isinstance(values, float) else str(values)
+    nested = any(isinstance(value, tuple) for value in values)
+    inner = (_numbers(value, scale) for value in values)
+    return "\n".join(inner) if nested else f"[{', '.join(inner)}]"
+
+
+def _framework(report: Report, name: str) -> str:
+    versions = {library.name: library.version for library in report.libraries}
+    version = versions.get(name)
+    on = f" on {report.keras_backend}" if name == "keras" and report.keras_backend else ""
+    return f"{_TITLES.get(name, name)}{f' {version}' if version else ''}{on}"
+
+
+def _missing(report: Report, framework: str) -> str | None:
+    """Say why a framework has no rows; None where one of its losses has."""
+    problems = [loss.problem for loss in report.losses if loss.framework == framework]
+    return None if None in problems else problems[0]
+
+
+def _regime(report: Report, regime: RegimeReport, *, wide: bool) -> RenderableType:
+    title = f"{regime.name}: {regime.description}"
+    if regime.problem is not None:
+        return Text(f"{title}: left out, {regime.problem}\n")
+    entries = wide and regime.rows <= _SHOWN_ROWS and regime.classes <= _SHOWN_CLASSES
+    every = (
+        _Column("mean", lambda found: _number(found.mean, 9 if wide else 7)),
+        _Column("loss error", lambda found: _errors(found.loss_errors, wide=wide)),
+        _Column("gradient of the mean", lambda found: _entries(found.row_gradients, regime.rows))
+        if entries
+        else _Column("|gradient|", lambda found: _number(found.gradient_norm, 9 if wide else 7)),
+        _Column("gradient error", lambda found: _errors(found.gradient_errors, wide=wide)),
+        _Column("verdict", _verdict, justify="left"),
+        _Column("time", lambda found: _seconds(found.seconds), shown=wide),
+    )
+    columns = tuple(column for column in every if column.shown)
+    table = Table(
+        title=Text(title, style="bold"),
+        caption=Text(
+            f"{regime.rows} rows, {regime.classes} classes, {regime.dtype}; true mean loss "
+            f"{regime.truth:.9g}. Errors: {'max / mean' if wide else 'the largest'}, in ULP of "
+            f"{regime.dtype}, against the truth.",
+            style="dim",
+        ),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1) if wide else (0, 0),
+    )
+    table.add_column("loss", overflow="fold")
+    for column in columns:
+        table.add_column(column.name, justify=column.justify, no_wrap=wide)
+    losses = {loss.id: loss for loss in report.losses}
+    for framework in dict.fromkeys(loss.framework for loss in report.losses):
+        table.add_row(Text(_framework(report, framework), style="bold"))
+        missing = _missing(report, framework)
+        if missing:
+            table.add_row(Text(missing, style="yellow"))
+        for found in regime.measurements:
+            loss = losses[found.loss]
+            if loss.framework == framework and found.verdict == "error":
+                table.add_row(_name(loss), *("-" for _ in columns))
+                table.add_row(Text(f"  {found.message}", style="red"))
+            elif loss.framework == framework and found.mean is not None:
+                table.add_row(_name(loss), *(column.cell(found) for column in columns))
+        table.add_row()
+    return Group(table, Text())
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a regime's table."""
+
+    name: str
+    cell: Callable[[Measurement], RenderableType]
+    justify: JustifyMethod = "right"
+    shown: bool = True
+
+
+def _name(loss: Loss) -> Text:
+    # The framework stands above, and xentx is xentx.
+    text = f"xentx{loss.id.removeprefix(f'xentx:{loss.framework}')}" if loss.is_xentx else loss.id
+    return Text(text, style="bold cyan" if loss.is_xentx else "dim" if loss.caveat else "")
+
+
+def _verdict(found: Measurement) -> Text:
+    return Text(found.verdict, style=_STYLES.get(found.verdict, ""))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _entries(rows: Nested | None, divisor: int) -> str:
+    if not isinstance(rows, tuple):
+        return "-"
+    return "\n".join(
+        " ".join(f"{value / divisor:9.6f}" for value in row if isinstance(value, int | float))
+        for row in rows
+        if isinstance(row, tuple)
+    )
+
+
+def describe(outcome: Outcome) -> str:
+    """Say in a line or a few what a call came to.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of a corner case.
+
+    Returns
+    -------
+    str
+        The error, or the loss with its gradient where that is small.
+    """
+    if outcome.error is not None:
+        return f"{outcome.error}: {outcome.message}" if outcome.message else outcome.error
+    loss = _numbers(outcome.loss).replace("\n", " ")
+    if outcome.gradient is None:
+        return loss
+    gradient = _numbers(outcome.gradient).replace("\n", " ")
+    return f"{loss}, gradient {gradient}"
+
+
+def _answers(results: Iterable[CornerResult]) -> Iterator[tuple[str, list[str]]]:
+    """Group losses that deviate alike."""
+    alike: dict[tuple[str, ...], list[CornerResult]] = {}
+    for result in results:
+        if result.verdict == "deviates" and result.outcome is not None:
+            key = (*result.differences, describe(result.outcome))
+            alike.setdefault(key, []).append(result)
+    for key, group in alike.items():
+        yield f"{', '.join(key[:-1])}: {key[-1]}", [result.loss for result in group]
+
+
+def _corners(report: Report) -> RenderableType:
+    table = Table(
+        title="Corner cases: xentx's rule, and who deviates from it",
+        title_justify="left",
+        show_lines=True,
+    )
+    table.add_column("corner", overflow="fold", ratio=2)
+    table.add_column("xentx", overflow="fold", ratio=2)
+    table.add_column("deviates", overflow="fold", ratio=4)
+    for corner in report.corners:
+        table.add_row(escape(corner.title), escape(describe(corner.expected)), _deviations(corner))
+    return Group(table, Text())
+
+
+def _deviations(corner: CornerReport) -> RenderableType:
+    lines = Text()
+    for answer, losses in _answers(corner.results):
+        if lines:
+            lines.append("\n")
+        lines.append(", ".join(losses), style="bold")
+        lines.append(f" {answer}")
+    asked = sum(result.outcome is not None for result in corner.results)
+    return lines or Text(f"none of {asked}", style="green")
+
+
+def _left_out(report: Report) -> Iterator[RenderableType]:
+    missing = {
+        f"{library.name}: {library.problem}" for library in report.libraries if library.problem
+    }
+    for loss in report.losses:
+        whole = any(
+            library.name == loss.library and library.problem for library in report.libraries
+        )
+        if loss.problem and not whole:
+            missing.add(f"{loss.id}: {loss.problem}")
+    if missing:
+        yield Text("Left out:", style="bold")
+        yield from (Text(f"  {line}") for line in sorted(missing))
+    slow = {
+        f"  {found.loss}: {found.message}"
+        for regime in report.regimes
+        for found in regime.measurements
+        if found.verdict == "not applicable" and found.message
+    }
+    if slow:
+        yield Text("Not measured:", style="bold")
+        yield from (Text(line) for line in sorted(slow))
+
+
+def _summary(report: Report) -> RenderableType:
+    ours = [loss.id for loss in report.losses if loss.is_xentx and loss.problem is None]
+    if report.passed:
+        judged: dict[str, Any] = {
+            "none": "nothing is held to a tolerance",
+            "xentx": f"{', '.join(ours)} within tolerance",
+            "any": "every loss within its tolerance",
+        }
+        return Text(f"passed: {judged[report.fail_on]}", style="bold green")
+    lines = "".join(f"\n  {line}" for line in report.failures)
+    return Text(f"failed:{lines}", style="bold red")
+
+
+def _legend(report: Report) -> Iterator[RenderableType]:
+    tolerances = {
+        regime.dtype: (regime.loss_tolerance, regime.gradient_tolerance)
+        for regime in report.regimes
+    }
+    for dtype, ulp in tolerances.items():
+        yield Text(
+            f"{dtype}: accurate is within {ulp[0]:g} ULP of the true loss and {ulp[1]:g} of the "
+            "true gradient; close, as near in absolute terms as rounding numbers of that size.",
+            style="dim",
+        )
+    for bad in report.losses:
+        if bad.caveat and bad.problem is None:
+            yield Text(f"{bad.id}: {bad.caveat}", style="dim")

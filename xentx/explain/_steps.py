@@ -1,0 +1,585 @@
+"""The explanation: to the prose of each step, its numbers, and what is to be seen in them.
+
+A step is a function of the rows as they were measured. What it says about these rows is decided by
+their numbers; no number is typed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import xentx
+from xentx.compare._evaluate import describe
+from xentx.compare._floats import FORMATS, Format, distance
+from xentx.compare.case import Case
+from xentx.explain import _article
+from xentx.explain._explanation import Explanation, Figure, LeftOut, Snippet, Step, shortest
+from xentx.explain._measure import Measured, Truth, lost_gap, measure, overflow
+from xentx.explain._prose import PROSE
+from xentx.explain._ways import WAYS
+
+Array = np.ndarray[Any, Any]
+
+_IGNORED = -100
+_WRITTEN = "as written"
+_TRUTH = "truth"
+_XENTX = "xentx.cross_entropy"
+
+
+def explain(
+    logits: Sequence[Sequence[float]],
+    target: Sequence[int],
+    *,
+    dtype: str = "float32",
+    frameworks: Sequence[str] = (),
+) -> Explanation:
+    """Explain the cross-entropy of some rows, step by step.
+
+    Parameters
+    ----------
+    logits
+        Rows of logits, all of the same length.
+    target
+        The right class of each row.
+    dtype
+        "float16", "bfloat16", "float32" or "float64": what everything is computed in.
+    frameworks
+        Which to compute in: some of "numpy", "torch", "jax" and "tensorflow". By default all that
+        can be imported; one that is named must be.
+
+    Returns
+    -------
+    Explanation
+        What the renderers show.
+
+    Raises
+    ------
+    ValueError
+        If the rows differ in length, the targets in number, or a name is unknown.
+    IndexError
+        If a target is out of range.
+    ImportError
+        If a framework that is named can't be imported.
+
+    Examples
+    --------
+    >>> explanation = explain([[1.0, 2.0, 0.5]], [1], frameworks=["numpy"])
+    >>> [step.key for step in explanation.steps][:4]
+    ['logits', 'naive softmax', 'shift', 'log-sum-exp']
+    >>> explanation.corrections[1].text
+    'log-softmax of class 1 is -0.464368784: rounded to 2 decimals this is -0.46, not -0.47.'
+    """
+    given, classes = _checked(logits, target)
+    if dtype not in FORMATS:
+        msg = f"dtype: got {dtype!r}; expected one of {', '.join(FORMATS)}"
+        raise ValueError(msg)
+    rounded = FORMATS[dtype].round(given).astype(np.float64)
+    case = Case(logits=rounded, dtype=dtype, target=classes)
+    measured, left_out = _measured(case, frameworks)
+    rows = _Rows(given, rounded, classes, FORMATS[dtype], measured, Truth(rounded, classes))
+    ideal = Truth(given, classes)
+    return Explanation(
+        title="Cross-entropy, step by step",
+        logits=_tuples(rounded),
+        target=tuple(int(t) for t in classes),
+        dtype=dtype,
+        versions=tuple((m.ways.framework, m.version) for m in measured),
+        steps=tuple(_step(key, rows) for key in PROSE if key != "mean" or len(classes) > 1),
+        corrections=_article.corrections(given, classes, ideal.log_probs, ideal.losses),
+        left_out=left_out,
+    )
+
+
+def _checked(logits: Sequence[Sequence[float]], target: Sequence[int]) -> tuple[Array, Array]:
+    lengths = [len(row) for row in logits]
+    if not lengths or len(set(lengths)) > 1:
+        msg = f"logits: got rows of {lengths} classes; expected rows of one length"
+        raise ValueError(msg)
+    if len(target) != len(lengths):
+        msg = f"target: got {len(target)} for {len(lengths)} rows; expected one for each row"
+        raise ValueError(msg)
+    if _IGNORED in target:
+        msg = (
+            f"target: got {_IGNORED} at position {list(target).index(_IGNORED)}, which marks a row "
+            "as ignored: its loss and its gradient are 0, and there is nothing to explain"
+        )
+        raise ValueError(msg)
+    given, classes = np.asarray(logits, np.float64), np.asarray(target, np.int64)
+    xentx.cross_entropy(given, classes)  # raises what is out of range, in xentx's words
+    return given, classes
+
+
+def _measured(
+    case: Case, frameworks: Sequence[str]
+) -> tuple[tuple[Measured, ...], tuple[LeftOut, ...]]:
+    unknown = [name for name in frameworks if name not in WAYS]
+    if unknown:
+        msg = f"framework: got {unknown[0]!r}; expected some of {', '.join(WAYS)}"
+        raise ValueError(msg)
+    found: list[Measured] = []
+    left_out: list[LeftOut] = []
+    for name in dict.fromkeys(frameworks or WAYS):
+        try:
+            found.append(measure(WAYS[name], case))
+        except Exception as error:  # a broken installation fails in any way
+            if name in frameworks:
+                msg = f"framework: {name} can't be had: {describe(error)}"
+                raise ImportError(msg) from error
+            left_out.append(LeftOut(name=name, reason=describe(error)))
+    left_out.extend(item for one in found for item in one.left_out)
+    return tuple(found), tuple(left_out)
+
+
+def _tuples(values: Array) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(v) for v in np.ravel(row)) for row in values)
+
+
+def _short(value: float) -> str:
+    """Print a number within prose."""
+    return f"{float(value):.7g}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _giving(ways: Sequence[str]) -> str:
+    names = [f"`{way}`" for way in dict.fromkeys(ways)]
+    return f"{_listed(names)} {'gives' if len(names) == 1 else 'give'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What is computed for a step."""
+
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+    snippets: tuple[Snippet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows, and everything that was measured on them."""
+
+    given: Array
+    logits: Array
+    target: Array
+    form: Format
+    measured: tuple[Measured, ...]
+    truth: Truth
+
+    @property
+    def dtype(self) -> str:
+        return self.form.name
+
+    def each(self) -> Iterator[tuple[str, int]]:
+        """Name each row, as far as it needs a name, and give its number."""
+        several = len(self.target) > 1
+        return ((f"row {i}" if several else "the row", i) for i in range(len(self.target)))
+
+    def _text(self, values: Array, form: Format) -> tuple[str, ...]:
+        rows = (", ".join(shortest(v, form) for v in row) for row in _tuples(values))
+        wide = values.ndim > 1 and values.shape[1] > 1
+        return tuple(f"[{row}]" if wide else row for row in rows)
+
+    def figures(
+        self,
+        quantity: str,
+        way: str | Callable[[Measured], str],
+        values: Callable[[Measured], Array | None],
+        true: Array | None = None,
+    ) -> list[Figure]:
+        """Make a figure for each set of frameworks that give the same bits in the same way."""
+        found: dict[tuple[str, tuple[str, ...]], list[tuple[str, Array]]] = {}
+        for one in self.measured:
+            array = values(one)
+            if array is not None:
+                name = way if isinstance(way, str) else way(one)
+                key = name, self._text(array, self.form)
+                found.setdefault(key, []).append((one.ways.framework, array))
+        return [
+            Figure(
+                quantity=quantity,
+                way=name,
+                frameworks=tuple(framework for framework, _ in same),
+                rows=_tuples(same[0][1]),
+                text=text,
+                ulp=self._ulp(same[0][1], true),
+            )
+            for (name, text), same in found.items()
+        ]
+
+    def written(self, quantity: str, key: str, true: Array | None = None) -> list[Figure]:
+        """Make figures of the textbook's quantity that `_measure` calls `key`."""
+        return self.figures(quantity, _WRITTEN, lambda one: one.written[key], true)
+
+    def true(self, quantity: str, values: Array) -> Figure:
+        """Make the figure of what is right."""
+        wide = np.asarray(values).astype(np.float64)
+        return Figure(
+            quantity=quantity,
+            way=_TRUTH,
+            frameworks=(),
+            rows=_tuples(wide),
+            text=self._text(wide, FORMATS["float64"]),
+            ulp=None,
+        )
+
+    def _ulp(self, got: Array, true: Array | None) -> float | None:
+        if true is None:
+            return None
+        return float(distance(got.reshape(true.shape), true, self.form).max())
+
+
+def _two_steps(one: Measured) -> str:
+    return one.ways.two_steps
+
+
+def _one_step(one: Measured) -> str:
+    return one.ways.one_step or ""
+
+
+def _loss(way: str) -> Callable[[Measured], Array | None]:
+    def values(one: Measured) -> Array | None:
+        answer = getattr(one, way)
+        return None if answer is None else answer.loss
+
+    return values
+
+
+def _gradient(way: str) -> Callable[[Measured], Array | None]:
+    def values(one: Measured) -> Array | None:
+        answer = getattr(one, way)
+        return None if answer is None else answer.gradient
+
+    return values
+
+
+def _step(key: str, rows: _Rows) -> Step:
+    prose, found = PROSE[key], _STEPS[key](rows)
+    form = rows.form
+    return Step(
+        key=key,
+        title=prose.title,
+        tex=prose.tex,
+        plain=prose.plain,
+        paragraphs=prose.paragraphs(
+            dtype=form.name,
+            precision=form.precision,
+            digits=math.floor(form.precision * math.log10(2)),
+            rows=len(rows.target),
+        ),
+        figures=found.figures,
+        notes=found.notes,
+        code=prose.source(),
+        snippets=found.snippets,
+    )
+
+
+def _logits(rows: _Rows) -> _Found:
+    form = rows.form
+    notes: list[str] = []
+    changed = rows.given != rows.logits
+    changed &= ~np.isnan(rows.given)
+    pairs = zip(rows.given[changed], rows.logits[changed], strict=True)
+    for value, rounded in dict.fromkeys(pairs):
+        notes.append(
+            f"{_short(value)} is no {form.name}: it is {float(rounded)!r} from here on, "
+            "and the truth below is the truth for that."
+        )
+    for name, i in rows.each():
+        x, t = rows.logits[i], rows.target[i]
+        if np.isnan(x).any() or (x == np.inf).any() or (x == -np.inf).all():
+            notes.append(
+                f"In {name} a logit is NaN or +inf, or all are -inf: no probabilities follow from "
+                "such logits, and its loss and gradient are NaN. Other rows are not touched."
+            )
+        elif (x == -np.inf).any():
+            where = _listed([f"class {k}" for k in np.flatnonzero(x == -np.inf)])
+            notes.append(
+                f"In {name}, {where} stands at -inf, as masks do: its probability is exactly 0 and "
+                "its log-probability -inf. "
+                + (
+                    "It is the target, so the loss is +inf, with a finite gradient."
+                    if x[t] == -np.inf
+                    else "It is not the target, so it adds nothing to the loss."
+                )
+            )
+    return _Found(
+        figures=(
+            *rows.figures("x", "given", lambda _: rows.logits),
+            Figure(
+                quantity="t",
+                way="given",
+                frameworks=(),
+                rows=_tuples(rows.target),
+                text=tuple(str(t) for t in rows.target),
+                ulp=None,
+            ),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _naive(rows: _Rows) -> _Found:
+    dtype, limit = rows.dtype, overflow(rows.dtype)
+    notes: list[str] = []
+    for name, i in rows.each():
+        x, t = rows.logits[i], rows.target[i]
+        finite = x[np.isfinite(x)]
+        p = {float(one.written["naive"][i, t]) for one in rows.measured}
+        loss = float(rows.truth.losses[i])
+        if not finite.size or np.isnan(loss):
+            continue
+        totals = [float(one.written["total"][i, 0]) for one in rows.measured]
+        if finite.max() > limit:
+            notes.append(
+                f"In {name} it breaks: exp overflows {dtype} above {_short(limit)}, and "
+                f"e^{_short(finite.max())} is inf, so that inf / inf is nan. The true "
+                f"loss is {_short(loss)}."
+            )
+        elif np.isinf(totals).any():
+            notes.append(
+                f"In {name} each e^x is finite, but their sum overflows {dtype}: every "
+                f"probability is 0. The true loss is {_short(loss)}."
+            )
+        elif not all(totals):
+            notes.append(
+                f"In {name} it breaks: every e^x is below the smallest {dtype} and becomes 0, and "
+                f"0 / 0 is nan. The true loss is {_short(loss)}."
+            )
+        elif 0.0 in p and np.isfinite(loss):
+            notes.append(
+                f"In {name} the target's probability rounds to 0, and -log 0 is inf. The true loss "
+                f"is {_short(loss)}."
+            )
+        elif 1.0 in p and loss >= rows.form.tiny:
+            notes.append(
+                f"In {name} the target's probability rounds to 1, and -log 1 is 0. The true loss "
+                f"is {_short(loss)}."
+            )
+        else:
+            notes.append(
+                f"In {name} it works: the largest logit is {_short(finite.max())}, and exp "
+                f"overflows {dtype} above {_short(limit)}."
+            )
+    return _Found(
+        figures=(
+            *rows.written("e^x", "exp"),
+            *rows.written("sum(e^x)", "total"),
+            *rows.written("p", "naive", rows.truth.probs),
+            rows.true("p", rows.truth.probs),
+            *rows.written("-log(p[t])", "naive loss", rows.truth.losses),
+            rows.true("-log(p[t])", rows.truth.losses),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _shift(rows: _Rows) -> _Found:
+    return _Found(
+        figures=(
+            *rows.written("m", "max"),
+            *rows.written("x - m", "shifted"),
+            *rows.written("e^(x - m)", "shifted exp"),
+            *rows.written("sum(e^(x - m))", "shifted total"),
+        ),
+    )
+
+
+def _log_sum_exp(rows: _Rows) -> _Found:
+    form = rows.form
+    notes: list[str] = []
+    for name, i in rows.each():
+        rest = float(rows.truth.rest[i, 0])
+        if 0.0 < rest < form.eps / 2:
+            notes.append(
+                f"In {name} the others add up to S' = {_short(rest)}. In {form.name} 1 + S' "
+                f"rounds to 1, since the next number after 1 is {_short(form.eps)} away, so "
+                "log(1 + S') is 0. log1p(S') never forms 1 + S' and keeps every digit. With two "
+                f"classes the logarithm is lost from a gap of {_short(lost_gap(form.name))} on, "
+                f"{form.precision} ln 2."
+            )
+    return _Found(
+        figures=(
+            *rows.written("log(sum(e^x))", "naive lse", rows.truth.lse),
+            *rows.written("m + log(sum(e^(x - m)))", "lse", rows.truth.lse),
+            *rows.written("m + log1p(S')", "lse log1p", rows.truth.lse),
+            rows.true("lse", rows.truth.lse),
+            *rows.written("S'", "rest", rows.truth.rest),
+            rows.true("S'", rows.truth.rest),
+            *rows.written("log(sum(e^(x - m)))", "log", np.log1p(rows.truth.rest)),
+            *rows.written("log1p(S')", "log1p", np.log1p(rows.truth.rest)),
+            rows.true("log1p(S')", np.log1p(rows.truth.rest)),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _log_softmax(rows: _Rows) -> _Found:
+    true = rows.truth.log_probs
+    return _Found(
+        figures=(
+            *rows.written("(x - m) - log(sum(e^(x - m)))", "log_softmax", true),
+            *rows.figures("log_p", lambda one: one.ways.shown, lambda one: one.log_softmax, true),
+            *rows.figures("log_p", "xentx.log_softmax", lambda one: one.xentx_log_softmax, true),
+            rows.true("log_p", true),
+        ),
+    )
+
+
+def _nll(rows: _Rows) -> _Found:
+    true = rows.truth.losses
+    return _Found(
+        figures=(
+            *rows.written("-log_p[t]", "nll", true),
+            *rows.figures("NLL(log_p)", _two_steps, _loss("two_steps"), true),
+            *rows.figures("NLL(log_p)", "xentx.nll_loss", lambda one: one.xentx_two_steps, true),
+            rows.true("loss", true),
+        ),
+    )
+
+
+def _zeros(rows: _Rows, figures: Sequence[Figure]) -> Iterator[str]:
+    for name, i in rows.each():
+        true = float(rows.truth.losses[i])
+        zero = [figure.way for figure in figures if figure.frameworks and figure.rows[i][0] == 0.0]
+        if zero and abs(true) >= rows.form.tiny:
+            lse = float(rows.truth.lse[i, 0])
+            yield (
+                f"For {name} {_giving(zero)} 0, and the true loss is "
+                f"{_short(true)}, which {rows.dtype} can represent: lse = {lse!r} is rounded "
+                "before x[t] is taken from it, or 1 + S' before its logarithm."
+            )
+
+
+def _cross_entropy(rows: _Rows) -> _Found:
+    true = rows.truth.losses
+    two = [
+        *rows.figures("two steps", _two_steps, _loss("two_steps"), true),
+        *rows.figures(
+            "two steps", "xentx.nll_loss(xentx.log_softmax)", lambda one: one.xentx_two_steps, true
+        ),
+    ]
+    one = [
+        *rows.figures("one step", _one_step, _loss("one_step"), true),
+        *rows.figures("one step", _XENTX, _loss("xentx"), true),
+    ]
+    return _Found(
+        figures=(*two, *one, rows.true("loss", true)),
+        notes=tuple(_zeros(rows, (*two, *one))),
+        snippets=tuple(m.ways.snippet(rows.dtype) for m in rows.measured),
+    )
+
+
+def _row_sums(gradient: Array | None) -> Array | None:
+    if gradient is None:
+        return None
+    return np.asarray([math.fsum(row) if np.isfinite(row).all() else row.sum() for row in gradient])
+
+
+def _gradient_step(rows: _Rows) -> _Found:
+    true = rows.truth.gradient
+    ways: tuple[tuple[str | Callable[[Measured], str], Callable[[Measured], Array | None]], ...] = (
+        (_WRITTEN, lambda one: one.written["gradient"]),
+        (_two_steps, _gradient("two_steps")),
+        (_one_step, _gradient("one_step")),
+        (_XENTX, _gradient("xentx")),
+    )
+    gradients = [f for way, values in ways for f in rows.figures("gradient", way, values, true)]
+    notes: list[str] = []
+    for name, i in rows.each():
+        t = rows.target[i]
+        lost = [
+            figure.way
+            for figure in gradients
+            if figure.rows[i][t] == 0.0 and abs(true[i, t]) >= rows.form.tiny
+        ]
+        if lost:
+            notes.append(
+                f"In {name} the target's entry is {_short(true[i, t])}; {_giving(lost)} 0, "
+                "since p[t] has rounded to 1 and "
+                "1 - 1 is 0. The others' entries are not 0, and so the row no longer sums to 0: "
+                "the wrong classes are still pushed down, and the right one is not pushed up."
+            )
+    return _Found(
+        figures=(
+            *gradients,
+            rows.true("gradient", true),
+            *(figure for way, values in ways for figure in _sums(rows, way, values)),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _sums(
+    rows: _Rows,
+    way: str | Callable[[Measured], str],
+    values: Callable[[Measured], Array | None],
+) -> list[Figure]:
+    return rows.figures("sum of the row", way, lambda one: _row_sums(values(one)))
+
+
+def _reduced(
+    reduction: str, way: str | Callable[[Measured], str]
+) -> Callable[[Measured], Array | None]:
+    def values(one: Measured) -> Array | None:
+        return one.reduced.get((way if isinstance(way, str) else way(one), reduction))
+
+    return values
+
+
+def _mean(rows: _Rows) -> _Found:
+    losses = rows.truth.losses
+    totals = {"sum": losses.sum(), "mean": losses.mean()}
+    figures: list[Figure] = []
+    for name, total in totals.items():
+        for way in (_one_step, _XENTX):
+            figures.extend(rows.figures(name, way, _reduced(name, way), np.asarray([total])))
+        figures.append(rows.true(name, np.asarray([total])))
+    return _Found(
+        figures=tuple(figures),
+    )
+
+
+def _choice(rows: _Rows) -> _Found:
+    losses = (
+        ("-log(softmax(x))[t]", lambda one: one.written["naive loss"][:, 0]),
+        ("two steps, native", _loss("two_steps")),
+        ("one step, native", _loss("one_step")),
+        ("two steps, xentx", lambda one: one.xentx_two_steps),
+        ("one step, xentx", _loss("xentx")),
+    )
+    true = rows.truth.losses
+    notes: list[str] = []
+    for name, values in losses:
+        found = [array for one in rows.measured if (array := values(one)) is not None]
+        if found:
+            worst = max(float(distance(array, true, rows.form).max()) for array in found)
+            verdict = (
+                "fails: not finite where the truth is, or the reverse"
+                if math.isinf(worst)
+                else f"at most {worst:.3g} ULP from the truth"
+            )
+            notes.append(f"{name}: {verdict}.")
+    return _Found(
+        figures=(),
+        notes=tuple(notes),
+    )
+
+
+_STEPS: dict[str, Callable[[_Rows], _Found]] = {
+    "logits": _logits,
+    "naive softmax": _naive,
+    "shift": _shift,
+    "log-sum-exp": _log_sum_exp,
+    "log-softmax": _log_softmax,
+    "nll": _nll,
+    "cross-entropy": _cross_entropy,
+    "gradient": _gradient_step,
+    "mean": _mean,
+    "choice": _choice,
+}

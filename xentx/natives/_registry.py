@@ -1,0 +1,101 @@
+"""All records: xentx's tables, and those that third parties register.
+
+A third party adds its losses to every tool by an entry point in the group ``xentx.natives``, whose
+object is a `Native`, or an iterable of them::
+
+    [project.entry-points."xentx.natives"]
+    mylib = "mylib.xentx_records:NATIVES"
+
+The module must not import the framework: `Native.call` names a function in one that does.
+"""
+
+import functools
+import importlib.metadata
+from collections import Counter
+from dataclasses import dataclass
+
+from xentx.natives import records
+from xentx.natives._native import Native
+
+ENTRY_POINT_GROUP = "xentx.natives"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenPlugin:
+    """An entry point that gave no records.
+
+    Parameters
+    ----------
+    name
+        What the entry point is called.
+    reason
+        What went wrong.
+    """
+
+    name: str
+    reason: str
+
+
+@functools.cache
+def plugins() -> tuple[tuple[Native, ...], tuple[BrokenPlugin, ...]]:
+    """Load the entry points: the records, and those that could not be had.
+
+    Returns
+    -------
+    tuple of tuples
+        Records of third parties, and broken plugins, which must not break the rest.
+    """
+    found: list[Native] = []
+    broken: list[BrokenPlugin] = []
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded = entry_point.load()
+            given = [loaded] if isinstance(loaded, Native) else list(loaded)
+            strangers = [record for record in given if not isinstance(record, Native)]
+            if strangers:
+                msg = f"got a {type(strangers[0]).__name__}; expected xentx.natives.Native"
+                raise TypeError(msg)  # noqa: TRY301 -- one handler for all that a plugin does wrong
+            ids = Counter(
+                record.id for record in (*records.XENTX, *records.NATIVES, *found, *given)
+            )
+            twice = [name for name, count in ids.items() if count > 1]
+            if twice:
+                msg = f"id {twice[0]!r} is taken"
+                raise ValueError(msg)  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 -- other people's code fails in its own ways
+            broken.append(BrokenPlugin(entry_point.name, f"{type(error).__name__}: {error}"))
+        else:
+            found.extend(given)
+    return tuple(found), tuple(broken)
+
+
+def natives() -> tuple[Native, ...]:
+    """List the records of the frameworks' own losses, installed or not.
+
+    Returns
+    -------
+    tuple of Native
+        xentx's tables in their order, then those of third parties.
+
+    Examples
+    --------
+    >>> [native.id for native in natives() if native.framework == "numpy"][:2]
+    ['scipy:log_softmax + gather', 'sklearn:log_loss']
+    """
+    return (*records.NATIVES, *plugins()[0])
+
+
+def xentx_records() -> tuple[Native, ...]:
+    """List the records of xentx's own loss, one for each framework and its compiler.
+
+    Returns
+    -------
+    tuple of Native
+        What the natives are compared with.
+
+    Examples
+    --------
+    >>> [record.id for record in xentx_records()][:2]
+    ['xentx:numpy', 'xentx:torch']
+    """
+    return records.XENTX

@@ -1,0 +1,1 @@
+"""What the records call. Each module imports its library and is imported by `Native.load`."""

@@ -1,0 +1,42 @@
+"""Losses of NumPy's world: SciPy, scikit-learn, and the textbook's."""
+
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+def gathered(values: Array, target: Array, axis: int) -> Array:
+    """Pick each row's target class."""
+    return np.take_along_axis(values, np.expand_dims(target, axis), axis=axis).squeeze(axis)
+
+
+def reduced(rows: Array, reduction: str) -> Array:
+    """Reduce with NumPy's own functions."""
+    return {"none": lambda: rows, "mean": rows.mean, "sum": rows.sum}[reduction]()
+
+
+def minus_one_hot(probabilities: Array, target: Array, reduction: str, axis: int) -> Array:
+    """Subtract 1 at each row's target class."""
+    gradient = probabilities.copy()
+    at = np.expand_dims(target, axis)
+    picked = np.take_along_axis(gradient, at, axis=axis)
+    np.put_along_axis(gradient, at, picked - picked.dtype.type(1), axis=axis)
+    return gradient / gradient.dtype.type(target.size) if reduction == "mean" else gradient
+
+
+def naive(logits: Array, target: Array, *, axis: int = -1, reduction: str = "none") -> Array:
+    """``-log(exp(x_t) / sum(exp(x)))``, as it stands in textbooks."""
+    exponentials = np.exp(logits)
+    probabilities = exponentials / exponentials.sum(axis=axis, keepdims=True)
+    return reduced(-np.log(gathered(probabilities, target, axis)), reduction)
+
+
+def naive_gradient(
+    logits: Array, target: Array, *, axis: int = -1, reduction: str = "none"
+) -> Array:
+    """Softmax minus one-hot."""
+    exponentials = np.exp(logits)
+    probabilities = exponentials / exponentials.sum(axis=axis, keepdims=True)
+    return minus_one_hot(probabilities, target, reduction, axis)

@@ -1,0 +1,1 @@
+"""The frameworks behind `xentx.natives.Runtime`. Imported by `runtime_of` and no one else."""

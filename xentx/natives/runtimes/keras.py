@@ -1,0 +1,7 @@
+"""Keras: the runtime of the backend that it chose when it was first imported."""
+
+import keras
+
+from xentx.natives._runtime import Runtime, runtime_of
+
+RUNTIME: Runtime = runtime_of(keras.backend.backend())

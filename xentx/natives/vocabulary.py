@@ -1,0 +1,14 @@
+"""The words of all records: xentx's own names of options, reductions, targets and dtypes.
+
+With one vocabulary a table of the frameworks' different spellings is a plain look-up.
+"""
+
+from typing import Literal
+
+Option = Literal["axis", "weight", "sample_weight", "ignore_index", "label_smoothing"]
+Reduction = Literal["none", "mean", "sum", "weighted_mean"]
+Target = Literal["indices", "probabilities"]
+Input = Literal["logits", "probabilities"]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
