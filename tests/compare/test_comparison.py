@@ -95,7 +95,7 @@ def test_xentx_is_accurate_on_numpy(name, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_xentx_is_accurate_on_every_framework(dtype, frameworks):
     for name in ("normal-10", "confident-10", "offset-10", "scaled-10"):
-        truth = Truth.of(REGIMES[name].case(dtype, seed=1))
+        truth = Truth.of(REGIMES[name].case(dtype, seed=0))
         for record in XENTX.values():
             if record.framework in frameworks:
                 found = measure(record, truth, timed=False)

@@ -91,7 +91,7 @@ def compare(
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Write a page to this file: of all regimes, unless given, and all corners."
+            help="Write a page to this file: of many regimes, unless given, and all corners."
         ),
     ] = None,
     fail_on: Annotated[

@@ -26,6 +26,12 @@ from xentx.compare import (
 from xentx.compare._run import FailOn
 from xentx.compare.files import DataError, load
 
+# What is measured for a page, unless told: all kinds of logits, in under three minutes.
+_PAGE_REGIMES = (
+    *("worked-example", "digits", "gap", "normal-10", "normal-1000", "normal-50257"),
+    *("confident-10", "near-tied-10", "offset-10", "scaled-10"),
+)
+
 
 def run(
     *,
@@ -47,7 +53,7 @@ def run(
     if html is not None:
         corners = True
         if regimes is None and logits is None:
-            regimes = ("all",)
+            regimes = _PAGE_REGIMES
     chosen = _regimes(regimes, default=logits is None)
     if target is not None and logits is None:
         msg = "--target goes with --logits"
