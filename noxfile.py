@@ -43,7 +43,8 @@ config = tomllib.load(open("pyproject.toml", "rb"))["tool"]["numpydoc_validation
 checks = get_validation_checks(set(config["checks"]))
 names = [f"xentx.{name}" for name in xentx.__all__]
 errors = [(name, *error) for name in names for error in validate(name)["errors"]]
-sys.exit("\\n".join(f"{name}: {code} {text}" for name, code, text in errors if code in checks))
+report = [f"{name}: {code} {text}" for name, code, text in errors if code in checks]
+sys.exit("\\n".join(report) or None)
 """
 
 
