@@ -52,5 +52,5 @@ def test_what_is_missing_is_told_at_once(tmp_path, module):
     command = [sys.executable, "-P", "-c", program, "compare", "--html", str(tmp_path / "x.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "pip install 'xentx[cli]'" in done.stderr
+    assert "pip install 'xentx[report]'" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,8 @@ def exponentials(xp: Namespace, spec: Spec, x: Array, top: Array) -> tuple[Array
     if spec.precision.recover:
         back = gap - top
         low = (top - (gap - back)) - (x + back)
-        e = e - e * xp.where(xp.isfinite(low), low, 0.0)  # not finite where x is not
+        # Times 1 - low, and not minus e * low, which compilers that flush subnormal numbers lose.
+        e = e * (1.0 - xp.where(xp.isfinite(low), low, 0.0))  # not finite where x is not
     return gap, e
 
 

@@ -104,7 +104,7 @@ def _html_writer(path: Path) -> Callable[[Report, Path], None]:
     try:
         from xentx.compare.html import write_html  # noqa: PLC0415 -- only this option needs it
     except ImportError as error:
-        msg = "--html needs jinja2 and plotly: pip install 'xentx[cli]'"
+        msg = "--html needs jinja2 and plotly: pip install 'xentx[report]'"
         raise typer.BadParameter(msg) from error
     return write_html
 
