@@ -115,7 +115,10 @@ ours, gradient = xentx.value_and_grad(xentx.cross_entropy)(x, t, reduction="none
             shown="F.log_softmax",
             two_steps="torch:F.log_softmax + F.nll_loss",
             one_step="torch:F.cross_entropy",
-            imports="import torch\nimport torch.nn.functional as F\n\ntorch.set_printoptions(precision=17)",
+            imports=(
+                "import torch\nimport torch.nn.functional as F\n\n"
+                "torch.set_printoptions(precision=17)"
+            ),
             body="""
 logits = torch.tensor(values, dtype=torch.DTYPE, requires_grad=True)
 target = torch.tensor(t)
