@@ -96,7 +96,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Type-check xentx/ and backends/, beside the frameworks that have types: torch and JAX."""
-    dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cli"]]
+    extras = PROJECT["optional-dependencies"]
+    dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"]]
     install(session, *dependencies, groups=("typing", "torch", "jax"))
     session.run("mypy")
 

@@ -27,7 +27,7 @@ class Operation(Protocol):
 
     @property
     def pullback(self) -> Callable[..., tuple[Array | None, ...]]:
-        """``(xp, spec, arrays, residuals, cotangent) -> gradients``."""
+        """``(xp, spec, arrays, residuals, cotangent, needs) -> gradients``."""
 
     @property
     def jvp(self) -> Callable[..., Array]:

@@ -37,8 +37,9 @@ def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Arra
             seed = reductions.pullback(
                 xp, spec, seed, problem.sample_weight, problem.reduction, problem.divisor
             )
-        gradient = problem.operation.pullback(xp, spec, arrays, residuals, seed)[0]
-    return result, gradient
+        first = tuple(i == 0 for i in range(len(arrays)))
+        gradients = problem.operation.pullback(xp, spec, arrays, residuals, seed, first)
+    return result, gradients[0]
 
 
 def _finish(problem: Problem, raw: Array) -> Array:

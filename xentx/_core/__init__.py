@@ -3,7 +3,7 @@
 Each operation is a module of pure functions that take the namespace ``xp`` first::
 
     forward(xp, spec, *arrays) -> (value, residuals)
-    pullback(xp, spec, arrays, residuals, cotangent) -> gradients, one for each array
+    pullback(xp, spec, arrays, residuals, cotangent, needs) -> gradients, one for each array
     jvp(xp, spec, arrays, residuals, tangents) -> tangent
 
 They branch on shapes, dtypes and the options in `spec`, never on values, so they trace under
