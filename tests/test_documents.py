@@ -4,6 +4,9 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from routes import requested_frameworks
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+TOOLS = re.findall(r"^    (xentx .*)$", README, flags=re.MULTILINE)
 COMMANDS = re.findall(r"```sh\n(.*?)\n```", README, flags=re.DOTALL)
 
 
@@ -45,6 +49,25 @@ def test_ci_runs_the_command_of_the_readme():
     compare, tests = COMMANDS
     assert compare.endswith("xentx compare")
     assert tests in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("line", TOOLS, ids=[line.split()[1] for line in TOOLS])
+def test_tools(line, tmp_path):
+    """The README's examples of the command run; its report is tested in tests/report."""
+    if "--html" in line:
+        pytest.skip("tests/report writes one")
+    here = {"torch", "tensorflow"} <= set(requested_frameworks())  # Keras comes with TensorFlow
+    if line.startswith("xentx diff") and not here:
+        pytest.skip("it compares losses of two frameworks")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *shlex.split(line)[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def modules():
