@@ -179,7 +179,7 @@ def render(report: Report) -> str:
     """
     versions = ", ".join(
         f"{library.name} {(library.version or '').partition('+')[0]}"
-        + (f" on {report.keras_backend}" if library.name == "keras" else "")
+        + (f" on {', '.join(report.keras_backends)}" if library.name == "keras" else "")
         for library in report.libraries
     )
     groups = {

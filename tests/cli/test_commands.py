@@ -155,3 +155,30 @@ def test_help_imports_nothing_that_takes_time():
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith("[]")
     assert "compare" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "timed", "jobs"),
+    [
+        ((), True, 1),
+        (("--no-time",), False, os.cpu_count()),
+        (("--html", "page.html"), False, os.cpu_count()),
+        (("--html", "page.html", "--time"), True, 1),
+        (("--jobs", "3"), True, 3),
+    ],
+)
+def test_times_are_measured_one_framework_at_a_time(arguments, timed, jobs, monkeypatch, tmp_path):
+    if "--html" in arguments:
+        pytest.importorskip("plotly")
+    from xentx.cli import _compare
+
+    asked = []
+
+    def stop(plan, _, *, jobs):
+        asked.append((plan.timed, jobs))
+        raise SystemExit(7)
+
+    monkeypatch.setattr(_compare, "compare_apart", stop)
+    monkeypatch.chdir(tmp_path)
+    assert run("compare", "-f", "numpy", *arguments).exit_code == 7
+    assert asked == [(timed, jobs)]

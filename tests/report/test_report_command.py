@@ -40,7 +40,7 @@ def test_json_goes_with_it(tmp_path):
 def test_a_folder_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
     from xentx.cli import _compare
 
-    monkeypatch.setattr(_compare, "compare", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(_compare, "compare_apart", lambda *_, **__: pytest.fail("it measured"))
     done = run("--html", str(tmp_path / "nowhere" / "report.html"))
     assert done.exit_code == 2
     assert "there is no folder" in done.output

@@ -84,7 +84,20 @@ def compare(
         bool, typer.Option("--corners/--no-corners", help="Look at corner cases as well.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the regimes' logits.")] = 0,
-    time: Annotated[bool, typer.Option("--time/--no-time", help="Measure time.")] = True,
+    time: Annotated[
+        bool | None,
+        typer.Option("--time/--no-time", help="Measure time; done by default, but not for --html."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Frameworks to measure at once, each in its process, as is each of Keras's "
+            "backends. Default: 1 where time is measured, else the number of processors.",
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON; its schema is xentx.compare.report.")
     ] = False,
@@ -113,6 +126,7 @@ def compare(
             corners=corners,
             seed=seed,
             timed=time,
+            jobs=jobs,
             as_json=json,
             html=html,
             fail_on=fail_on.value,

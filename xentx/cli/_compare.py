@@ -1,5 +1,6 @@
 """``xentx compare``: options into a `Plan`, a progress bar, and the report to the terminal."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from xentx.compare import (
     Regime,
     Report,
     _json,
-    compare,
     user_regime,
 )
+from xentx.compare._apart import compare_apart, keras_backends
 from xentx.compare._run import FailOn
 from xentx.compare.files import DataError, load
 
@@ -43,7 +44,8 @@ def run(
     target: Path | None,
     corners: bool,
     seed: int,
-    timed: bool,
+    timed: bool | None,
+    jobs: int | None,
     as_json: bool,
     html: Path | None,
     fail_on: FailOn,
@@ -54,6 +56,7 @@ def run(
         corners = True
         if regimes is None and logits is None:
             regimes = _PAGE_REGIMES
+    timed = html is None if timed is None else timed
     chosen = _regimes(regimes, default=logits is None)
     if target is not None and logits is None:
         msg = "--target goes with --logits"
@@ -73,6 +76,7 @@ def run(
         corners=tuple(CORNERS.values()) if corners else (),
         seed=seed,
         timed=timed,
+        keras_backends=keras_backends(),
         fail_on=fail_on,
     )
     try:
@@ -80,7 +84,7 @@ def run(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     with quiet() as stderr, _progress(stderr) as step:
-        report = compare(plan, step)
+        report = compare_apart(plan, step, jobs=jobs or _jobs(timed=timed))
     if html is not None and write_html is not None:
         write_html(report, html)
     if as_json:
@@ -94,6 +98,11 @@ def run(
         out = console()
         out.print(_table.render(report, wide=out.width >= _table.WIDE))
     return 0 if report.passed else 1
+
+
+def _jobs(*, timed: bool) -> int:
+    # What runs beside a loss slows it down.
+    return 1 if timed else os.cpu_count() or 1
 
 
 def _html_writer(path: Path) -> Callable[[Report, Path], None]:

@@ -1,6 +1,7 @@
 """Measuring one loss: on a regime against the truth, on a corner against the rule."""
 
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -95,9 +96,30 @@ class Availability:
                 runtime_of(native.framework)
                 native.load()
                 native.load_gradient()
+            running = keras_backend()
         except Exception as error:  # noqa: BLE001 -- a broken installation fails in any way
             return f"fails to import: {describe(error)}"
+        if native.backend not in (None, running):
+            return f"needs a process with KERAS_BACKEND={native.backend}, not {running}"
         return None
+
+
+class Unavailable(Availability):
+    """What stands in where no loss can be had, all for one reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self._reason = reason
+
+    def problem(self, native: Native) -> str | None:  # noqa: ARG002 -- whichever it is
+        """Say the reason."""
+        return self._reason
+
+
+def keras_backend() -> str | None:
+    """Return the backend that Keras has in this process; None where it is not imported."""
+    keras = sys.modules.get("keras")
+    return None if keras is None else keras.backend.backend()
 
 
 @dataclass(frozen=True, slots=True)

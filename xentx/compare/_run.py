@@ -4,7 +4,7 @@ import fnmatch
 import importlib.metadata
 import importlib.util
 import platform
-import sys
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,6 +53,11 @@ class Plan:
         Seed of the regimes' logits.
     timed
         Whether to measure time as well.
+    keras_backends
+        Backends of Keras to measure its losses on, each as losses of their own: their ids begin
+        with ``keras[jax]:``, and a pattern that begins with ``keras:`` means them all. A process
+        can measure the one that its Keras runs on, `compare_apart` every one. Empty for that of
+        the process, with the ids that the records have.
     fail_on
         What counts as a failure: "none"; "xentx", a measurement of xentx that is not accurate or
         a corner in which it breaks its rule; "any", also a native that is neither accurate nor
@@ -66,6 +71,7 @@ class Plan:
     corners: tuple[Corner, ...] = ()
     seed: int = 0
     timed: bool = True
+    keras_backends: tuple[str, ...] = ()
     fail_on: FailOn = "xentx"
 
     def chosen(self) -> tuple[Native, ...]:
@@ -76,7 +82,14 @@ class Plan:
         ValueError
             If a framework or a pattern of losses names none.
         """
-        known = (*xentx_records(), *natives())
+        known = (
+            *xentx_records(),
+            *(
+                native.on_backend(backend) if backend else native
+                for native in natives()
+                for backend in (native.framework == "keras" and self.keras_backends) or (None,)
+            ),
+        )
         names = sorted({native.framework for native in known})
         unknown = [name for name in self.frameworks if name not in names]
         if unknown:
@@ -107,7 +120,8 @@ class Plan:
 def _matches(native: Native, pattern: str) -> bool:
     # Ids hold brackets, which are no character classes here.
     escaped = pattern.replace("[", "[[]")
-    return fnmatch.fnmatchcase(native.id, escaped)
+    names = (native.id, re.sub(r"^(\w+)\[\w+\]:", r"\1:", native.id))
+    return any(fnmatch.fnmatchcase(name, escaped) for name in names)
 
 
 def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
@@ -130,8 +144,13 @@ def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
     ValueError
         If the plan names a framework or a loss that there is none of.
     """
-    chosen = plan.chosen()
-    available = Availability()
+    return compare_some(plan, plan.chosen(), Availability(), progress)
+
+
+def compare_some(
+    plan: Plan, chosen: Sequence[Native], available: Availability, progress: Progress
+) -> Report:
+    """Compare some of a plan's losses, as far as they are available."""
     steps = _Steps(
         len(chosen) * (len(plan.regimes) * len(plan.dtypes) + len(plan.corners)), progress
     )
@@ -141,16 +160,33 @@ def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
         for dtype in plan.dtypes
     )
     corners = tuple(_corner(plan, chosen, available, corner, steps) for corner in plan.corners)
-    failures = tuple(_failures(plan.fail_on, chosen, regimes, corners))
     losses = tuple(_loss(native, available.problem(native)) for native in chosen)
-    keras = sys.modules.get("keras")
+    return assemble(plan, chosen, losses=losses, regimes=regimes, corners=corners)
+
+
+def assemble(
+    plan: Plan,
+    chosen: Sequence[Native],
+    *,
+    losses: tuple[Loss, ...],
+    regimes: tuple[RegimeReport, ...],
+    corners: tuple[CornerReport, ...],
+    crashes: tuple[str, ...] = (),
+) -> Report:
+    """Make a report of what was found, and of crashes that count as failures."""
+    failures = (*crashes, *_failures(plan.fail_on, chosen, regimes, corners))
+    ran = [
+        native.backend or _evaluate.keras_backend()
+        for native, loss in zip(chosen, losses, strict=True)
+        if native.framework == "keras" and loss.problem is None
+    ]
     return Report(
         schema=SCHEMA_VERSION,
         xentx=xentx_version(),
         python=platform.python_version(),
         platform=platform.platform(),
         truth_precision=truth.PRECISION,
-        keras_backend=None if keras is None else keras.backend.backend(),
+        keras_backends=tuple(dict.fromkeys(filter(None, ran))),
         fail_on=plan.fail_on,
         passed=not failures,
         failures=failures,

@@ -94,7 +94,8 @@ def _numbers(values: Nested | None, scale: float = 1.0) -> str:
 def _framework(report: Report, name: str) -> str:
     versions = {library.name: library.version for library in report.libraries}
     version = versions.get(name)
-    on = f" on {report.keras_backend}" if name == "keras" and report.keras_backend else ""
+    backends = report.keras_backends if name == "keras" else ()
+    on = f" on {', '.join(backends)}" if backends else ""
     return f"{_TITLES.get(name, name)}{f' {version}' if version else ''}{on}"
 
 

@@ -8,7 +8,7 @@ one is added.
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 
 Number = float | int
 Nested = Number | tuple["Nested", ...]
@@ -225,8 +225,8 @@ class Report:
     """Operating system and processor."""
     truth_precision: int
     """Bits of the significand in which the truth was computed."""
-    keras_backend: str | None
-    """The backend that Keras ran on; None where Keras is not installed."""
+    keras_backends: tuple[str, ...]
+    """The backends that Keras's losses ran on; empty where none of its losses could be measured."""
     fail_on: str
     """What counts as a failure: "none", "xentx" or "any"."""
     passed: bool

@@ -101,11 +101,14 @@ class Native:
     Parameters
     ----------
     id
-        Short and unique: the framework, a colon, and how users write it.
+        Short and unique: the framework, its backend in brackets where one is meant, a colon, and
+        how users write it.
     name
         Its public name in full.
     framework
         Whose arrays it takes and whose autodiff gives its gradient; a name that `runtime_of` knows.
+    backend
+        The backend of its framework that it is meant on; None for the one of the process.
     call
         ``"module:function"``. The function takes ``(logits, target, *, reduction, ...)``, with a
         keyword for each entry of `options`, and returns the loss.
@@ -149,6 +152,7 @@ class Native:
     id: str
     name: str
     framework: str
+    backend: str | None = None
     call: str
     gradient: str | None = None
     needs: tuple[Requirement, ...]
@@ -169,7 +173,7 @@ class Native:
     caveat: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w+:\S.*", self.id):
+        if not re.fullmatch(r"\w+(\[\w+\])?:\S.*", self.id):
             _refuse("id", self.id, "framework:spelling")
         for reference in (self.call, self.gradient or self.call):
             if not _REFERENCE.fullmatch(reference):
@@ -221,6 +225,12 @@ class Native:
     def load_gradient(self) -> Callable[..., Any] | None:
         """Import the function that `gradient` names."""
         return None if self.gradient is None else resolve(self.gradient)
+
+    def on_backend(self, backend: str) -> Self:
+        """Return the record of the same loss on one backend of its framework."""
+        owner, _, spelling = self.id.partition(":")
+        name = f"{self.name} on {backend}"
+        return replace(self, id=f"{owner}[{backend}]:{spelling}", name=name, backend=backend)
 
     def under_compiler(self, suffix: str, **changes: Any) -> Self:
         """Return the record of the same loss under its framework's compiler."""

@@ -1,0 +1,126 @@
+"""The process that measures a share of a comparison: ``python -m xentx.compare._worker``.
+
+It is asked in one line of JSON on standard input, and answers in lines of JSON on standard output:
+``{"done": 3, "next": "..."}`` before each step and ``{"report": "..."}`` at last. No pickle comes
+or goes. Standard input stays open while the answer is wanted: that it ends is how a worker learns,
+on every system, that whoever asked is gone.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from xentx.compare import _json
+from xentx.compare._evaluate import Availability
+from xentx.compare._run import Plan, compare_some
+from xentx.compare.corners import CORNERS
+from xentx.compare.regimes import REGIMES, Regime
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_PLAIN = ("frameworks", "losses", "dtypes", "seed", "timed", "keras_backends", "fail_on")
+
+
+def describe(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Describe a plan in what JSON has.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to compare. Its corners are those of `CORNERS`.
+    folder : Path
+        Where to put logits and targets that a worker can't make itself, or not cheaply.
+
+    Returns
+    -------
+    dict
+        What `restore` makes the plan of.
+    """
+    described: dict[str, Any] = {name: getattr(plan, name) for name in _PLAIN}
+    described["corners"] = [corner.name for corner in plan.corners]
+    described["regimes"] = [
+        _describe_regime(regime, plan.seed, folder / f"{at}.npz")
+        for at, regime in enumerate(plan.regimes)
+    ]
+    return described
+
+
+def _describe_regime(regime: Regime, seed: int, path: Path) -> dict[str, str]:
+    # What needs a library fits a model: once is enough.
+    known = REGIMES.get(regime.name) is regime
+    if known and (regime.needs is None or find_spec(regime.needs) is None):
+        return {"name": regime.name}
+    logits, target = regime.generate(np.random.default_rng(seed))
+    np.savez(path, logits=logits, target=target)
+    return {"name": regime.name, "description": regime.description, "path": str(path)}
+
+
+def restore(described: dict[str, Any]) -> Plan:
+    """Make a plan of what `describe` returned, also after it has been JSON."""
+    plain: dict[str, Any] = {
+        name: tuple(described[name]) if isinstance(described[name], list) else described[name]
+        for name in _PLAIN
+    }
+    return Plan(
+        **plain,
+        corners=tuple(CORNERS[name] for name in described["corners"]),
+        regimes=tuple(_restore_regime(**regime) for regime in described["regimes"]),
+    )
+
+
+def _restore_regime(name: str, description: str = "", path: str | None = None) -> Regime:
+    if path is None:
+        return REGIMES[name]
+    with np.load(path, allow_pickle=False) as file:
+        logits, target = file["logits"], file["target"]
+    return Regime(name, description, lambda _: (logits, target))
+
+
+def answer(question: dict[str, Any], out: TextIO) -> None:
+    """Measure the losses with the ids asked for, and write what there is to tell."""
+    plan, ids = restore(question["plan"]), question["losses"]
+    known = {native.id: native for native in plan.chosen()}
+
+    def tell(**message: object) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    report = compare_some(
+        plan,
+        [known[name] for name in ids],
+        Availability(),
+        lambda done, _, what: tell(done=done, next=what),
+    )
+    tell(report=_json.dumps(report))
+
+
+def question(described: dict[str, Any], ids: Sequence[str]) -> str:
+    """Write the line that asks for the losses with these ids of a plan that was described."""
+    return json.dumps({"plan": described, "losses": list(ids)}) + "\n"
+
+
+def _end_with_the_asker() -> None:
+    # Not by sys.stdin, whose lock an exiting interpreter would wait for.
+    while os.read(_STDIN, 1):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Answer one question."""
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_asker, daemon=True).start()
+    # What frameworks print, from whatever language, must not get between the lines.
+    with os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8") as out:
+        os.dup2(_STDERR, _STDOUT)
+        answer(asked, out)
+
+
+if __name__ == "__main__":
+    main()
