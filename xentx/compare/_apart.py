@@ -25,9 +25,8 @@ from xentx.compare._run import Plan, Progress, assemble, compare, compare_some
 from xentx.compare.report import CornerResult, Loss, Measurement, Report
 from xentx.natives import Native
 
-KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-"""Backends of Keras that train, its own default first. On NumPy it has no gradients, and some of
-what it is asked here takes it more memory than there is."""
+KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy")
+"""Backends of Keras, its own default first. On NumPy it has losses and no gradients."""
 
 _COMMAND = (sys.executable, "-P", "-m", _worker.__name__)
 

@@ -28,7 +28,10 @@ class NumPyRuntime:
         return np.asarray(array).dtype.name
 
     def one_hot(self, indices: Array, classes: int, dtype: str, axis: int) -> Array:
-        return np.moveaxis(self.array(np.eye(classes), dtype)[indices], -1, axis)
+        # What np.eye(classes)[indices] gives and raises, without a square of the classes.
+        rows = np.zeros((*indices.shape, classes))
+        np.put_along_axis(rows, indices[..., None], 1.0, axis=-1)
+        return self.array(np.moveaxis(rows, -1, axis), dtype)
 
     def configured(self, dtype: str) -> AbstractContextManager[Any]:  # noqa: ARG002
         # What overflows shows in the values: NumPy's warnings would add nothing.
