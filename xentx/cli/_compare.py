@@ -133,15 +133,16 @@ def _regimes(names: Sequence[str] | None, *, default: bool) -> tuple[Regime, ...
 @contextmanager
 def _progress(stderr: TextIO) -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on a terminal, and nothing in a pipe."""
+    if not stderr.isatty():  # where even a disabled bar of an older rich leaves an empty line
+        yield lambda *_: None
+        return
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(
-        *columns, console=Console(file=stderr), transient=True, disable=not stderr.isatty()
-    ) as progress:
+    with Progress(*columns, console=Console(file=stderr), transient=True) as progress:
         task = progress.add_task("starting")
 
         def step(done: int, total: int, what: str) -> None:
