@@ -18,6 +18,18 @@ from xentx._backend import Backend
 from xentx._namespace import is_array_api_obj
 
 
+def installed_version(module: str, distributions: tuple[str, ...]) -> str | None:
+    """Return a library's version, without importing it; None where it is not installed."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class BackendSpec:
     """A row of the table.
@@ -47,14 +59,7 @@ class BackendSpec:
 
     def version(self) -> str | None:
         """Version of the framework, which is not imported; None where it is not installed."""
-        if importlib.util.find_spec(self.framework) is None:
-            return None
-        for distribution in self.distributions:
-            try:
-                return importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return "unknown"
+        return installed_version(self.framework, self.distributions)
 
 
 # Import statements and not importlib: torch.compile can trace these, where a program's first call

@@ -2,16 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from xentx.cli._console import console
+from xentx.cli._progress import progress
 from xentx.cli._quiet import quiet
 from xentx.compare import (
     CORNERS,
@@ -83,7 +80,7 @@ def run(
         plan.chosen()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    with quiet() as stderr, _progress(stderr) as step:
+    with quiet() as stderr, progress(stderr) as step:
         report = compare_apart(plan, step, jobs=jobs or _jobs(timed=timed))
     if html is not None and write_html is not None:
         write_html(report, html)
@@ -128,24 +125,3 @@ def _regimes(names: Sequence[str] | None, *, default: bool) -> tuple[Regime, ...
         msg = f"regime: got {unknown[0]!r}; expected all or some of {', '.join(REGIMES)}"
         raise typer.BadParameter(msg)
     return tuple(REGIMES[name] for name in dict.fromkeys(names))
-
-
-@contextmanager
-def _progress(stderr: TextIO) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar on a terminal, and nothing in a pipe."""
-    if not stderr.isatty():  # where even a disabled bar of an older rich leaves an empty line
-        yield lambda *_: None
-        return
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(file=stderr), transient=True) as progress:
-        task = progress.add_task("starting")
-
-        def step(done: int, total: int, what: str) -> None:
-            progress.update(task, completed=done, total=total, description=what)
-
-        yield step

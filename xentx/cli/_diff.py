@@ -4,10 +4,9 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from xentx.cli._console import console
+from xentx.cli._progress import progress
 from xentx.cli._quiet import quiet
 from xentx.compare import _json
 from xentx.diff import CallError, diff
@@ -19,17 +18,7 @@ if TYPE_CHECKING:
 def run(*, a: str, b: str, target: str | None, corners: bool, as_json: bool) -> None:
     """Run the command."""
     try:
-        with (
-            quiet() as stderr,
-            Progress(
-                console=Console(file=stderr), transient=True, disable=not stderr.isatty()
-            ) as progress,
-        ):
-            task = progress.add_task("starting")
-
-            def step(done: int, total: int, what: str) -> None:
-                progress.update(task, completed=done, total=total, description=what)
-
+        with quiet() as stderr, progress(stderr) as step:
             found = diff(a, b, target=cast("Target | None", target), corners=corners, progress=step)
     except CallError as error:
         raise typer.BadParameter(str(error)) from error

@@ -5,8 +5,6 @@ imports a framework is loaded when it is called and not when it is listed.
 """
 
 import importlib
-import importlib.metadata
-import importlib.util
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Self, get_args
 
+from xentx._registry import installed_version
 from xentx.natives.vocabulary import FLOATS, INTEGERS, Input, Option, Reduction, Target
 
 _REFERENCE = re.compile(r"[\w.]+:[\w.]+")
@@ -74,14 +73,7 @@ class Requirement:
 
     def version(self) -> str | None:
         """Installed version, found without an import; None where it is not installed."""
-        if importlib.util.find_spec(self.module) is None:
-            return None
-        for distribution in self.distributions:
-            try:
-                return importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return "unknown"
+        return installed_version(self.module, self.distributions)
 
     def missing(self) -> str | None:
         """Say what to do to meet the requirement; None where it is met."""
