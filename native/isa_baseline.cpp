@@ -1,0 +1,5 @@
+#include "rows.h"
+
+namespace xentx {
+const Engine baseline{"baseline", rows_in_batch, scratch_bytes, compute_batch, mass_of_row};
+}  // namespace xentx

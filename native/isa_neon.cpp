@@ -1,0 +1,6 @@
+#define XENTX_NEON
+#include "rows.h"
+
+namespace xentx {
+const Engine neon{"neon", rows_in_batch, scratch_bytes, compute_batch, mass_of_row};
+}  // namespace xentx

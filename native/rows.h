@@ -1,0 +1,823 @@
+// The row formula of SEMANTICS.md, in vectors.
+//
+//     m = max x,  rest = sum of exp(x_k - m) but for one k at the maximum,  tail = log1p(rest)
+//     loss = A tail + sum_k q_k (m - x_k) + z (m + tail)^2            with A = sum_k q_k
+//     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
+//     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
+//
+// Two ways to compute it. Class indices with float logits, which is what training does, take the
+// quick one: exponentials in float, sums in double, one pass through memory. It goes along a row
+// where its classes are many, and across 16 rows at a time where they are few or strided. All else
+// (probabilities, smoothing, capped logits, float64, exact results) takes the general one, in
+// double. Both ways round once, at the end.
+#pragma once
+#include "exponential.h"
+#include "job.h"
+
+namespace xentx {
+namespace {
+
+constexpr int kLanes = 16;        // rows in a batch, floats in a vector
+constexpr int kBlock = 2048;      // classes in a block: its logits and exponentials fit in L1
+constexpr int kFewClasses = 64;   // up to here it pays to go across rows
+constexpr int kManyRows = 8;      // rows of up to a block that go along together
+
+inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+// 2^n for an integer n <= 0.
+inline double power_of_2(double n) {
+    int64_t bits = n < -1022.0 ? 0 : (int64_t(n) + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, 8);
+    return power;
+}
+inline double absolute(double x) { return x < 0 ? -x : x; }
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kNaN = __builtin_nanf("");
+
+inline bool is_quick(const Task& task) {
+    return task.operation == Operation::cross_entropy && !is_soft(task) && !task.exact &&
+           task.label_smoothing == 0.0 && task.logit_softcap == 0.0 &&
+           task.logits.dtype != DType::float64;
+}
+inline bool goes_across(const Task& task) {
+    return is_quick(task) && task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
+}
+
+// ---- Reading and writing rows: n entries, `stride` apart.
+
+template <class From, class To>
+inline void gather_as(const From* from, int64_t stride, int64_t n, To* to) {
+    for (int64_t k = 0; k < n; k++) to[k] = To(to_float(from[k * stride]));
+}
+inline void gather(const Array& array, int64_t at, int64_t n, double* to) {
+    switch (array.dtype) {
+        case DType::float16:
+            return gather_as(static_cast<const Half*>(array.data) + at, array.classes, n, to);
+        case DType::bfloat16:
+            return gather_as(static_cast<const Brain*>(array.data) + at, array.classes, n, to);
+        case DType::float32:
+            return gather_as(static_cast<const float*>(array.data) + at, array.classes, n, to);
+        default:
+            return gather_as(static_cast<const double*>(array.data) + at, array.classes, n, to);
+    }
+}
+
+// A block of logits as floats: in place where that is what they are.
+inline const float* floats(const float* from, int64_t stride, int n, float* buffer) {
+    if (stride == 1) return from;
+    gather_as(from, stride, n, buffer);
+    return buffer;
+}
+template <class Narrow>
+inline const float* floats(const Narrow* from, int64_t stride, int n, float* buffer) {
+    int k = 0;
+    if (stride == 1)
+        for (; k + kLanes <= n; k += kLanes) store(buffer + k, load(from + k));
+    for (; k < n; k++) buffer[k] = to_float(from[k * stride]);
+    return buffer;
+}
+
+template <class From, class To> inline void scatter(const From* from, int64_t n, To* to) {
+    for (int64_t k = 0; k < n; k++) put(to + k, from[k]);
+}
+template <class From> inline void scatter(const From* from, int64_t n, DType dtype, void* to,
+                                          int64_t at) {
+    switch (dtype) {
+        case DType::float16: return scatter(from, n, static_cast<Half*>(to) + at);
+        case DType::bfloat16: return scatter(from, n, static_cast<Brain*>(to) + at);
+        case DType::float32: return scatter(from, n, static_cast<float*>(to) + at);
+        default: return scatter(from, n, static_cast<double*>(to) + at);
+    }
+}
+
+// Where an array that is dense in [group, outer, classes, inner] has a row, and its stride.
+inline int64_t dense_at(const Task& task, int64_t group, int64_t outer, int64_t inner) {
+    return (group * task.outer + outer) * task.classes * task.inner + inner;
+}
+
+inline void put_at(DType dtype, void* to, int64_t at, double value) {
+    scatter(&value, 1, dtype, to, at);
+}
+
+// One row of the gradient, or of log_softmax, from doubles.
+inline void write_row(const Task& task, void* to, int64_t at, const double* from) {
+    if (task.inner == 1) return scatter(from, task.classes, task.logits.dtype, to, at);
+    for (int64_t k = 0; k < task.classes; k++)
+        put_at(task.logits.dtype, to, at + k * task.inner, from[k]);
+}
+inline void fill_row(const Task& task, void* to, int64_t at, double value) {
+    for (int64_t k = 0; k < task.classes; k++)
+        put_at(task.logits.dtype, to, at + k * task.inner, value);
+}
+
+// ---- What a row is multiplied by.
+
+struct Row {
+    int64_t group, outer, inner, number;
+    Target target;
+    double weight;  // of its class, or 1
+    double share;   // its sample weight, or 1
+    double unit;    // cotangent, sample weight and divisor: what the gradient is multiplied by
+};
+
+inline Row row_of(const Job& job, const Batch& batch, int i) {
+    const Task& task = job.task;
+    bool along_inner = task.inner > 1;
+    Row row;
+    row.group = batch.group;
+    row.outer = batch.outer + (along_inner ? 0 : i);
+    row.inner = batch.inner + (along_inner ? i : 0);
+    row.number = batch.row + i;
+    row.target = {Target::kept, 0};
+    row.weight = 1.0;
+    if (task.target && !is_soft(task)) {
+        row.target = read_target(task, row.group, row.outer, row.inner);
+        if (row.target.state == Target::kept)
+            row.weight = read(task.weight, row.group * task.weight.group +
+                                               row.target.index * task.weight.classes);
+    }
+    row.share = read(task.sample_weight, task.sample_weight.at(row.group, row.outer, row.inner));
+    double cotangent = 1.0;
+    if (task.cotangent && task.operation == Operation::cross_entropy) {
+        Array one = task.cotangent;
+        int64_t at = one.at(row.group, row.outer, row.inner);
+        one.classes = 0;
+        gather(one, at, 1, &cotangent);
+    }
+    row.unit = cotangent * row.share * job.scale[row.group];
+    return row;
+}
+
+// The loss of a row, to where it belongs.
+inline void write_loss(const Job& job, const Row& row, double loss) {
+    if (!job.task.value) return;
+    if (row.target.state == Target::ignored) loss = 0.0;
+    else if (row.target.state == Target::wrong) loss = kNaN;
+    else if (job.task.sample_weight)  // nothing times infinity is nothing
+        loss = row.share == 0.0 && loss == kInfinity ? 0.0 : row.share * loss;
+    if (job.losses) job.losses[row.number] = loss;
+    else put_at(job.task.logits.dtype, job.task.value, row.number, loss);
+}
+
+// The gradient of a row that needs no computing.
+inline bool write_trivial_gradient(const Task& task, const Row& row) {
+    if (row.target.state == Target::kept) return false;
+    if (task.gradient)
+        fill_row(task, task.gradient, dense_at(task, row.group, row.outer, row.inner),
+                 row.target.state == Target::ignored ? 0.0 : double(kNaN));
+    return true;
+}
+
+// ---- From sums to losses, for up to 16 rows at a time.
+
+// How far the log-sum-exp is above the maximum.
+struct Tail {
+    Vec<double> at_top;  // exp of the maximum, over 2^n
+    Vec<double> rest, tail;
+
+    // Of the maximum, the sum of exponentials over 2^n of all below it, and how many are at it.
+    Tail(const Vec<double>& top, const Reference<double>& reference, const Vec<double>& sum,
+         const Vec<double>& ties) {
+        Vec<double> error;
+        exponential(top, reference, at_top, error);
+        rest = (sum + (ties - Vec<double>(1.0)) * at_top) / at_top;
+        tail = log1p_positive(rest);
+    }
+};
+
+struct Finish {
+    // In: what Tail takes; the target's logit, its weight and the row's unit.
+    double top[kLanes], sum[kLanes], ties[kLanes];
+    double picked[kLanes], weight[kLanes], unit[kLanes];
+    // Out: the loss; what an exponential over 2^n is multiplied by to be a gradient; the gradient
+    // at the target, and at an entry of the maximum that is not the target.
+    double loss[kLanes], factor[kLanes], picked_gradient[kLanes], top_gradient[kLanes];
+    double rest[kLanes];
+
+    void compute(int count, double z_loss) {
+        using V = Vec<double>;
+        for (int i = 0; i < count; i += V::kLanes) {
+            V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(weight + i);
+            V n = (m * V(Form<double>::log2e) + V(Form<double>::magic)) - V(Form<double>::magic);
+            Reference<double> reference(n, 0);
+            Tail t(m, reference, load(sum + i), load(ties + i));
+            V at_picked, error;
+            exponential(x, reference, at_picked, error);
+            V gap = m - x, lse = m + t.tail, all = one + t.rest;
+            // Nothing times infinity is nothing.
+            V l = select(w == zero, w * t.tail, w * (gap + t.tail));
+            V slope = w, extra = zero;
+            if (z_loss != 0.0) {
+                l = l + V(z_loss) * lse * lse;
+                extra = V(2.0 * z_loss) * lse;
+                slope = slope + extra;
+            }
+            auto leads = x == m;
+            V p = select(leads, one / all, at_picked / (t.at_top * all));
+            V p_minus_one = select(leads, zero - t.rest / all, p - one);
+            V u = load(unit + i);
+            store(loss + i, l);
+            store(factor + i, u * slope / (t.at_top * all));
+            store(picked_gradient + i, u * (w * p_minus_one + extra * p));
+            store(top_gradient + i, u * slope / all);
+            store(rest + i, t.rest);
+        }
+    }
+
+    // Whether row i has an entry with a probability above one half that is not its target. Its
+    // gradient comes from 1 / (1 + rest): as a rounded exponential times a factor, what should be
+    // just below 1 might be just above, which is two units off.
+    bool misled(int i) const { return picked[i] != top[i] && rest[i] < 1.0; }
+
+    // Whether floats hold what row i was computed with: else it is one for the general way.
+    bool fits(int i) const {
+        double f = absolute(factor[i]);
+        return absolute(top[i]) <= kLargest && (f == 0.0 || f != f || (f > 0x1p-90 && f < 0x1p90));
+    }
+};
+
+// ---- The quick way, along a row.
+
+// What exponentials of a block add up to.
+struct Sums {
+    WideSum<float> sum;
+    Vec<float> error{0.0f};
+    Vec<int32_t> ties{0};
+
+    double total() const {
+        WideSum<float> errors;
+        errors.add(error);
+        return sum.total() + errors.total();
+    }
+    double count() const {
+        int32_t lanes[kLanes], n = 0;
+        store(lanes, ties);
+        for (int32_t lane : lanes) n -= lane;  // a mask is -1
+        return n;
+    }
+};
+
+inline float maximum(const float* x, int n) {
+    Vec<float> a(-kInfinity), b = a, c = a, d = a;
+    int k = 0;
+    for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
+        a = max(load(x + k), a);
+        b = max(load(x + k + kLanes), b);
+        c = max(load(x + k + 2 * kLanes), c);
+        d = max(load(x + k + 3 * kLanes), d);
+    }
+    for (; k + kLanes <= n; k += kLanes) a = max(load(x + k), a);
+    if (k < n) b = max(load_first(x + k, n - k, -kInfinity), b);
+    float lanes[kLanes], top = -kInfinity;
+    store(lanes, max(max(a, b), max(c, d)));
+    for (float lane : lanes) top = lane > top ? lane : top;
+    return top;
+}
+
+// Exponentials of a block. Those at the maximum are counted, and not summed; a block that has none
+// need not look for them.
+template <bool kHasTop, bool kKeep>
+inline void exponentials(const float* x, int n, const Reference<float>& reference, float top,
+                         Sums& sums, float* kept) {
+    Vec<float> m(top), zero(0.0f);
+    for (int k = 0; k < n; k += kLanes) {
+        __builtin_prefetch(x + k + kBlock);
+        Vec<float> v = k + kLanes <= n ? load(x + k) : load_first(x + k, n - k, -kInfinity);
+        Vec<float> value, error;
+        exponential(v, reference, value, error);
+        if (kKeep) store(kept + k, value);
+        if (kHasTop) {
+            auto is_top = v == m;
+            sums.ties = sums.ties + is_top;
+            value = select(is_top, zero, value);
+            error = select(is_top, zero, error);
+        }
+        sums.sum.add(value);
+        sums.error = sums.error + error;
+    }
+}
+
+// What a gradient's exponentials are multiplied by: a double in two floats.
+struct Factor {
+    Vec<float> high, low;
+    explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
+    Vec<float> times(const Vec<float>& e) const { return fma(e, high, e * low); }
+};
+
+// One row after its first pass.
+struct Along {
+    float* exponentials;  // of the whole row; each block's over 2^(its own n)
+    double* scales;       // the n of each block
+    double top, sum, ties, scale;
+};
+
+template <class S>
+inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, float* buffer,
+                       Along& row) {
+    float top = -kInfinity;
+    double n = 0.0, sum = 0.0, ties = 0.0;
+    for (int64_t from = 0; from < classes; from += kBlock) {
+        int count = int(classes - from < kBlock ? classes - from : kBlock);
+        const float* block = floats(x + from * stride, stride, count, buffer);
+        float highest = maximum(block, count);
+        if (highest > top) {
+            double before = n;
+            n = scale_of(highest);
+            if (!(absolute(highest) <= kLargest)) {  // for the general way
+                row.top = highest;
+                row.sum = row.ties = 1.0;
+                return;
+            }
+            if (top > -kInfinity) {
+                // What was the maximum joins the others, and all go over the new power of 2.
+                Vec<double> e, error;
+                exponential(Vec<double>(top), Reference<double>(Vec<double>(before), 0), e, error);
+                sum = (sum + ties * e[0]) * power_of_2(before - n);
+            }
+            top = highest;
+            ties = 0.0;
+        }
+        Reference<float> reference{Vec<float>(float(n))};
+        float* kept = row.exponentials + from;
+        bool has_top = highest == top && top > -kInfinity;
+        Sums sums;
+        if (keep && has_top) exponentials<true, true>(block, count, reference, top, sums, kept);
+        else if (keep) exponentials<false, true>(block, count, reference, top, sums, kept);
+        else if (has_top) exponentials<true, false>(block, count, reference, top, sums, kept);
+        else exponentials<false, false>(block, count, reference, top, sums, kept);
+        sum += sums.total() * 0x1p-24;  // the bias of Form<float>
+        ties += sums.count();
+        row.scales[from / kBlock] = n;
+    }
+    row.top = top;
+    row.scale = n;
+    row.sum = sum;
+    row.ties = ties;
+}
+
+inline void scale_block(const float* e, int from, int to, const Factor& factor, float* g) {
+    int k = from;
+    for (; k + kLanes <= to; k += kLanes) store(g + k, factor.times(load(e + k)));
+    if (k < to) store_first(g + k, factor.times(load_first(e + k, to - k, 0.0f)), to - k);
+}
+inline void stream_block(const float* e, int from, int to, const Factor& factor, float* g) {
+    int aligned = from + int((64 - (reinterpret_cast<uintptr_t>(g + from) & 63)) % 64 / 4);
+    if (aligned > to) aligned = to;
+    int whole = aligned + (to - aligned) / kLanes * kLanes;
+    scale_block(e, from, aligned, factor, g);
+    for (int k = aligned; k < whole; k += kLanes) stream(g + k, factor.times(load(e + k)));
+    scale_block(e, whole, to, factor, g);
+}
+
+// The gradient of a block, with the target's entry among it where 0 <= picked < n.
+inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+                        bool streams, int64_t stride, float* g, float*) {
+    if (stride != 1) {
+        for (int k = 0; k < n; k += kLanes) {
+            float lanes[kLanes];
+            store(lanes, factor.times(load(e + k)));
+            for (int i = 0; i < kLanes && k + i < n; i++) g[(k + i) * stride] = lanes[i];
+        }
+    } else if (streams) {
+        // No cache line is written both ways: around the target, none is streamed.
+        bool here = 0 <= picked && picked < n;
+        int before = here ? int(picked < kLanes ? 0 : picked - kLanes + 1) : n;
+        int after = here ? int(picked + kLanes < n ? picked + kLanes : n) : n;
+        stream_block(e, 0, before, factor, g);
+        scale_block(e, before, after, factor, g);
+        stream_block(e, after, n, factor, g);
+    } else {
+        scale_block(e, 0, n, factor, g);
+    }
+    if (0 <= picked && picked < n) put(g + picked * stride, value);
+}
+template <class Narrow>
+inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+                        bool, int64_t stride, Narrow* g, float* buffer) {
+    scale_block(e, 0, n, factor, buffer);
+    int k = 0;
+    if (stride == 1)
+        for (; k + kLanes <= n; k += kLanes) store(g + k, load(buffer + k));
+    for (; k < n; k++) put(g + k * stride, buffer[k]);
+    if (0 <= picked && picked < n) put(g + picked * stride, value);
+}
+
+template <class S>
+inline int64_t find(const S* x, int64_t stride, int64_t n, float value) {
+    int64_t k = 0;
+    while (k < n && to_float(x[k * stride]) != value) k++;
+    return k;
+}
+
+template <class S>
+inline void write_along(const Task& task, const S* x, const Along& row, const Finish& finish,
+                        int i, int64_t picked, bool streams, float* buffer, S* g) {
+    const Factor whole(finish.factor[i] * 0x1p-24);
+    const double picked_gradient = finish.picked_gradient[i];
+    int64_t leader = -1;
+    if (finish.misled(i)) {
+        leader = find(x, task.logits.classes, task.classes, float(row.top));
+        streams = false;  // in favour of the store below
+    }
+    Reference<float> reference{Vec<float>(float(row.scale))};
+    for (int64_t from = 0; from < task.classes; from += kBlock) {
+        int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
+        float* e = row.exponentials + from;
+        if (row.scales[from / kBlock] != row.scale) {
+            // Formed when the maximum so far was lower: again, so that the bits are the row's own.
+            const float* block = floats(x + from * task.logits.classes, task.logits.classes, count,
+                                        buffer);
+            Sums ignored;
+            exponentials<false, true>(block, count, reference, float(row.top), ignored, e);
+        }
+        write_block(e, count, whole, picked - from, picked_gradient, streams, task.inner,
+                    g + from * task.inner, buffer);
+    }
+    if (leader >= 0) put(g + leader * task.inner, finish.top_gradient[i]);
+}
+
+// ---- The general way: a row at a time, in double.
+
+struct General {
+    double *x, *e, *q, *slope;  // padded to whole vectors
+
+    static int64_t bytes(const Task& task) { return 4 * padded(task.classes) * 8; }
+    General(const Task& task, void* memory) {
+        int64_t n = padded(task.classes);
+        x = static_cast<double*>(memory);
+        e = x + n;
+        q = e + n;
+        slope = q + n;
+    }
+};
+
+// q for a soft target or with smoothing. Padded with 0.
+inline void read_distribution(const Task& task, const Row& row, double* q) {
+    const int64_t n = task.classes;
+    if (task.operation == Operation::log_softmax_pullback) {
+        gather(task.cotangent, task.cotangent.at(row.group, row.outer, row.inner), n, q);
+    } else {
+        double keep = 1.0 - task.label_smoothing, share = task.label_smoothing / double(n);
+        if (is_soft(task)) {
+            gather(task.target, task.target.at(row.group, row.outer, row.inner), n, q);
+            if (task.label_smoothing != 0.0)
+                for (int64_t k = 0; k < n; k++) q[k] = keep * q[k] + share;
+        } else {
+            for (int64_t k = 0; k < n; k++) q[k] = share;
+            q[row.target.index] += keep;
+        }
+        if (task.weight)
+            for (int64_t k = 0; k < n; k++)
+                q[k] *= read(task.weight, row.group * task.weight.group + k * task.weight.classes);
+    }
+    for (int64_t k = n; k < padded(n); k++) q[k] = 0.0;
+}
+
+inline double sum_of(const double* x, int64_t n) {
+    WideSum<double> sum;
+    for (int64_t k = 0; k < padded(n); k += 8) sum.add(load(x + k));
+    return sum.total();
+}
+
+inline void compute_general(const Job& job, const Row& row, void* memory) {
+    using V = Vec<double>;
+    const Task& task = job.task;
+    const General s(task, memory);
+    const int64_t n = task.classes, all = padded(n);
+    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
+
+    // Logits, capped; what pads them is -inf, and so has no share in anything.
+    gather(task.logits, task.logits.at(row.group, row.outer, row.inner), n, s.x);
+    for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
+    const bool capped = task.logit_softcap != 0.0;
+    if (capped)
+        for (int64_t k = 0; k < n; k += 8) {
+            V x, slope;
+            soft_cap(load(s.x + k), task.logit_softcap, x, slope);
+            store(s.x + k, x);
+            store(s.slope + k, slope);
+        }
+    if (capped)
+        for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
+
+    V highest(-__builtin_inf());
+    for (int64_t k = 0; k < all; k += 8) highest = max(load(s.x + k), highest);
+    double top = -__builtin_inf();
+    int64_t leader = -1;
+    for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
+
+    // Exponentials, over 2^n where the row can be reduced as it stands, else after a shift. A row
+    // without a finite maximum comes out as NaN: its shift is infinite.
+    const double shift = absolute(top) <= kLargest ? 0.0 : top;
+    const double scale = shift == 0.0 ? scale_of(top) : 0.0;
+    const Reference<double> reference{V(scale)};
+    WideSum<double> sum, errors;
+    double ties = 0.0;
+    for (int64_t k = 0; k < all; k += 8) {
+        V value, error, x = load(s.x + k) - V(shift), zero(0.0);
+        auto is_top = x == V(top - shift);
+        exponential(x, reference, value, error);
+        store(s.e + k, value);
+        sum.add(select(is_top, zero, value));
+        errors.add(select(is_top, zero, error));
+        for (int lane = 0; lane < 8; lane++)
+            if (is_top[lane]) {
+                ties += 1.0;
+                leader = k + lane;
+            }
+    }
+    const Tail t(V(top - shift), Reference<double>(V(scale), 0),
+                 V((sum.total() + errors.total()) * 0x1p-53), V(ties));
+    const double rest = t.rest[0], tail = t.tail[0], all_over_top = t.at_top[0] * (1.0 + rest);
+    if (task.operation == Operation::log_softmax) {
+        for (int64_t k = 0; k < all; k += 8) store(s.e + k, (load(s.x + k) - V(top)) - V(tail));
+        return write_row(task, task.value, out, s.e);
+    }
+
+    // A tail + sum of q_k (m - x_k), and z lse^2.
+    const bool pullback = task.operation == Operation::log_softmax_pullback;
+    const bool dense = pullback || is_soft(task) || task.label_smoothing != 0.0;
+    const double lse = top + tail, unit = pullback ? -1.0 : row.unit;
+    double mass = row.weight, gaps;
+    if (dense) {
+        read_distribution(task, row, s.q);
+        mass = sum_of(s.q, n);
+        WideSum<double> products;
+        for (int64_t k = 0; k < all; k += 8) {
+            V q = load(s.q + k), zero(0.0);
+            products.add(select(q == zero, zero, q * (V(top) - load(s.x + k))));
+        }
+        gaps = products.total();
+    } else {
+        gaps = mass == 0.0 ? 0.0 : mass * (top - s.x[row.target.index]);
+    }
+    const double penalty = task.z_loss == 0.0 ? 0.0 : task.z_loss * lse * lse;
+    if (!pullback) write_loss(job, row, mass * tail + gaps + penalty);
+    if (!task.gradient) return;
+
+    // u (A p - q + 2 z lse p): with 1 - p for the entry whose p is above one half, if there is one.
+    const double extra = task.z_loss == 0.0 ? 0.0 : 2.0 * task.z_loss * lse;
+    const V factor(unit * (mass + extra) / all_over_top * 0x1p-53);
+    const double p_top = 1.0 / (1.0 + rest), p_others = rest / (1.0 + rest);
+    const double picked = dense ? 0.0 : s.x[row.target.index];
+    const double e_picked = dense ? 0.0 : s.e[row.target.index] * 0x1p-53;
+    for (int64_t k = 0; k < all; k += 8) {
+        V g = load(s.e + k) * factor;
+        if (dense) g = g - V(unit) * load(s.q + k);
+        store(s.e + k, g);
+    }
+    if (dense && ties == 1.0 && rest < 1.0) {
+        s.q[leader] = 0.0;
+        s.e[leader] = unit * ((sum_of(s.q, n) - mass * p_others) + extra * p_top);
+    } else if (!dense) {
+        double p = picked == top ? p_top : e_picked / all_over_top;
+        double p_minus_one = picked == top ? -p_others : p - 1.0;
+        s.e[row.target.index] = unit * (mass * p_minus_one + extra * p);
+    }
+    if (capped)
+        for (int64_t k = 0; k < all; k += 8) store(s.e + k, load(s.e + k) * load(s.slope + k));
+    write_row(task, task.gradient, out, s.e);
+}
+
+// ---- The quick way, for a batch of rows.
+
+struct Quick {
+    double* scales;      // [rows of a batch][blocks]
+    float* exponentials;  // [rows of a batch][classes], or [classes][16] across
+    float* buffer;        // a block, or [classes][16] across
+
+    static int rows(const Task& task) {
+        if (goes_across(task)) return kLanes;
+        return task.classes <= kBlock ? kManyRows : 1;
+    }
+    static int64_t blocks(const Task& task) { return (task.classes + kBlock - 1) / kBlock; }
+    static int64_t bytes(const Task& task) {
+        return padded(rows(task) * blocks(task)) * 8 +
+               (rows(task) * padded(task.classes) + padded(kBlock) + kBlock * 16) * 4 +
+               General::bytes(task);
+    }
+    Quick(const Task& task, void* memory) {
+        scales = static_cast<double*>(memory);
+        exponentials = reinterpret_cast<float*>(scales + padded(rows(task) * blocks(task)));
+        buffer = exponentials + rows(task) * padded(task.classes);
+        general = buffer + padded(kBlock) + kBlock * 16;
+    }
+    void* general;  // for the rows that turn out to need it
+};
+
+template <class S>
+inline void compute_along(const Job& job, const Batch& batch, void* memory) {
+    const Task& task = job.task;
+    const Quick scratch(task, memory);
+    const auto* logits = static_cast<const S*>(task.logits.data);
+    Row rows[kLanes];
+    Along along[kLanes];
+    Finish finish;
+    for (int i = 0; i < batch.count; i++) {
+        rows[i] = row_of(job, batch, i);
+        along[i].exponentials = scratch.exponentials + i * padded(task.classes);
+        along[i].scales = scratch.scales + i * Quick::blocks(task);
+        finish.top[i] = finish.sum[i] = finish.picked[i] = 0.0;
+        finish.ties[i] = finish.weight[i] = finish.unit[i] = 1.0;
+        if (rows[i].target.state != Target::kept) continue;
+        const S* x = logits + task.logits.at(rows[i].group, rows[i].outer, rows[i].inner);
+        read_along(x, task.logits.classes, task.classes, task.gradient != nullptr, scratch.buffer,
+                   along[i]);
+        finish.top[i] = along[i].top;
+        finish.sum[i] = along[i].sum;
+        finish.ties[i] = along[i].ties;
+        finish.picked[i] = to_float(x[rows[i].target.index * task.logits.classes]);
+        finish.weight[i] = rows[i].weight;
+        finish.unit[i] = rows[i].unit;
+    }
+    finish.compute(batch.count, task.z_loss);
+    for (int i = 0; i < batch.count; i++) {
+        const Row& row = rows[i];
+        if (row.target.state == Target::kept && !finish.fits(i)) {
+            compute_general(job, row, scratch.general);
+            continue;
+        }
+        write_loss(job, row, finish.loss[i]);
+        if (!task.gradient || write_trivial_gradient(task, row)) continue;
+        int64_t from = task.logits.at(row.group, row.outer, row.inner);
+        int64_t to = dense_at(task, row.group, row.outer, row.inner);
+        write_along(task, logits + from, along[i], finish, i, row.target.index, job.streams,
+                    scratch.buffer, static_cast<S*>(task.gradient) + to);
+    }
+    if (job.streams) stream_fence();
+}
+
+// 16 rows at once, a lane each: what `read_along` does, in the same order, so with the same bits.
+template <class S>
+inline void compute_across(const Job& job, const Batch& batch, void* memory) {
+    const Task& task = job.task;
+    const Quick scratch(task, memory);
+    const int classes = int(task.classes), count = batch.count;
+    const int64_t step = task.inner > 1 ? task.logits.inner : task.logits.outer;
+    const S* x = static_cast<const S*>(task.logits.data) +
+                 task.logits.at(batch.group, batch.outer, batch.inner);
+    float* tile = scratch.buffer;
+    float* kept = scratch.exponentials;
+
+    Vec<float> top(-kInfinity), zero(0.0f);
+    for (int k = 0; k < classes; k++) {
+        const S* column = x + k * task.logits.classes;
+        if (step == 1 && count == kLanes) {
+            store(tile + k * kLanes, load(column));
+        } else {
+            for (int i = 0; i < kLanes; i++)
+                tile[k * kLanes + i] = i < count ? to_float(column[i * step]) : 0.0f;
+        }
+        top = max(load(tile + k * kLanes), top);
+    }
+    Finish finish;
+    float scales[kLanes];
+    for (int i = 0; i < kLanes; i++) {
+        finish.top[i] = top[i];
+        scales[i] = absolute(top[i]) <= kLargest ? float(scale_of(top[i])) : 0.0f;
+    }
+    // A sum for each lane that the row would have along its classes.
+    double sums[kLanes][kLanes];
+    float errors[kLanes][kLanes];
+    memset(sums, 0, sizeof sums);
+    memset(errors, 0, sizeof errors);
+    Vec<int32_t> ties(0);
+    const Reference<float> reference{load(scales)};
+    for (int k = 0; k < classes; k++) {
+        Vec<float> v = load(tile + k * kLanes), value, error;
+        exponential(v, reference, value, error);
+        store(kept + k * kLanes, value);
+        auto is_top = v == top;
+        ties = ties + is_top;
+        value = select(is_top, zero, value);
+        error = select(is_top, zero, error);
+        double* sum = sums[k % kLanes];
+        Vec<double> low, high;
+        widen(value, low, high);
+        store(sum, load(sum) + low);
+        store(sum + 8, load(sum + 8) + high);
+        store(errors[k % kLanes], load(errors[k % kLanes]) + error);
+    }
+    for (int half = 0; half < kLanes; half += 8) {
+        Vec<double> s[8], e[8];
+        for (int j = 0; j < 8; j++) {
+            Vec<double> low[2], high[2];
+            widen(load(errors[j]), low[0], low[1]);
+            widen(load(errors[j + 8]), high[0], high[1]);
+            s[j] = load(sums[j] + half) + load(sums[j + 8] + half);
+            e[j] = low[half / 8] + high[half / 8];
+        }
+        auto tree = [](const Vec<double>* v) {
+            return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+        };
+        store(finish.sum + half, (tree(s) + tree(e)) * Vec<double>(0x1p-24));
+    }
+    Row rows[kLanes];
+    for (int i = 0; i < kLanes; i++) {
+        finish.ties[i] = -double(ties[i]);
+        finish.picked[i] = 0.0;
+        finish.weight[i] = finish.unit[i] = 1.0;
+        if (i >= count) continue;
+        rows[i] = row_of(job, batch, i);
+        if (rows[i].target.state != Target::kept) continue;
+        finish.picked[i] = tile[rows[i].target.index * kLanes + i];
+        finish.weight[i] = rows[i].weight;
+        finish.unit[i] = rows[i].unit;
+    }
+    finish.compute(kLanes, task.z_loss);
+
+    bool general[kLanes] = {};
+    for (int i = 0; i < count; i++) {
+        general[i] = rows[i].target.state == Target::kept && !finish.fits(i);
+        if (!general[i]) write_loss(job, rows[i], finish.loss[i]);
+    }
+    if (task.gradient) {
+        // Into the tile, where logits are needed no more; a gradient may lie over the logits, so
+        // that rows for the general way come first.
+        float high[kLanes], low[kLanes];
+        for (int i = 0; i < kLanes; i++) {
+            double factor = finish.factor[i] * 0x1p-24;
+            high[i] = float(factor);
+            low[i] = float(factor - high[i]);
+        }
+        Vec<float> factor_high = load(high), factor_low = load(low);
+        int64_t leaders[kLanes];
+        for (int i = 0; i < count; i++)
+            leaders[i] = finish.misled(i) ? find(tile + i, kLanes, classes, top[i]) : -1;
+        for (int k = 0; k < classes; k++) {
+            Vec<float> e = load(kept + k * kLanes);
+            store(tile + k * kLanes, fma(e, factor_high, e * factor_low));
+        }
+        for (int i = 0; i < count; i++) {
+            if (leaders[i] >= 0) put(tile + leaders[i] * kLanes + i, finish.top_gradient[i]);
+            if (rows[i].target.state == Target::kept)
+                put(tile + rows[i].target.index * kLanes + i, finish.picked_gradient[i]);
+            else
+                for (int k = 0; k < classes; k++)
+                    tile[k * kLanes + i] = rows[i].target.state == Target::wrong ? kNaN : 0.0f;
+        }
+    }
+    for (int i = 0; i < count; i++)
+        if (general[i]) compute_general(job, rows[i], scratch.general);
+    if (!task.gradient) return;
+    S* g = static_cast<S*>(task.gradient) + dense_at(task, batch.group, batch.outer, batch.inner);
+    const int64_t out = task.inner > 1 ? 1 : task.classes;
+    bool any = false;
+    for (int i = 0; i < count; i++) any = any || general[i];
+    for (int k = 0; k < classes; k++) {
+        S* column = g + k * task.inner;
+        if (out == 1 && count == kLanes && !any) {
+            store(column, load(tile + k * kLanes));
+        } else {
+            for (int i = 0; i < count; i++)
+                if (!general[i]) put(column + i * out, tile[k * kLanes + i]);
+        }
+    }
+}
+
+// ---- What run.cpp sees.
+
+inline int rows_in_batch(const Task& task) { return is_quick(task) ? Quick::rows(task) : 1; }
+
+inline int64_t scratch_bytes(const Task& task) {
+    return is_quick(task) ? Quick::bytes(task) : General::bytes(task);
+}
+
+inline void compute_batch(const Job& job, const Batch& batch, void* memory) {
+    const Task& task = job.task;
+    if (is_quick(task)) {
+        const bool across = goes_across(task);
+        switch (task.logits.dtype) {
+            case DType::float16:
+                return across ? compute_across<Half>(job, batch, memory)
+                              : compute_along<Half>(job, batch, memory);
+            case DType::bfloat16:
+                return across ? compute_across<Brain>(job, batch, memory)
+                              : compute_along<Brain>(job, batch, memory);
+            default:
+                return across ? compute_across<float>(job, batch, memory)
+                              : compute_along<float>(job, batch, memory);
+        }
+    }
+    for (int i = 0; i < batch.count; i++) {
+        Row row = row_of(job, batch, i);
+        if (row.target.state == Target::kept) {
+            compute_general(job, row, memory);
+        } else {
+            write_loss(job, row, 0.0);
+            write_trivial_gradient(task, row);
+        }
+    }
+}
+
+inline double mass_of_row(const Task& task, int64_t group, int64_t outer, int64_t inner,
+                          void* memory) {
+    Row row{group, outer, inner, 0, {Target::kept, 0}, 1.0, 1.0, 1.0};
+    double* q = static_cast<double*>(memory);
+    read_distribution(task, row, q);
+    return sum_of(q, task.classes);
+}
+
+}  // namespace
+}  // namespace xentx

@@ -1,0 +1,357 @@
+// Vectors of 64 bytes on whatever registers there are: one of AVX-512, two of AVX2, four of NEON.
+//
+// The same lanes everywhere is what makes the same bits everywhere. GCC's and Clang's vector types
+// give the operators; the few functions that they lack are spelled out for each instruction set.
+// Everything is in an unnamed namespace: this header is compiled once for each instruction set,
+// and a linker that merged two of its functions would run AVX-512 code on a machine without it.
+// For the same reason no file that includes it may use an inline function of the standard library.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(XENTX_AVX512) || defined(XENTX_AVX2)
+#include <immintrin.h>
+#elif defined(XENTX_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace xentx {
+namespace {
+
+#if defined(XENTX_AVX512)
+constexpr int kRegister = 64;
+#elif defined(XENTX_AVX2)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
+template <class T> struct Bits;  // the integer of a type's size
+template <> struct Bits<float> { using type = int32_t; };
+template <> struct Bits<double> { using type = int64_t; };
+template <> struct Bits<int32_t> { using type = int32_t; };
+template <> struct Bits<int64_t> { using type = int64_t; };
+
+template <class T> struct Vec {
+    static constexpr int kLanes = 64 / sizeof(T), kParts = 64 / kRegister;
+    typedef T Register __attribute__((vector_size(kRegister)));
+    typedef T Memory __attribute__((vector_size(kRegister), aligned(alignof(T)), may_alias));
+    typedef typename Bits<T>::type Integers __attribute__((vector_size(kRegister)));
+    Register part[kParts];
+
+    Vec() = default;
+    Vec(T value) {
+        for (auto& p : part) p = Register{} + value;
+    }
+    T operator[](int lane) const {
+        constexpr int n = kRegister / sizeof(T);
+        return part[lane / n][lane % n];
+    }
+};
+
+// A mask has all bits of a lane set, or none.
+template <class T> using Mask = Vec<typename Bits<T>::type>;
+
+template <class T> inline Vec<T> load(const T* from) {
+    Vec<T> v;
+    auto* memory = reinterpret_cast<const typename Vec<T>::Memory*>(from);
+    for (int i = 0; i < v.kParts; i++) v.part[i] = memory[i];
+    return v;
+}
+
+template <class T> inline void store(T* to, const Vec<T>& v) {
+    auto* memory = reinterpret_cast<typename Vec<T>::Memory*>(to);
+    for (int i = 0; i < v.kParts; i++) memory[i] = v.part[i];
+}
+
+// The first n lanes; the others are `rest`.
+template <class T> inline Vec<T> load_first(const T* from, int n, T rest) {
+    T lanes[Vec<T>::kLanes];
+    for (int i = 0; i < Vec<T>::kLanes; i++) lanes[i] = i < n ? from[i] : rest;
+    return load(lanes);
+}
+
+template <class T> inline void store_first(T* to, const Vec<T>& v, int n) {
+    T lanes[Vec<T>::kLanes];
+    store(lanes, v);
+    for (int i = 0; i < n; i++) to[i] = lanes[i];
+}
+
+// Past the caches, to an address that is a multiple of 64.
+template <class T> inline void stream(T* to, const Vec<T>& v) {
+#if defined(XENTX_AVX512)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v.part[0]);
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < v.kParts; i++)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to) + i, (__m256i)v.part[i]);
+#else
+    store(to, v);
+#endif
+}
+
+// Makes what was streamed visible to others in order.
+inline void stream_fence() {
+#if defined(XENTX_AVX512) || defined(XENTX_AVX2)
+    _mm_sfence();
+#endif
+}
+
+template <class T> inline Vec<T> operator+(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] += b.part[i];
+    return a;
+}
+template <class T> inline Vec<T> operator-(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] -= b.part[i];
+    return a;
+}
+template <class T> inline Vec<T> operator*(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] *= b.part[i];
+    return a;
+}
+template <class T> inline Vec<T> operator/(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] /= b.part[i];
+    return a;
+}
+template <class T> inline Vec<T> operator&(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] &= b.part[i];
+    return a;
+}
+template <class T> inline Vec<T> operator|(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] |= b.part[i];
+    return a;
+}
+template <class T> inline Mask<T> operator==(const Vec<T>& a, const Vec<T>& b) {
+    Mask<T> m;
+    for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] == b.part[i];
+    return m;
+}
+template <class T> inline Mask<T> operator<(const Vec<T>& a, const Vec<T>& b) {
+    Mask<T> m;
+    for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] < b.part[i];
+    return m;
+}
+template <class T>
+inline Vec<T> select(const Mask<T>& mask, Vec<T> yes, const Vec<T>& no) {
+    for (int i = 0; i < yes.kParts; i++) yes.part[i] = mask.part[i] ? yes.part[i] : no.part[i];
+    return yes;
+}
+// a where it is greater, else b: b where either is NaN.
+template <class T> inline Vec<T> max(Vec<T> a, const Vec<T>& b) {
+    for (int i = 0; i < a.kParts; i++) a.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
+    return a;
+}
+
+// a b + c, rounded once.
+inline Vec<float> fma(Vec<float> a, const Vec<float>& b, const Vec<float>& c) {
+    for (int i = 0; i < a.kParts; i++) {
+#if defined(XENTX_AVX512)
+        a.part[i] = (Vec<float>::Register)_mm512_fmadd_ps(a.part[i], b.part[i], c.part[i]);
+#elif defined(XENTX_AVX2)
+        a.part[i] = (Vec<float>::Register)_mm256_fmadd_ps(a.part[i], b.part[i], c.part[i]);
+#elif defined(XENTX_NEON)
+        a.part[i] = (Vec<float>::Register)vfmaq_f32(c.part[i], a.part[i], b.part[i]);
+#else
+        for (int j = 0; j < 4; j++)
+            a.part[i][j] = __builtin_fmaf(a.part[i][j], b.part[i][j], c.part[i][j]);
+#endif
+    }
+    return a;
+}
+inline Vec<double> fma(Vec<double> a, const Vec<double>& b, const Vec<double>& c) {
+    for (int i = 0; i < a.kParts; i++) {
+#if defined(XENTX_AVX512)
+        a.part[i] = (Vec<double>::Register)_mm512_fmadd_pd(a.part[i], b.part[i], c.part[i]);
+#elif defined(XENTX_AVX2)
+        a.part[i] = (Vec<double>::Register)_mm256_fmadd_pd(a.part[i], b.part[i], c.part[i]);
+#elif defined(XENTX_NEON)
+        a.part[i] = (Vec<double>::Register)vfmaq_f64(c.part[i], a.part[i], b.part[i]);
+#else
+        for (int j = 0; j < 2; j++)
+            a.part[i][j] = __builtin_fma(a.part[i][j], b.part[i][j], c.part[i][j]);
+#endif
+    }
+    return a;
+}
+
+// The same bits as another type.
+template <class To, class From> inline Vec<To> reinterpret(const Vec<From>& v) {
+    static_assert(sizeof(To) == sizeof(From));
+    Vec<To> to;
+    for (int i = 0; i < v.kParts; i++) to.part[i] = (typename Vec<To>::Register)v.part[i];
+    return to;
+}
+template <int n, class T> inline Vec<T> shift_left(Vec<T> v) {
+    for (auto& p : v.part) p = p << n;
+    return v;
+}
+// Of lanes that are not negative.
+template <int n> inline Vec<int64_t> shift_right(Vec<int64_t> v) {
+    typedef uint64_t Unsigned __attribute__((vector_size(kRegister)));
+    for (auto& p : v.part) p = (Vec<int64_t>::Register)((Unsigned)p >> n);
+    return v;
+}
+
+// Sums that are wider than what they sum: one double for each lane.
+template <class T> struct WideSum;
+template <> struct WideSum<double> {
+    Vec<double> sum{0.0};
+    void add(const Vec<double>& v) { sum = sum + v; }
+    double total() const {
+        double s[8];
+        store(s, sum);
+        return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+    }
+};
+inline void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high) {
+#if defined(XENTX_AVX512)
+    low.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm512_castps512_ps256(v.part[0]));
+    high.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm512_extractf32x8_ps(v.part[0], 1));
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < 2; i++) {
+        Vec<double>& to = i == 0 ? low : high;
+        to.part[0] = (Vec<double>::Register)_mm256_cvtps_pd(_mm256_castps256_ps128(v.part[i]));
+        to.part[1] = (Vec<double>::Register)_mm256_cvtps_pd(_mm256_extractf128_ps(v.part[i], 1));
+    }
+#else
+    for (int i = 0; i < 8; i++) {
+        low.part[i / 2][i % 2] = v.part[i / 4][i % 4];
+        high.part[i / 2][i % 2] = v.part[2 + i / 4][i % 4];
+    }
+#endif
+}
+template <> struct WideSum<float> {
+    Vec<double> low{0.0}, high{0.0};
+    void add(const Vec<float>& v) {
+        Vec<double> l, h;
+        widen(v, l, h);
+        low = low + l;
+        high = high + h;
+    }
+    double total() const { return WideSum<double>{low + high}.total(); }
+};
+
+// float16 and bfloat16, one float at a time: rounded to nearest, ties to even.
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+inline float as_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline uint32_t as_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+inline float to_float(Brain b) { return as_float(uint32_t(b.bits) << 16); }
+inline float to_float(Half h) {
+    uint32_t sign = uint32_t(h.bits & 0x8000) << 16, exponent = (h.bits >> 10) & 31;
+    uint32_t mantissa = h.bits & 1023;
+    if (exponent == 31) return as_float(sign | 0x7f800000 | mantissa << 13);
+    if (exponent == 0) {  // subnormal: mantissa * 2^-24
+        float magnitude = float(mantissa) * 0x1p-24f;
+        return sign ? -magnitude : magnitude;
+    }
+    return as_float(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+inline float to_float(float f) { return f; }
+inline double to_float(double d) { return d; }
+
+inline void put(Brain* to, float f) {
+    uint32_t bits = as_bits(f);
+    to->bits = f != f ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void put(Half* to, float f) {
+    uint32_t bits = as_bits(f), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) {
+        to->bits = 0x7e00;
+    } else if (magnitude >= 0x47800000) {  // 65536 and above; what rounds up to it comes below
+        to->bits = uint16_t(sign | 0x7c00);
+    } else if (magnitude < 0x38800000) {  // subnormal: adding 0.5 rounds to a multiple of 2^-24
+        to->bits = uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000));
+    } else {
+        magnitude += 0xfff + (magnitude >> 13 & 1);
+        to->bits = uint16_t(sign | ((magnitude - 0x38000000) >> 13));
+    }
+}
+inline void put(float* to, float f) { *to = f; }
+inline void put(double* to, double d) { *to = d; }
+// A double rounds to a narrow float once: to float first with the last bit made odd where that was
+// inexact, which the second rounding can't mistake for a tie.
+inline float round_to_odd(double d) {
+    float f = float(d);
+    if (double(f) == d || f != f || f - f != 0.0f) return f;
+    uint32_t bits = as_bits(f);
+    bool too_far = (double(f) > d) == (f > 0);  // away from zero
+    if (too_far) bits -= 1;
+    return as_float(bits | 1);
+}
+inline void put(Brain* to, double d) { put(to, round_to_odd(d)); }
+inline void put(Half* to, double d) { put(to, round_to_odd(d)); }
+inline void put(float* to, double d) { *to = float(d); }
+
+// The same, for whole vectors where there are instructions for it.
+inline Vec<float> load(const Brain* from) {
+    Vec<float> v;
+#if defined(XENTX_AVX512)
+    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    v.part[0] = (Vec<float>::Register)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < 2; i++) {
+        __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+        v.part[i] = (Vec<float>::Register)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+    }
+#else
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = to_float(from[i]);
+    v = load(lanes);
+#endif
+    return v;
+}
+inline Vec<float> load(const Half* from) {
+    Vec<float> v;
+#if defined(XENTX_AVX512)
+    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    v.part[0] = (Vec<float>::Register)_mm512_cvtph_ps(half);
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < 2; i++) {
+        __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+        v.part[i] = (Vec<float>::Register)_mm256_cvtph_ps(half);
+    }
+#else
+    float lanes[16];
+    for (int i = 0; i < 16; i++) lanes[i] = to_float(from[i]);
+    v = load(lanes);
+#endif
+    return v;
+}
+inline void store(Half* to, const Vec<float>& v) {
+#if defined(XENTX_AVX512)
+    __m256i half = _mm512_cvtps_ph(v.part[0], _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < 2; i++) {
+        __m128i half = _mm256_cvtps_ph(v.part[i], _MM_FROUND_TO_NEAREST_INT);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + i, half);
+    }
+#else
+    for (int i = 0; i < 16; i++) put(to + i, v[i]);
+#endif
+}
+inline void store(Brain* to, const Vec<float>& v) {
+    // In vector types alone: compilers turn the narrowing loop into one or two instructions.
+    Vec<int32_t> bits = reinterpret<int32_t>(v), rounded;
+    for (int i = 0; i < v.kParts; i++) {
+        auto odd = (bits.part[i] >> 16) & 1;
+        rounded.part[i] = (bits.part[i] + 0x7fff + odd) >> 16;
+        rounded.part[i] = v.part[i] == v.part[i] ? rounded.part[i] : 0x7fc0;
+    }
+    int32_t lanes[16];
+    store(lanes, rounded);
+    for (int i = 0; i < 16; i++) to[i].bits = uint16_t(lanes[i]);
+}
+
+}  // namespace
+}  // namespace xentx
