@@ -41,7 +41,7 @@ template <> struct Form<double> {
 constexpr double kLargest = 0x1p17;
 
 // The n of a row, which is an integer. The same for a float and for that float as a double.
-inline double scale_of(double top) {
+XENTX_INLINE double scale_of(double top) {
     constexpr double magic = Form<double>::magic;
     return (top * Form<double>::log2e + magic) - magic;
 }
@@ -49,7 +49,7 @@ inline double scale_of(double top) {
 template <class Real> struct Reference {
     Vec<Real> magic, floor;
 
-    explicit Reference(const Vec<Real>& n, int bias = Form<Real>::bias) {
+    XENTX_INLINE explicit Reference(const Vec<Real>& n, int bias = Form<Real>::bias) {
         using F = Form<Real>;
         // The exponent's own bias goes in here too: what is rounded is then the exponent's bits.
         magic = Vec<Real>(F::magic + F::exponent + bias) - n;
@@ -59,7 +59,7 @@ template <class Real> struct Reference {
 
 // `value` is the exponential, rounded, and `error` what rounding it lost.
 template <class Real>
-inline void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value,
+XENTX_INLINE void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value,
                         Vec<Real>& error) {
     using F = Form<Real>;
     using V = Vec<Real>;
@@ -79,14 +79,14 @@ inline void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value
 }
 
 // exp of each lane, for lanes that are not positive.
-inline Vec<double> exp_negative(const Vec<double>& x) {
+XENTX_INLINE Vec<double> exp_negative(const Vec<double>& x) {
     Vec<double> value, error;
     exponential(x, Reference<double>(Vec<double>(0.0), 0), value, error);
     return value;
 }
 
 // log(1 + s) for s >= 0, after fdlibm's s_log1p.c (Sun Microsystems, 1993).
-inline Vec<double> log1p_positive(const Vec<double>& s) {
+XENTX_INLINE Vec<double> log1p_positive(const Vec<double>& s) {
     using V = Vec<double>;
     using I = Vec<int64_t>;
     V one(1.0), u = one + s;
@@ -117,7 +117,7 @@ inline Vec<double> log1p_positive(const Vec<double>& s) {
 }
 
 // c tanh(x / c) and its derivative, by t = exp(-2 |x / c|).
-inline void soft_cap(const Vec<double>& x, double cap, Vec<double>& capped, Vec<double>& slope) {
+XENTX_INLINE void soft_cap(const Vec<double>& x, double cap, Vec<double>& capped, Vec<double>& slope) {
     using V = Vec<double>;
     V y = x / V(cap), zero(0.0);
     V t = exp_negative(V(-2.0) * max(y, zero - y));

@@ -177,7 +177,7 @@ struct Tail {
     Vec<double> rest, tail;
 
     // Of the maximum, the sum of exponentials over 2^n of all below it, and how many are at it.
-    Tail(const Vec<double>& top, const Reference<double>& reference, const Vec<double>& sum,
+    XENTX_INLINE Tail(const Vec<double>& top, const Reference<double>& reference, const Vec<double>& sum,
          const Vec<double>& ties) {
         Vec<double> error;
         exponential(top, reference, at_top, error);
@@ -241,14 +241,14 @@ struct Finish {
 
 // What exponentials of a block add up to.
 struct Sums {
-    WideSum<float> sum;
-    Vec<float> error{0.0f};
-    Vec<int32_t> ties{0};
+    Vec<double> low, high;  // a sum for each of 16 lanes
+    Vec<float> lost;        // by rounding what was summed
+    Vec<int32_t> ties;      // -1 for each entry at the maximum
 
     double total() const {
-        WideSum<float> errors;
-        errors.add(error);
-        return sum.total() + errors.total();
+        Vec<double> lost_low, lost_high;
+        widen(lost, lost_low, lost_high);
+        return sum_of_lanes(low + high) + sum_of_lanes(lost_low + lost_high);
     }
     double count() const {
         int32_t lanes[kLanes], n = 0;
@@ -280,29 +280,42 @@ inline float maximum(const float* x, int n) {
 template <bool kHasTop, bool kKeep>
 inline void exponentials(const float* x, int n, const Reference<float>& reference, float top,
                          Sums& sums, float* kept) {
-    Vec<float> m(top), zero(0.0f);
-    for (int k = 0; k < n; k += kLanes) {
-        __builtin_prefetch(x + k + kBlock);
-        Vec<float> v = k + kLanes <= n ? load(x + k) : load_first(x + k, n - k, -kInfinity);
+    // Locals, which live in registers: `kept` might otherwise be where a sum is.
+    const Reference<float> to = reference;
+    const Vec<float> m(top), zero(0.0f);
+    Vec<double> low(0.0), high(0.0);
+    Vec<float> lost(0.0f);
+    Vec<int32_t> ties(0);
+    auto step = [&](const Vec<float>& v, int k) __attribute__((always_inline)) {
         Vec<float> value, error;
-        exponential(v, reference, value, error);
+        exponential(v, to, value, error);
         if (kKeep) store(kept + k, value);
         if (kHasTop) {
             auto is_top = v == m;
-            sums.ties = sums.ties + is_top;
+            ties = ties + is_top;
             value = select(is_top, zero, value);
             error = select(is_top, zero, error);
         }
-        sums.sum.add(value);
-        sums.error = sums.error + error;
+        Vec<double> l, h;
+        widen(value, l, h);
+        low = low + l;
+        high = high + h;
+        lost = lost + error;
+    };
+    int k = 0;
+    for (; k + kLanes <= n; k += kLanes) {
+        __builtin_prefetch(x + k + kBlock);
+        step(load(x + k), k);
     }
+    if (k < n) step(load_first(x + k, n - k, -kInfinity), k);
+    sums = {low, high, lost, ties};
 }
 
 // What a gradient's exponentials are multiplied by: a double in two floats.
 struct Factor {
     Vec<float> high, low;
     explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
-    Vec<float> times(const Vec<float>& e) const { return fma(e, high, e * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& e) const { return fma(e, high, e * low); }
 };
 
 // One row after its first pass.
@@ -475,9 +488,9 @@ inline void read_distribution(const Task& task, const Row& row, double* q) {
 }
 
 inline double sum_of(const double* x, int64_t n) {
-    WideSum<double> sum;
-    for (int64_t k = 0; k < padded(n); k += 8) sum.add(load(x + k));
-    return sum.total();
+    Vec<double> sum(0.0);
+    for (int64_t k = 0; k < padded(n); k += 8) sum = sum + load(x + k);
+    return sum_of_lanes(sum);
 }
 
 inline void compute_general(const Job& job, const Row& row, void* memory) {
@@ -512,15 +525,15 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     const double shift = absolute(top) <= kLargest ? 0.0 : top;
     const double scale = shift == 0.0 ? scale_of(top) : 0.0;
     const Reference<double> reference{V(scale)};
-    WideSum<double> sum, errors;
+    Vec<double> sum(0.0), lost(0.0);
     double ties = 0.0;
     for (int64_t k = 0; k < all; k += 8) {
         V value, error, x = load(s.x + k) - V(shift), zero(0.0);
         auto is_top = x == V(top - shift);
         exponential(x, reference, value, error);
         store(s.e + k, value);
-        sum.add(select(is_top, zero, value));
-        errors.add(select(is_top, zero, error));
+        sum = sum + select(is_top, zero, value);
+        lost = lost + select(is_top, zero, error);
         for (int lane = 0; lane < 8; lane++)
             if (is_top[lane]) {
                 ties += 1.0;
@@ -528,7 +541,7 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
             }
     }
     const Tail t(V(top - shift), Reference<double>(V(scale), 0),
-                 V((sum.total() + errors.total()) * 0x1p-53), V(ties));
+                 V((sum_of_lanes(sum) + sum_of_lanes(lost)) * 0x1p-53), V(ties));
     const double rest = t.rest[0], tail = t.tail[0], all_over_top = t.at_top[0] * (1.0 + rest);
     if (task.operation == Operation::log_softmax) {
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, (load(s.x + k) - V(top)) - V(tail));
@@ -543,12 +556,12 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     if (dense) {
         read_distribution(task, row, s.q);
         mass = sum_of(s.q, n);
-        WideSum<double> products;
+        V products(0.0);
         for (int64_t k = 0; k < all; k += 8) {
             V q = load(s.q + k), zero(0.0);
-            products.add(select(q == zero, zero, q * (V(top) - load(s.x + k))));
+            products = products + select(q == zero, zero, q * (V(top) - load(s.x + k)));
         }
-        gaps = products.total();
+        gaps = sum_of_lanes(products);
     } else {
         gaps = mass == 0.0 ? 0.0 : mass * (top - s.x[row.target.index]);
     }

@@ -15,6 +15,9 @@
 #include <arm_neon.h>
 #endif
 
+// Vectors stay in registers only where they are handed from function to function at no cost.
+#define XENTX_INLINE inline __attribute__((always_inline))
+
 namespace xentx {
 namespace {
 
@@ -40,10 +43,10 @@ template <class T> struct Vec {
     Register part[kParts];
 
     Vec() = default;
-    Vec(T value) {
+    XENTX_INLINE Vec(T value) {
         for (auto& p : part) p = Register{} + value;
     }
-    T operator[](int lane) const {
+    XENTX_INLINE T operator[](int lane) const {
         constexpr int n = kRegister / sizeof(T);
         return part[lane / n][lane % n];
     }
@@ -52,33 +55,34 @@ template <class T> struct Vec {
 // A mask has all bits of a lane set, or none.
 template <class T> using Mask = Vec<typename Bits<T>::type>;
 
-template <class T> inline Vec<T> load(const T* from) {
+template <class T> XENTX_INLINE Vec<T> load(const T* from) {
     Vec<T> v;
     auto* memory = reinterpret_cast<const typename Vec<T>::Memory*>(from);
     for (int i = 0; i < v.kParts; i++) v.part[i] = memory[i];
     return v;
 }
 
-template <class T> inline void store(T* to, const Vec<T>& v) {
+template <class T> XENTX_INLINE void store(T* to, const Vec<T>& v) {
     auto* memory = reinterpret_cast<typename Vec<T>::Memory*>(to);
     for (int i = 0; i < v.kParts; i++) memory[i] = v.part[i];
 }
 
 // The first n lanes; the others are `rest`.
-template <class T> inline Vec<T> load_first(const T* from, int n, T rest) {
+template <class T> XENTX_INLINE Vec<T> load_first(const T* from, int n, T rest) {
     T lanes[Vec<T>::kLanes];
-    for (int i = 0; i < Vec<T>::kLanes; i++) lanes[i] = i < n ? from[i] : rest;
+    store(lanes, Vec<T>(rest));
+    memcpy(lanes, from, size_t(n) * sizeof(T));
     return load(lanes);
 }
 
-template <class T> inline void store_first(T* to, const Vec<T>& v, int n) {
+template <class T> XENTX_INLINE void store_first(T* to, const Vec<T>& v, int n) {
     T lanes[Vec<T>::kLanes];
     store(lanes, v);
-    for (int i = 0; i < n; i++) to[i] = lanes[i];
+    memcpy(to, lanes, size_t(n) * sizeof(T));
 }
 
 // Past the caches, to an address that is a multiple of 64.
-template <class T> inline void stream(T* to, const Vec<T>& v) {
+template <class T> XENTX_INLINE void stream(T* to, const Vec<T>& v) {
 #if defined(XENTX_AVX512)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v.part[0]);
 #elif defined(XENTX_AVX2)
@@ -90,59 +94,59 @@ template <class T> inline void stream(T* to, const Vec<T>& v) {
 }
 
 // Makes what was streamed visible to others in order.
-inline void stream_fence() {
+XENTX_INLINE void stream_fence() {
 #if defined(XENTX_AVX512) || defined(XENTX_AVX2)
     _mm_sfence();
 #endif
 }
 
-template <class T> inline Vec<T> operator+(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator+(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] += b.part[i];
     return a;
 }
-template <class T> inline Vec<T> operator-(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator-(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] -= b.part[i];
     return a;
 }
-template <class T> inline Vec<T> operator*(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator*(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] *= b.part[i];
     return a;
 }
-template <class T> inline Vec<T> operator/(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator/(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] /= b.part[i];
     return a;
 }
-template <class T> inline Vec<T> operator&(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator&(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] &= b.part[i];
     return a;
 }
-template <class T> inline Vec<T> operator|(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> operator|(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] |= b.part[i];
     return a;
 }
-template <class T> inline Mask<T> operator==(const Vec<T>& a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Mask<T> operator==(const Vec<T>& a, const Vec<T>& b) {
     Mask<T> m;
     for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] == b.part[i];
     return m;
 }
-template <class T> inline Mask<T> operator<(const Vec<T>& a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Mask<T> operator<(const Vec<T>& a, const Vec<T>& b) {
     Mask<T> m;
     for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] < b.part[i];
     return m;
 }
 template <class T>
-inline Vec<T> select(const Mask<T>& mask, Vec<T> yes, const Vec<T>& no) {
+XENTX_INLINE Vec<T> select(const Mask<T>& mask, Vec<T> yes, const Vec<T>& no) {
     for (int i = 0; i < yes.kParts; i++) yes.part[i] = mask.part[i] ? yes.part[i] : no.part[i];
     return yes;
 }
 // a where it is greater, else b: b where either is NaN.
-template <class T> inline Vec<T> max(Vec<T> a, const Vec<T>& b) {
+template <class T> XENTX_INLINE Vec<T> max(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
     return a;
 }
 
 // a b + c, rounded once.
-inline Vec<float> fma(Vec<float> a, const Vec<float>& b, const Vec<float>& c) {
+XENTX_INLINE Vec<float> fma(Vec<float> a, const Vec<float>& b, const Vec<float>& c) {
     for (int i = 0; i < a.kParts; i++) {
 #if defined(XENTX_AVX512)
         a.part[i] = (Vec<float>::Register)_mm512_fmadd_ps(a.part[i], b.part[i], c.part[i]);
@@ -157,7 +161,7 @@ inline Vec<float> fma(Vec<float> a, const Vec<float>& b, const Vec<float>& c) {
     }
     return a;
 }
-inline Vec<double> fma(Vec<double> a, const Vec<double>& b, const Vec<double>& c) {
+XENTX_INLINE Vec<double> fma(Vec<double> a, const Vec<double>& b, const Vec<double>& c) {
     for (int i = 0; i < a.kParts; i++) {
 #if defined(XENTX_AVX512)
         a.part[i] = (Vec<double>::Register)_mm512_fmadd_pd(a.part[i], b.part[i], c.part[i]);
@@ -174,35 +178,31 @@ inline Vec<double> fma(Vec<double> a, const Vec<double>& b, const Vec<double>& c
 }
 
 // The same bits as another type.
-template <class To, class From> inline Vec<To> reinterpret(const Vec<From>& v) {
+template <class To, class From> XENTX_INLINE Vec<To> reinterpret(const Vec<From>& v) {
     static_assert(sizeof(To) == sizeof(From));
     Vec<To> to;
     for (int i = 0; i < v.kParts; i++) to.part[i] = (typename Vec<To>::Register)v.part[i];
     return to;
 }
-template <int n, class T> inline Vec<T> shift_left(Vec<T> v) {
+template <int n, class T> XENTX_INLINE Vec<T> shift_left(Vec<T> v) {
     for (auto& p : v.part) p = p << n;
     return v;
 }
 // Of lanes that are not negative.
-template <int n> inline Vec<int64_t> shift_right(Vec<int64_t> v) {
+template <int n> XENTX_INLINE Vec<int64_t> shift_right(Vec<int64_t> v) {
     typedef uint64_t Unsigned __attribute__((vector_size(kRegister)));
     for (auto& p : v.part) p = (Vec<int64_t>::Register)((Unsigned)p >> n);
     return v;
 }
 
-// Sums that are wider than what they sum: one double for each lane.
-template <class T> struct WideSum;
-template <> struct WideSum<double> {
-    Vec<double> sum{0.0};
-    void add(const Vec<double>& v) { sum = sum + v; }
-    double total() const {
-        double s[8];
-        store(s, sum);
-        return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-    }
-};
-inline void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high) {
+XENTX_INLINE double sum_of_lanes(const Vec<double>& v) {
+    double s[8];
+    store(s, v);
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+// 16 floats as doubles: lanes 0 to 7 and 8 to 15.
+XENTX_INLINE void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high) {
 #if defined(XENTX_AVX512)
     low.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm512_castps512_ps256(v.part[0]));
     high.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm512_extractf32x8_ps(v.part[0], 1));
@@ -219,34 +219,23 @@ inline void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high) {
     }
 #endif
 }
-template <> struct WideSum<float> {
-    Vec<double> low{0.0}, high{0.0};
-    void add(const Vec<float>& v) {
-        Vec<double> l, h;
-        widen(v, l, h);
-        low = low + l;
-        high = high + h;
-    }
-    double total() const { return WideSum<double>{low + high}.total(); }
-};
-
 // float16 and bfloat16, one float at a time: rounded to nearest, ties to even.
 struct Half { uint16_t bits; };
 struct Brain { uint16_t bits; };
 
-inline float as_float(uint32_t bits) {
+XENTX_INLINE float as_float(uint32_t bits) {
     float f;
     memcpy(&f, &bits, 4);
     return f;
 }
-inline uint32_t as_bits(float f) {
+XENTX_INLINE uint32_t as_bits(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return bits;
 }
 
-inline float to_float(Brain b) { return as_float(uint32_t(b.bits) << 16); }
-inline float to_float(Half h) {
+XENTX_INLINE float to_float(Brain b) { return as_float(uint32_t(b.bits) << 16); }
+XENTX_INLINE float to_float(Half h) {
     uint32_t sign = uint32_t(h.bits & 0x8000) << 16, exponent = (h.bits >> 10) & 31;
     uint32_t mantissa = h.bits & 1023;
     if (exponent == 31) return as_float(sign | 0x7f800000 | mantissa << 13);
@@ -256,14 +245,14 @@ inline float to_float(Half h) {
     }
     return as_float(sign | (exponent + 112) << 23 | mantissa << 13);
 }
-inline float to_float(float f) { return f; }
-inline double to_float(double d) { return d; }
+XENTX_INLINE float to_float(float f) { return f; }
+XENTX_INLINE double to_float(double d) { return d; }
 
-inline void put(Brain* to, float f) {
+XENTX_INLINE void put(Brain* to, float f) {
     uint32_t bits = as_bits(f);
     to->bits = f != f ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-inline void put(Half* to, float f) {
+XENTX_INLINE void put(Half* to, float f) {
     uint32_t bits = as_bits(f), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000) {
         to->bits = 0x7e00;
@@ -276,11 +265,11 @@ inline void put(Half* to, float f) {
         to->bits = uint16_t(sign | ((magnitude - 0x38000000) >> 13));
     }
 }
-inline void put(float* to, float f) { *to = f; }
-inline void put(double* to, double d) { *to = d; }
+XENTX_INLINE void put(float* to, float f) { *to = f; }
+XENTX_INLINE void put(double* to, double d) { *to = d; }
 // A double rounds to a narrow float once: to float first with the last bit made odd where that was
 // inexact, which the second rounding can't mistake for a tie.
-inline float round_to_odd(double d) {
+XENTX_INLINE float round_to_odd(double d) {
     float f = float(d);
     if (double(f) == d || f != f || f - f != 0.0f) return f;
     uint32_t bits = as_bits(f);
@@ -288,12 +277,12 @@ inline float round_to_odd(double d) {
     if (too_far) bits -= 1;
     return as_float(bits | 1);
 }
-inline void put(Brain* to, double d) { put(to, round_to_odd(d)); }
-inline void put(Half* to, double d) { put(to, round_to_odd(d)); }
-inline void put(float* to, double d) { *to = float(d); }
+XENTX_INLINE void put(Brain* to, double d) { put(to, round_to_odd(d)); }
+XENTX_INLINE void put(Half* to, double d) { put(to, round_to_odd(d)); }
+XENTX_INLINE void put(float* to, double d) { *to = float(d); }
 
 // The same, for whole vectors where there are instructions for it.
-inline Vec<float> load(const Brain* from) {
+XENTX_INLINE Vec<float> load(const Brain* from) {
     Vec<float> v;
 #if defined(XENTX_AVX512)
     __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -310,7 +299,7 @@ inline Vec<float> load(const Brain* from) {
 #endif
     return v;
 }
-inline Vec<float> load(const Half* from) {
+XENTX_INLINE Vec<float> load(const Half* from) {
     Vec<float> v;
 #if defined(XENTX_AVX512)
     __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -327,7 +316,7 @@ inline Vec<float> load(const Half* from) {
 #endif
     return v;
 }
-inline void store(Half* to, const Vec<float>& v) {
+XENTX_INLINE void store(Half* to, const Vec<float>& v) {
 #if defined(XENTX_AVX512)
     __m256i half = _mm512_cvtps_ph(v.part[0], _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
@@ -340,7 +329,7 @@ inline void store(Half* to, const Vec<float>& v) {
     for (int i = 0; i < 16; i++) put(to + i, v[i]);
 #endif
 }
-inline void store(Brain* to, const Vec<float>& v) {
+XENTX_INLINE void store(Brain* to, const Vec<float>& v) {
     // In vector types alone: compilers turn the narrowing loop into one or two instructions.
     Vec<int32_t> bits = reinterpret<int32_t>(v), rounded;
     for (int i = 0; i < v.kParts; i++) {
