@@ -22,6 +22,14 @@ class Operation(Protocol):
     """A module of `xentx._core`: a value, and its derivatives in both directions."""
 
     @property
+    def NAME(self) -> str:  # noqa: N802 -- a module's constant
+        """Of the function that it computes."""
+
+    @property
+    def IS_ROWWISE(self) -> bool:  # noqa: N802
+        """Whether there is one value a row, to reduce; else one for each logit."""
+
+    @property
     def forward(self) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
         """``(xp, spec, *arrays) -> (value, residuals)``."""
 
@@ -34,10 +42,30 @@ class Operation(Protocol):
         """``(xp, spec, arrays, residuals, tangents) -> tangent``."""
 
 
+class NativeAdapter(Protocol):
+    """An adapter's module that hands its framework's arrays to the native kernel.
+
+    ``kind`` is a `xentx._problem.Kind`. What the kernel can't take goes to `xentx._evaluate`'s
+    portable functions, silently and correctly.
+    """
+
+    def takes(self, array: Array) -> bool:
+        """Whether the kernel computes losses of `array`, which is where the kernel can read it."""
+
+    def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array:
+        """Value, which the framework can differentiate to any order."""
+
+    def solve_with_gradient(
+        self, kind: Any, arrays: tuple[Array | None, ...], cotangent: object | None
+    ) -> tuple[Array, Array]:
+        """Value and gradient by the logits."""
+
+
 class Backend(Protocol):
     """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
 
     name: str
+    native: NativeAdapter | None  # None without a kernel
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""
@@ -57,6 +85,9 @@ class Backend(Protocol):
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Concrete values as a NumPy array."""
 
+    def is_compiling(self) -> bool:
+        """Whether a compiler is reading this call, whose shapes may be symbols."""
+
     def has_float64(self, array: Array) -> bool:
         """Whether float64 exists where `array` lives."""
 
@@ -71,6 +102,7 @@ class ArrayAPIBackend:
     """Any library that follows the standard: forward, and gradients by `xentx.value_and_grad`."""
 
     name = "array-api"
+    native = None
 
     def owns(self, value: object) -> bool:
         return is_array_api_obj(value)
@@ -96,6 +128,9 @@ class ArrayAPIBackend:
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
+
+    def is_compiling(self) -> bool:
+        return False
 
     def has_float64(self, array: Array) -> bool:
         return "float64" in self.namespace(array).__array_namespace_info__().dtypes()

@@ -1,53 +1,109 @@
-"""From a problem to its value: through the framework's autodiff, or with the gradient beside it."""
+"""From a problem to its value: by the native kernel where there is one, else by the core.
+
+The core's way goes through the framework's autodiff, or forms the gradient beside the value. It is
+also what the kernel's adapters fall back on, for every derivative that the kernel lacks.
+"""
 
 from typing import Any
 
 from xentx import _problem
+from xentx._backend import Backend
 from xentx._core import reduction as reductions
-from xentx._problem import Problem
+from xentx._problem import Kind, Prepared, Problem
 
 Array = Any
+Arrays = tuple[Array | None, ...]
 
 
 def value(problem: Problem) -> Array:
     """Value of the problem, which the framework can differentiate."""
-    backend = problem.backend
-    with backend.evaluating():
-        raw = backend.attach(problem.operation, problem.spec, problem.arrays)
-        return _finish(problem, raw)
+    kind, arrays = problem
+    native = kind.backend.native
+    if native is None or not kind.native:
+        return portable(kind, arrays)
+    return native.solve(kind, _for_kernel(kind, arrays))
 
 
 def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Array, Array]:
-    """Value of the problem, and the cotangent pulled back to its first array.
+    """Value of the problem, and the cotangent pulled back to its first array."""
+    kind, arrays = problem
+    native = kind.backend.native
+    if native is None or not kind.native:
+        return portable_with_gradient(kind, arrays, cotangent)
+    return native.solve_with_gradient(kind, _for_kernel(kind, arrays), cotangent)
 
-    The core's own pair of functions, with no autodiff: so it serves NumPy and every other library.
-    """
-    backend, spec, arrays = problem.backend, problem.spec, problem.arrays
-    logits: Array = arrays[0]
+
+def _for_kernel(kind: Kind, arrays: Arrays) -> Arrays:
+    """Give the small arrays the dtypes that the kernel reads."""
+    logits, target, weight, sample_weight, normalizer = arrays
+    if target is None:
+        return arrays
+    backend = kind.backend
+    compute = kind.spec.precision.compute
     xp = backend.namespace(logits)
+    if not kind.spec.soft and backend.dtype_name(target) not in ("int32", "int64"):
+        target = xp.astype(target, xp.int64 if backend.has_float64(logits) else xp.int32)
+    if weight is not None:
+        weight = xp.astype(weight, compute, copy=False)
+    if sample_weight is not None:
+        sample_weight = xp.astype(sample_weight, compute, copy=False)
+    if normalizer is not None:
+        normalizer = xp.astype(normalizer, compute, copy=False)
+    return logits, target, weight, sample_weight, normalizer
+
+
+def portable(kind: Kind, arrays: Arrays) -> Array:
+    """Value by the core, attached to the framework's autodiff."""
+    backend = kind.backend
+    prepared = _problem.prepare(Problem(kind, arrays))
     with backend.evaluating():
-        raw, residuals = problem.operation.forward(xp, spec, *arrays)
-        result = _finish(problem, raw)
-        if cotangent is None:
-            cotangent = xp.ones_like(result)
-        else:
-            cotangent = _problem.cotangent(backend, cotangent, result)
-        seed = xp.astype(cotangent, spec.precision.compute, copy=False)
-        if problem.reduction is not None:
+        raw = backend.attach(kind.operation, prepared.spec, prepared.arrays)
+        return _finish(kind, prepared, raw)
+
+
+def portable_with_gradient(
+    kind: Kind, arrays: Arrays, cotangent: object | None
+) -> tuple[Array, Array]:
+    """Value and gradient by the core's own pair of functions, with no autodiff.
+
+    So it serves NumPy and every other library.
+    """
+    backend, operation = kind.backend, kind.operation
+    prepared = _problem.prepare(Problem(kind, arrays))
+    spec, inputs = prepared.spec, prepared.arrays
+    xp = backend.namespace(inputs[0])
+    with backend.evaluating():
+        raw, residuals = operation.forward(xp, spec, *inputs)
+        result = _finish(kind, prepared, raw)
+        seed = seed_of(backend, cotangent, result)
+        seed = xp.astype(seed, spec.precision.compute, copy=False)
+        if operation.IS_ROWWISE:
             seed = reductions.pullback(
-                xp, spec, seed, problem.sample_weight, problem.reduction, problem.divisor
+                xp, spec, seed, prepared.sample_weight, kind.task.reduction, prepared.divisor
             )
-        first = tuple(i == 0 for i in range(len(arrays)))
-        gradients = problem.operation.pullback(xp, spec, arrays, residuals, seed, first)
+        first = tuple(i == 0 for i in range(len(inputs)))
+        gradients = operation.pullback(xp, spec, inputs, residuals, seed, first)
     return result, gradients[0]
 
 
-def _finish(problem: Problem, raw: Array) -> Array:
+def seed_of(backend: Backend, cotangent: object | None, result: Array) -> Array:
+    """Return the cotangent of a value: ones where none is given."""
+    if cotangent is None:
+        return backend.namespace(result).ones_like(result)
+    return _problem.cotangent(backend, cotangent, result)
+
+
+def _finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:
     """Reduce, and round to the dtype of the logits: once."""
-    logits: Array = problem.arrays[0]
-    xp = problem.backend.namespace(logits)
-    if problem.reduction is not None:
+    logits: Array = prepared.arrays[0]
+    xp = kind.backend.namespace(logits)
+    if kind.operation.IS_ROWWISE:
         raw = reductions.forward(
-            xp, problem.spec, raw, problem.sample_weight, problem.reduction, problem.divisor
+            xp,
+            prepared.spec,
+            raw,
+            prepared.sample_weight,
+            kind.task.reduction,
+            prepared.divisor,
         )
     return xp.astype(raw, logits.dtype, copy=False)

@@ -17,7 +17,7 @@ from xentx._backend import Backend
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
-from xentx._problem import Problem, Reduction
+from xentx._problem import Accuracy, Problem, Reduction
 
 Array = Any
 P = ParamSpec("P")
@@ -71,7 +71,9 @@ def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]
 
 
 @loss
-def log_softmax(backend: Backend, logits: Array, /, *, axis: int = -1) -> Problem:
+def log_softmax(
+    backend: Backend, logits: Array, /, *, axis: int = -1, precision: Accuracy = "default"
+) -> Problem:
     r"""Logarithm of the softmax over the class axis.
 
     .. math:: y_k = x_k - \log \sum_j e^{x_j}
@@ -85,6 +87,8 @@ def log_softmax(backend: Backend, logits: Array, /, *, axis: int = -1) -> Proble
         Unnormalised scores in any shape, of dtype float16, bfloat16, float32 or float64.
     axis : int, default: -1
         The axis that holds the classes.
+    precision : {"default", "exact"}, default: "default"
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -97,7 +101,8 @@ def log_softmax(backend: Backend, logits: Array, /, *, axis: int = -1) -> Proble
     TypeError
         If `logits` is no array of floats.
     ValueError
-        If `axis` is out of range, or there are no classes.
+        If `axis` is out of range, there are no classes, or `precision` is "exact" where there is
+        no float64.
 
     See Also
     --------
@@ -122,7 +127,7 @@ def log_softmax(backend: Backend, logits: Array, /, *, axis: int = -1) -> Proble
     >>> xentx.log_softmax(np.asarray([1.0, 2.0, 0.5])).round(6)
     array([-1.464369, -0.464369, -1.964369])
     """
-    return _problem.elementwise(backend, _log_softmax, logits, axis=axis)
+    return _problem.elementwise(backend, _log_softmax, logits, axis=axis, precision=precision)
 
 
 @loss
@@ -219,6 +224,7 @@ def cross_entropy(
     logit_softcap: float | None = None,
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
+    precision: Accuracy = "default",
 ) -> Problem:
     r"""Cross-entropy of logits against class indices or class probabilities.
 
@@ -264,6 +270,9 @@ def cross_entropy(
         ignored rows left out. "weighted_mean" divides by the sum of :math:`q` in both cases.
     normalizer : float or 0-d array, optional
         Replaces the divisor of "mean": for example the number of items in all micro-batches.
+    precision : {"default", "exact"}, default: "default"
+        "exact" computes in float64 inside, for results that are correctly rounded but for one case
+        in thousands. It takes about three times as long. JAX needs its 64-bit mode for it.
 
     Returns
     -------
@@ -277,7 +286,8 @@ def cross_entropy(
         target has the shape of a soft one or the reverse, or `ignore_index` comes with a soft
         target.
     ValueError
-        If a shape or an option is out of range, or `normalizer` comes without "mean".
+        If a shape or an option is out of range, `normalizer` comes without "mean", or `precision`
+        is "exact" where there is no float64.
     IndexError
         If a class index is out of range, where its value can be seen. Under a tracing compiler
         that row's loss and gradient are NaN.
@@ -327,6 +337,7 @@ def cross_entropy(
         logit_softcap=logit_softcap,
         reduction=reduction,
         normalizer=normalizer,
+        precision=precision,
     )
 
 

@@ -1,12 +1,38 @@
-"""The static half of a problem as the native kernel sees it, and whether there is a kernel.
+"""The options of a problem as the native kernel sees them, and whether there is a kernel.
 
-`native/kernel.h` says what the kernel computes. Each adapter's ``_native`` hands it arrays. Where the
-kernel was not built, or the machine is none that it is fast on, `KERNEL` is None and everything runs
-on the portable core.
+`native/kernel.h` says what the kernel computes. Each adapter's ``_native`` hands it arrays. Where
+it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core.
+
+The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "native" for the kernel
+or an error, nothing for the kernel where it is.
 """
 
+import importlib
+import os
 from dataclasses import dataclass
 from typing import Any
+
+
+def _find() -> Any:
+    """Import the kernel if it is there and wanted. An explicit request raises."""
+    engine = os.environ.get("XENTX_ENGINE", "auto")
+    if engine not in ("auto", "native", "portable"):
+        msg = f"XENTX_ENGINE: got {engine!r}; expected 'native', 'portable' or nothing"
+        raise ValueError(msg)
+    if engine == "portable":
+        return None
+    try:
+        kernel = importlib.import_module("xentx._kernel")
+    except ImportError as error:
+        if engine == "native":
+            msg = "XENTX_ENGINE: got 'native', but this installation of xentx has no native kernel"
+            raise ImportError(msg) from error
+        return None
+    # Without fused multiply-add, of which there are five in an exponential, the core is quicker.
+    return kernel if kernel.is_fast() or engine == "native" else None
+
+
+KERNEL: Any = _find()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +47,8 @@ class Task:
     Parameters
     ----------
     operation
-        "cross_entropy" or "log_softmax". The latter has logits and no other array.
+        "cross_entropy", "log_softmax" or "nll_loss", which the kernel lacks. The second has logits
+        and no other array.
     axis
         Axis of the classes, not negative.
     soft
@@ -43,3 +70,54 @@ class Task:
     z_loss: float = 0.0
     logit_softcap: float | None = None
     exact: bool = False
+
+
+Strides = tuple[int, int, int, int]
+Layout = tuple[str, Strides] | None
+
+
+def plan(
+    task: Task,
+    shape: tuple[int, int, int],
+    logits: Layout,
+    *,
+    operation: str | None = None,
+    target: Layout = None,
+    weight: Layout = None,
+    sample_weight: Layout = None,
+    normalizer: Layout = None,
+    cotangent: Layout = None,
+) -> Any:
+    """Make what is then called with addresses or NumPy arrays, as `native/module.cpp` says.
+
+    Parameters
+    ----------
+    task
+        The options.
+    shape
+        How many (outer, classes, inner) there are.
+    logits, target, weight, sample_weight, normalizer, cotangent
+        Each array's dtype, and its strides in elements along (group, outer, classes, inner).
+    operation
+        What to compute, where that is not the task's own: "log_softmax_pullback".
+    """
+    outer, classes, inner = shape
+    return KERNEL.plan(
+        operation=operation or task.operation,
+        groups=1,
+        outer=outer,
+        classes=classes,
+        inner=inner,
+        logits=logits,
+        target=target,
+        weight=weight,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        cotangent=cotangent,
+        reduction=task.reduction,
+        ignore_index=None if task.soft else task.ignore_index,
+        label_smoothing=task.label_smoothing,
+        z_loss=task.z_loss,
+        logit_softcap=task.logit_softcap,
+        exact=task.exact,
+    )

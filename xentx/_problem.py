@@ -1,15 +1,19 @@
 """From arguments to one checked, normalised problem. Every error of xentx's losses is raised here.
 
-Whatever the framework, a problem is the same: arrays of that framework in the dtypes and shapes
-that the core computes with, and a hashable `Spec` of everything else. So the texts of the errors
-are the same too: the argument, what came, what was wanted.
+Whatever the framework, a problem is the same: arrays of that framework as they were given, and a
+hashable `Task` and `Spec` of everything else. So the texts of the errors are the same too: the
+argument, what came, what was wanted.
+
+All but the class indices can be checked without seeing a value. That is done once for each kind of
+arguments, their dtypes, shapes and options, and remembered: for ten classes it takes longer than
+the loss. The native kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,9 +21,11 @@ from xentx import _registry
 from xentx._backend import Backend, Operation
 from xentx._core import reduction as reductions
 from xentx._core._spec import Precision, Spec
+from xentx._native import Task
 
 Array = Any
 Reduction = Literal["none", "mean", "sum", "weighted_mean"]
+Accuracy = Literal["default", "exact"]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")
@@ -28,30 +34,63 @@ INTEGERS = SIGNED + UNSIGNED
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """What `xentx._evaluate` evaluates.
+class Kind:
+    """All of a problem but its arrays: hashable.
 
     Parameters
     ----------
     backend
-        Whose arrays these are.
+        Whose arrays they are.
     operation
         The module of `xentx._core` that computes.
-    spec
-        Its static half.
-    arrays
-        Its arrays. The first is the one that `value_and_grad` differentiates by.
-    reduction
-        None where the value has the shape of the logits.
-    sample_weight, divisor
-        What the rows' losses are multiplied by, and what a mean divides their sum by.
+    task, spec
+        The options, as the native kernel and as the core see them.
+    native
+        Whether the kernel has the operation, and the target's dtype fits what it reads.
+    plans
+        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
     """
 
     backend: Backend
     operation: Operation
+    task: Task
+    spec: Spec
+    native: bool
+    plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+class Problem(NamedTuple):
+    """What `xentx._evaluate` evaluates.
+
+    Parameters
+    ----------
+    kind
+        What is known without seeing a value.
+    arrays
+        Logits, target, class weights, sample weights and normalizer; None where there is none. The
+        first is the one that `value_and_grad` differentiates by.
+    """
+
+    kind: Kind
+    arrays: tuple[Array | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A problem laid out for the core, in the dtypes and shapes that it computes with.
+
+    Parameters
+    ----------
+    spec
+        As of the problem, with what was seen of the class indices.
+    arrays
+        What the operation takes.
+    sample_weight, divisor
+        What the rows' losses are multiplied by, and what a mean divides their sum by.
+    """
+
     spec: Spec
     arrays: tuple[Array | None, ...]
-    reduction: Reduction | None = None
     sample_weight: Array | None = None
     divisor: Array | None = None
 
@@ -181,31 +220,31 @@ def _check_options(
 
 
 def _logits(
-    backend: Backend, logits: Array, axis: object, first: str
-) -> tuple[Array, int, int, Precision]:
-    """Check the first argument: its array, class axis, number of classes and precision."""
-    logits = backend.array(logits, logits)
+    backend: Backend, logits: Array, axis: object, first: str, *, exact: bool = False
+) -> tuple[int, int, Precision]:
+    """Check the first argument: its class axis, number of classes and precision."""
     dtype = _check_dtype(backend, first, logits, FLOATS)
     shape = shape_of(logits)
     axis = _check_axis(axis, shape, first)
     classes = _check_classes(shape, axis, first)
     xp = backend.namespace(logits)
     wide = backend.has_float64(logits)
-    compute = xp.float64 if dtype == "float64" else xp.float32
+    double = dtype == "float64" or (exact and wide)
+    compute = xp.float64 if double else xp.float32
     precision = Precision(
         compute=compute,
         accumulate=xp.float64 if wide else compute,
-        recover=dtype in ("float32", "float64"),
+        # In float64 the gaps of narrower logits are as good as exact.
+        recover=dtype == "float64" or (dtype == "float32" and not double),
         compensate=not wide,
     )
-    return logits, axis, classes, precision
+    return axis, classes, precision
 
 
 def _target(
-    backend: Backend, target: object, logits: Array, axis: int, classes: int, first: str
-) -> tuple[Array, bool]:
-    """Check a target's dtype and shape together: both must say hard, or both soft."""
-    target = _convert(backend, "target", target, logits, first)
+    backend: Backend, target: Array, logits: Array, axis: int, classes: int, first: str
+) -> bool:
+    """Check a target's dtype and shape together, both must say hard, or both soft; say which."""
     dtype = _check_dtype(
         backend,
         "target",
@@ -219,7 +258,7 @@ def _target(
     soft = dtype in FLOATS
     wanted, other = (full, rows) if soft else (rows, full)
     if _agree(shape, wanted):
-        return target, soft
+        return soft
     if _agree(shape, other):
         msg = (
             f"target: got dtype {dtype} in shape {shape}, the shape of class indices; "
@@ -240,7 +279,7 @@ def _target(
 
 
 def _indices(
-    backend: Backend, target: Array, like: Array, axis: int, classes: int, ignore_index: int
+    backend: Backend, target: Array, like: Array, spec: Spec, ignore_index: int
 ) -> tuple[Array, bool, int | None]:
     """Check class indices wherever they can be seen, and lay them beside their rows.
 
@@ -251,7 +290,7 @@ def _indices(
     ignored: int | None = ignore_index
     if seen:
         values = backend.to_numpy(target)
-        wrong = (values < 0) | (values >= classes)
+        wrong = (values < 0) | (values >= spec.classes)
         ignorable = values == ignore_index
         if not ignorable.any():
             ignored = None
@@ -260,74 +299,123 @@ def _indices(
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             msg = (
                 f"target: got {values[at]} at position {at[0] if len(at) == 1 else at}; expected "
-                f"0 <= target < {classes}, or ignore_index={ignore_index}"
+                f"0 <= target < {spec.classes}, or ignore_index={ignore_index}"
             )
             raise IndexError(msg)
     xp = backend.namespace(like)
     dtype = xp.int64 if backend.has_float64(like) else xp.int32
-    return xp.expand_dims(xp.astype(target, dtype, copy=False), axis=axis), seen, ignored
+    return xp.expand_dims(xp.astype(target, dtype, copy=False), axis=spec.axis), seen, ignored
 
 
-def _weight(
-    backend: Backend, weight: object, logits: Array, axis: int, classes: int, dtype: Any, first: str
-) -> Array | None:
+def _check_weight(
+    backend: Backend, weight: Array | None, logits: Array, axis: int, classes: int, first: str
+) -> None:
     if weight is None:
-        return None
-    array = _convert(backend, "weight", weight, logits, first)
-    _check_dtype(backend, "weight", array, FLOATS + INTEGERS)
-    if not _agree(shape_of(array), (classes,)):
+        return
+    _check_dtype(backend, "weight", weight, FLOATS + INTEGERS)
+    if not _agree(shape_of(weight), (classes,)):
         msg = (
-            f"weight: got shape {shape_of(array)}; expected {(classes,)}, one weight for each "
+            f"weight: got shape {shape_of(weight)}; expected {(classes,)}, one weight for each "
             f"class of {first} of shape {shape_of(logits)} on axis {axis}"
         )
         raise ValueError(msg)
-    xp = backend.namespace(logits)
-    shape = tuple(classes if d == axis else 1 for d in range(len(shape_of(logits))))
-    return xp.reshape(xp.astype(array, dtype, copy=False), shape)
 
 
-def _sample_weight(
-    backend: Backend, sample_weight: object, logits: Array, axis: int, dtype: Any, first: str
-) -> Array | None:
+def _check_sample_weight(
+    backend: Backend, sample_weight: Array | None, logits: Array, axis: int, first: str
+) -> None:
     if sample_weight is None:
-        return None
-    array = _convert(backend, "sample_weight", sample_weight, logits, first)
-    _check_dtype(backend, "sample_weight", array, FLOATS + INTEGERS)
+        return
+    _check_dtype(backend, "sample_weight", sample_weight, FLOATS + INTEGERS)
     full = shape_of(logits)
     rows = full[:axis] + full[axis + 1 :]
-    if not _agree(shape_of(array), rows):
+    if not _agree(shape_of(sample_weight), rows):
         msg = (
-            f"sample_weight: got shape {shape_of(array)}; expected {rows}, one weight for each "
-            f"row of {first} of shape {full} with classes on axis {axis}"
+            f"sample_weight: got shape {shape_of(sample_weight)}; expected {rows}, one weight for "
+            f"each row of {first} of shape {full} with classes on axis {axis}"
         )
         raise ValueError(msg)
-    xp = backend.namespace(logits)
-    return xp.expand_dims(xp.astype(array, dtype, copy=False), axis=axis)
 
 
-def _normalizer(
-    backend: Backend, normalizer: object, reduction: Reduction, logits: Array, dtype: Any
-) -> Array | None:
+def _check_normalizer(backend: Backend, normalizer: Array | None, reduction: Reduction) -> None:
     if normalizer is None:
-        return None
+        return
     if reduction != "mean":
         msg = (
             f"normalizer: got one with reduction={reduction!r}; expected reduction='mean', whose "
             "divisor it replaces"
         )
         raise ValueError(msg)
-    array = _convert(backend, "normalizer", normalizer, logits, "logits")
-    _check_dtype(backend, "normalizer", array, FLOATS + INTEGERS)
-    if shape_of(array) != ():
-        msg = f"normalizer: got shape {shape_of(array)}; expected a number or a 0-d array"
+    _check_dtype(backend, "normalizer", normalizer, FLOATS + INTEGERS)
+    if shape_of(normalizer) != ():
+        msg = f"normalizer: got shape {shape_of(normalizer)}; expected a number or a 0-d array"
         raise ValueError(msg)
-    return backend.namespace(logits).astype(array, dtype, copy=False)
 
 
-def elementwise(backend: Backend, operation: Operation, logits: Array, *, axis: object) -> Problem:
+def _check_accuracy(backend: Backend, precision: object, logits: Array) -> bool:
+    choices = get_args(Accuracy)
+    if precision not in choices:
+        msg = f"precision: got {precision!r}; expected {_listed([repr(c) for c in choices])}"
+        raise ValueError(msg)
+    exact = precision == "exact"
+    if exact and not backend.has_float64(logits):
+        msg = (
+            "precision: got 'exact' where the framework has no float64; expected 'default' "
+            "(hint: jax.enable_x64)"
+        )
+        raise ValueError(msg)
+    return exact
+
+
+# What was found out about arguments, by all that it depends on.
+_KINDS: dict[Hashable, Kind] = {}
+_MOST_KINDS = 4096
+
+
+def _form(array: Array | None) -> Hashable:
+    return None if array is None else (array.dtype, tuple(array.shape))
+
+
+def _once(backend: Backend, key: tuple[Hashable, ...], check: Callable[[], Kind]) -> Kind:
+    """Return what `check` does, which depends on `key` alone; remembered unless it raises.
+
+    Shapes of symbols are not remembered, and an option that can't be hashed is an error that
+    `check` knows the words for.
+    """
+    if backend.is_compiling():
+        return check()
+    try:
+        kind = _KINDS.get(key)
+    except TypeError:
+        return check()
+    if kind is None:
+        kind = check()
+        if len(_KINDS) >= _MOST_KINDS:
+            _KINDS.clear()
+        _KINDS[key] = kind
+    return kind
+
+
+def elementwise(
+    backend: Backend,
+    operation: Operation,
+    logits: Array,
+    *,
+    axis: object,
+    precision: object = "default",
+) -> Problem:
     """Pose the problem of a function that maps logits to an array of their shape."""
-    logits, axis, classes, precision = _logits(backend, logits, axis, "logits")
-    return Problem(backend, operation, Spec(axis, classes, precision), (logits,))
+    logits = backend.array(logits, logits)
+
+    def check() -> Kind:
+        exact = _check_accuracy(backend, precision, logits)
+        place, classes, dtypes = _logits(backend, logits, axis, "logits", exact=exact)
+        task = Task(operation.NAME, place, exact=exact)
+        return Kind(backend, operation, task, Spec(place, classes, dtypes), native=True)
+
+    wide = backend.has_float64(logits)
+    key = (backend, operation, _form(logits), wide, axis, type(axis), precision)
+    return Problem(_once(backend, key, check), (logits, None, None, None, None))
 
 
 def rowwise(
@@ -346,50 +434,94 @@ def rowwise(
     z_loss: object = 0.0,
     logit_softcap: object = None,
     normalizer: object = None,
+    precision: object = "default",
 ) -> Problem:
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
-    logits, axis, classes, precision = _logits(backend, logits, axis, first)
-    target, soft = _target(backend, target, logits, axis, classes, first)
-    ignore = _check_integer("ignore_index", ignore_index)
-    if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
-        msg = (
-            f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
-            "or a sample_weight of 0 for the rows to ignore"
+    logits = backend.array(logits, logits)
+    target_array = _convert(backend, "target", target, logits, first)
+    if weight is not None:
+        weight = _convert(backend, "weight", weight, logits, first)
+    if sample_weight is not None:
+        sample_weight = _convert(backend, "sample_weight", sample_weight, logits, first)
+    if normalizer is not None:
+        normalizer = _convert(backend, "normalizer", normalizer, logits, first)
+
+    def check() -> Kind:
+        exact = _check_accuracy(backend, precision, logits)
+        place, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
+        soft = _target(backend, target_array, logits, place, classes, first)
+        ignore = _check_integer("ignore_index", ignore_index)
+        if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+            msg = (
+                f"ignore_index: got {ignore} with a soft target; expected class indices for "
+                "target, or a sample_weight of 0 for the rows to ignore"
+            )
+            raise TypeError(msg)
+        smoothing, z, cap = _check_options(label_smoothing, z_loss, logit_softcap)
+        how = _check_reduction(reduction)
+        _check_weight(backend, weight, logits, place, classes, first)
+        _check_sample_weight(backend, sample_weight, logits, place, first)
+        _check_normalizer(backend, normalizer, how)
+        task = Task(operation.NAME, place, soft, how, ignore, smoothing, z, cap, exact)
+        spec = Spec(
+            axis=place,
+            classes=classes,
+            precision=dtypes,
+            soft=soft,
+            ignore_index=None if soft else ignore,
+            label_smoothing=smoothing,
+            z_loss=z,
+            logit_softcap=cap,
         )
-        raise TypeError(msg)
-    smoothing, z, cap = _check_options(label_smoothing, z_loss, logit_softcap)
-    reduction = _check_reduction(reduction)
-    seen, ignored = False, None
-    if not soft:
-        target, seen, ignored = _indices(backend, target, logits, axis, classes, ignore)
-    spec = Spec(
-        axis=axis,
-        classes=classes,
-        precision=precision,
-        soft=soft,
-        checked=seen,
-        ignore_index=ignored,
-        label_smoothing=smoothing,
-        z_loss=z,
-        logit_softcap=cap,
-    )
-    compute = precision.compute
-    class_weight = _weight(backend, weight, logits, axis, classes, compute, first)
-    row_weight = _sample_weight(backend, sample_weight, logits, axis, compute, first)
-    divisor = _normalizer(backend, normalizer, reduction, logits, precision.accumulate)
-    if divisor is None and reduction in ("mean", "weighted_mean"):
-        xp = backend.namespace(logits)
-        with backend.evaluating():
-            divisor = reductions.divisor(xp, spec, reduction, target, class_weight, row_weight)
-    return Problem(
+        # An unsigned index too large for the signed type must be seen to be out of range.
+        wide = backend.has_float64(logits)
+        wrapping = ("uint64",) if wide else ("uint32", "uint64")
+        native = operation.NAME != "nll_loss" and backend.dtype_name(target_array) not in wrapping
+        return Kind(backend, operation, task, spec, native)
+
+    # With the options' types: True is 1 to a dict, and an error to a check.
+    options = (axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
+    key = (
         backend,
         operation,
-        spec,
-        (logits, target, class_weight),
-        reduction,
-        row_weight,
-        divisor,
+        _form(logits),
+        backend.has_float64(logits),
+        _form(target_array),
+        _form(weight),
+        _form(sample_weight),
+        _form(normalizer),
+        options,
+        *map(type, options[:5]),
     )
+    arrays = (logits, target_array, weight, sample_weight, normalizer)
+    return Problem(_once(backend, key, check), arrays)
+
+
+def prepare(problem: Problem) -> Prepared:
+    """Lay a problem out for the core, and check class indices wherever they can be seen."""
+    kind = problem.kind
+    backend, task, spec = kind.backend, kind.task, kind.spec
+    logits, target, weight, sample_weight, normalizer = problem.arrays
+    if target is None:
+        return Prepared(spec, (logits,))
+    if not spec.soft:
+        target, seen, ignored = _indices(backend, target, logits, spec, task.ignore_index)
+        spec = replace(spec, checked=seen, ignore_index=ignored)
+    xp = backend.namespace(logits)
+    compute = spec.precision.compute
+    if weight is not None:
+        shape = tuple(spec.classes if d == spec.axis else 1 for d in range(len(shape_of(logits))))
+        weight = xp.reshape(xp.astype(weight, compute, copy=False), shape)
+    if sample_weight is not None:
+        sample_weight = xp.astype(sample_weight, compute, copy=False)
+        sample_weight = xp.expand_dims(sample_weight, axis=spec.axis)
+    divisor = None
+    if normalizer is not None:
+        divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
+    elif task.reduction in ("mean", "weighted_mean"):
+        with backend.evaluating():
+            divisor = reductions.divisor(xp, spec, task.reduction, target, weight, sample_weight)
+    return Prepared(spec, (logits, target, weight), sample_weight, divisor)
 
 
 def cotangent(backend: Backend, value: object, result: Array) -> Array:

@@ -16,6 +16,7 @@ from typing import Any
 from xentx import _backend
 from xentx._backend import Backend
 from xentx._namespace import is_array_api_obj
+from xentx._native import KERNEL
 
 
 def installed_version(module: str, distributions: tuple[str, ...]) -> str | None:
@@ -155,14 +156,15 @@ class BackendInfo:
     version : str or None
         Its version; None where it is not installed.
     engine : str or None
-        What computes: "portable", the core on the framework's own functions.
+        What computes: "native", the kernel, with the instruction set that it uses, such as
+        "native (avx2)"; or "portable", the core on the framework's own functions.
 
     Examples
     --------
     >>> import numpy as np
     >>> import xentx
-    >>> xentx.backend_of(np.zeros(3)).engine
-    'portable'
+    >>> xentx.backend_of(np.zeros(3)).name
+    'numpy'
     """
 
     name: str
@@ -188,9 +190,21 @@ def backends() -> tuple[BackendInfo, ...]:
     """
     versions = ((spec, spec.version()) for spec in BACKENDS)
     return tuple(
-        BackendInfo(spec.name, version, None if version is None else "portable")
+        BackendInfo(spec.name, version, None if version is None else _engine_of_spec(spec))
         for spec, version in versions
     )
+
+
+def _engine(*, native: bool) -> str:
+    return f"native ({KERNEL.instruction_set()})" if native else "portable"
+
+
+def _engine_of_spec(spec: BackendSpec) -> str:
+    """Name the engine of arrays in the CPU's memory."""
+    # An adapter that isn't loaded may yet find that its framework's version has no way in.
+    adapter = sys.modules.get(f"xentx_{spec.name}")
+    native = KERNEL is not None and (adapter is None or adapter.BACKEND.native is not None)
+    return _engine(native=native)
 
 
 def backend_of(array: Any, /) -> BackendInfo:
@@ -221,6 +235,7 @@ def backend_of(array: Any, /) -> BackendInfo:
     backend = require("array", array)
     owner = _owner_of_type(type(array))
     if owner is not None:
-        return BackendInfo(backend.name, owner[0].version(), "portable")
+        native = backend.native is not None and backend.native.takes(array)
+        return BackendInfo(backend.name, owner[0].version(), _engine(native=native))
     library = type(array).__module__.partition(".")[0]
     return BackendInfo(library, getattr(sys.modules[library], "__version__", None), "portable")

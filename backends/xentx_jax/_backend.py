@@ -18,6 +18,7 @@ class JAXBackend:
     """jax.Array, concrete or traced."""
 
     name = "jax"
+    native = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)
@@ -36,6 +37,9 @@ class JAXBackend:
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
+
+    def is_compiling(self) -> bool:
+        return False
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return jnp.result_type(float) == jnp.float64

@@ -7,7 +7,8 @@ import numpy as np
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_numpy import _autodiff
+from xentx._native import KERNEL
+from xentx_numpy import _autodiff, _native
 
 Array = np.ndarray[Any, Any]
 
@@ -16,6 +17,7 @@ class NumPyBackend:
     """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
 
     name = "numpy"
+    native = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         # These two redefine what the core's operators mean.
@@ -36,6 +38,9 @@ class NumPyBackend:
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return array
+
+    def is_compiling(self) -> bool:
+        return False
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True

@@ -17,6 +17,7 @@ class TensorFlowBackend:
     """tf.Tensor, eager or symbolic, and tf.Variable."""
 
     name = "tensorflow"
+    native = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)
@@ -37,6 +38,9 @@ class TensorFlowBackend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         values: np.ndarray[Any, Any] = np.asarray(array.numpy())
         return values
+
+    def is_compiling(self) -> bool:
+        return False
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True

@@ -17,6 +17,7 @@ class TorchBackend:
     """torch.Tensor and its subclasses."""
 
     name = "torch"
+    native = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)
@@ -49,6 +50,9 @@ class TorchBackend:
         with torch._C._DisableFuncTorch():  # as print(array) does: numpy() fails under torch.func
             values: np.ndarray[Any, Any] = array.numpy(force=True)
             return values
+
+    def is_compiling(self) -> bool:
+        return torch.compiler.is_compiling()
 
     def has_float64(self, array: Array) -> bool:
         return array.device.type != "mps"

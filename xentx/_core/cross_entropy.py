@@ -15,6 +15,9 @@ from xentx._core._spec import Spec
 Array = Any
 Namespace = Any
 
+NAME = "cross_entropy"
+IS_ROWWISE = True
+
 
 def forward(
     xp: Namespace, spec: Spec, logits: Array, target: Array, weight: Array | None

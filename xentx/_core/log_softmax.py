@@ -9,6 +9,9 @@ from xentx._core._spec import Spec
 Array = Any
 Namespace = Any
 
+NAME = "log_softmax"
+IS_ROWWISE = False
+
 
 def forward(xp: Namespace, spec: Spec, logits: Array) -> tuple[Array, RowStats]:
     """Return the log-probabilities in the compute dtype, and the row statistics."""

@@ -10,6 +10,9 @@ from xentx._core._spec import Spec
 Array = Any
 Namespace = Any
 
+NAME = "nll_loss"
+IS_ROWWISE = True
+
 
 def forward(
     xp: Namespace, spec: Spec, log_probs: Array, target: Array, weight: Array | None

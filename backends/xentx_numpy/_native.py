@@ -1,0 +1,124 @@
+"""NumPy's arrays to the native kernel, as they lie: with any strides, without a copy."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xentx import _evaluate, _problem
+from xentx._native import Layout, plan
+from xentx._problem import Kind
+
+Array = np.ndarray[Any, Any]
+Arrays = tuple[Any, ...]
+
+
+def takes(array: Array) -> bool:  # noqa: ARG001 -- all of them are in memory
+    """Whether the kernel computes losses of `array`."""
+    return True
+
+
+def solve(kind: Kind, arrays: Arrays) -> Array:
+    """Value."""
+    value = _empty_value(kind, arrays[0])
+    if _run(kind, kind.task.operation, arrays, value=value) >= 0:
+        return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
+    return value[()]
+
+
+def solve_with_gradient(
+    kind: Kind, arrays: Arrays, cotangent: object | None
+) -> tuple[Array, Array]:
+    """Value, and the gradient by the logits in the same pass over them."""
+    logits = arrays[0]
+    value = _empty_value(kind, logits)
+    gradient = np.empty(logits.shape, logits.dtype)
+    seed = None
+    if cotangent is not None:
+        seed = _problem.cotangent(kind.backend, cotangent, value)
+        seed = seed.astype(kind.spec.precision.compute, copy=False)
+    if kind.task.operation == "log_softmax":
+        _run(kind, "log_softmax", arrays, value=value)
+        seed = np.ones(value.shape, logits.dtype) if seed is None else seed
+        _run(kind, "log_softmax_pullback", arrays, seed=seed, gradient=gradient)
+    elif _run(kind, "cross_entropy", arrays, seed=seed, value=value, gradient=gradient) >= 0:
+        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+    return value[()], gradient
+
+
+def _empty_value(kind: Kind, logits: Array) -> Array:
+    task, shape = kind.task, logits.shape
+    if task.operation == "log_softmax":
+        return np.empty(shape, logits.dtype)
+    if task.reduction == "none":
+        return np.empty(shape[: task.axis] + shape[task.axis + 1 :], logits.dtype)
+    return np.empty((), logits.dtype)
+
+
+def _run(
+    kind: Kind,
+    operation: str,
+    arrays: Arrays,
+    *,
+    seed: Array | None = None,
+    value: Array | None = None,
+    gradient: Array | None = None,
+) -> int:
+    """Call the kernel, and return the first row with a class index that is out of range, or -1."""
+    given = (*arrays, seed)
+    key = (
+        operation,
+        *[None if a is None else (a.strides, a.flags.aligned) for a in given],
+    )
+    ready = kind.plans.get(key)
+    if ready is None:
+        views, ready = _prepare(kind, operation, given)
+        in_place = (a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True))
+        if all(in_place):
+            kind.plans[key] = ready
+        given = views
+    x, t, w, s, n, u = given
+    bad: int = ready(
+        x,
+        0 if t is None else t,
+        0 if w is None else w,
+        0 if s is None else s,
+        0 if n is None else n,
+        0 if u is None else u,
+        0 if value is None else value,
+        0 if gradient is None else gradient,
+        0,
+    )
+    return bad
+
+
+def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
+    """See the arrays as (outer, classes, inner) or (outer, inner), and make a plan of that.
+
+    An array is copied only where that can't be seen in it, or its elements are no plain numbers.
+    """
+    task, shape = kind.task, arrays[0].shape
+    full = (math.prod(shape[: task.axis]), kind.spec.classes, math.prod(shape[task.axis + 1 :]))
+    rows = (full[0], full[2])
+    cotangent = full if operation == "log_softmax_pullback" else rows
+    forms = (full, full if task.soft else rows, (full[1],), rows, (), cotangent)
+
+    views: list[Any] = []
+    layouts: list[Layout] = []
+    for array, form in zip(arrays, forms, strict=True):
+        if array is None:
+            views.append(None)
+            layouts.append(None)
+            continue
+        plain = array
+        odd = any(stride % array.itemsize for stride in array.strides)
+        if odd or not array.flags.aligned or not array.dtype.isnative:
+            plain = np.array(array, array.dtype.newbyteorder("="), order="C")
+        view = plain if plain.ndim == 0 else plain.reshape(form)
+        steps = tuple(stride // view.itemsize for stride in view.strides)
+        by_ndim = {0: (0, 0, 0), 1: (0, *steps, 0), 2: (*steps[:1], 0, *steps[1:]), 3: steps}
+        views.append(view)
+        layouts.append((view.dtype.name, (0, *by_ndim[view.ndim])))
+    names = ("target", "weight", "sample_weight", "normalizer", "cotangent")
+    rest = dict(zip(names, layouts[1:], strict=True))
+    return tuple(views), plan(task, full, layouts[0], operation=operation, **rest)
