@@ -4,7 +4,7 @@
 
 namespace xentx {
 
-// Up to 16 consecutive rows: of the inner axis where there is one, else of the outer axis.
+// A few consecutive rows: of the inner axis where there is one, else of the outer axis.
 struct Batch {
     int64_t group, outer, inner;  // of its first row
     int64_t row;                  // counted over group, outer, inner

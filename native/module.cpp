@@ -1,7 +1,8 @@
 // The door for NumPy and PyTorch: a Plan is a task whose arrays are yet to come.
 //
 // What can be checked once is checked when a Plan is made, and a call costs little more than the
-// computing: PyTorch hands over addresses, NumPy its arrays.
+// computing: PyTorch hands over addresses, NumPy its arrays, and None stands for what isn't there.
+// It returns the first row with a class index that is out of range, or -1.
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/arrayobject.h>
 
@@ -67,10 +68,18 @@ Array array_of(const Layout& layout) {
 }
 
 void* address_of(nb::handle given) {
+    if (given.is_none()) return nullptr;
     if (PyLong_Check(given.ptr())) return PyLong_AsVoidPtr(given.ptr());
     if (PyArray_Check(given.ptr()))
         return PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.ptr()));
-    throw nb::type_error("expected an address or a NumPy array");
+    throw nb::type_error("expected an address, a NumPy array or None");
+}
+
+// What a call returns where an array's elements don't lie at multiples of their size.
+constexpr int64_t kMisaligned = -2;
+
+bool is_misaligned(const Array& array) {
+    return reinterpret_cast<uintptr_t>(array.data) % uintptr_t(size_of(array.dtype)) != 0;
 }
 
 class Plan {
@@ -90,6 +99,9 @@ class Plan {
         task.value = address_of(value);
         task.gradient = address_of(gradient);
         task.threads = threads;
+        for (const Array* array : {&task.logits, &task.target, &task.weight, &task.sample_weight,
+                                   &task.normalizer, &task.cotangent})
+            if (is_misaligned(*array)) return kMisaligned;
         if (task.groups * task.outer * task.inner * task.classes < kReleasesTheGIL)
             return run(task);
         nb::gil_scoped_release release;
@@ -139,9 +151,10 @@ NB_MODULE(_kernel, m) {
     if (import_numpy() < 0) nb::raise_python_error();
     m.doc() = "The native kernel. Its users are the adapters' modules called _native.";
     nb::class_<Plan>(m, "Plan")
-        .def("__call__", &Plan::operator(), nb::arg("logits"), nb::arg("target"),
-             nb::arg("weight"), nb::arg("sample_weight"), nb::arg("normalizer"),
-             nb::arg("cotangent"), nb::arg("value"), nb::arg("gradient"), nb::arg("threads"));
+        .def("__call__", &Plan::operator(), nb::arg("logits"), nb::arg("target").none(),
+             nb::arg("weight").none(), nb::arg("sample_weight").none(),
+             nb::arg("normalizer").none(), nb::arg("cotangent").none(), nb::arg("value").none(),
+             nb::arg("gradient").none(), nb::arg("threads"));
     m.def("plan", &make_plan, nb::kw_only(), nb::arg("operation"), nb::arg("groups"),
           nb::arg("outer"), nb::arg("classes"), nb::arg("inner"), nb::arg("logits").none(),
           nb::arg("target").none(), nb::arg("weight").none(), nb::arg("sample_weight").none(),

@@ -21,6 +21,7 @@ constexpr int kLanes = 16;        // rows in a batch, floats in a vector
 constexpr int kBlock = 2048;      // classes in a block: its logits and exponentials fit in L1
 constexpr int kFewClasses = 64;   // up to here it pays to go across rows
 constexpr int kManyRows = 8;      // rows of up to a block that go along together
+constexpr int kMostTiles = 16;    // of 16 rows that go across together
 
 inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 // 2^n for an integer n <= 0.
@@ -194,6 +195,7 @@ struct Finish {
     // at the target, and at an entry of the maximum that is not the target.
     double loss[kLanes], factor[kLanes], picked_gradient[kLanes], top_gradient[kLanes];
     double rest[kLanes];
+    int64_t unfit[kLanes];  // whether floats can't hold it: a row for the general way
 
     void compute(int count, double z_loss) {
         using V = Vec<double>;
@@ -218,7 +220,11 @@ struct Finish {
             V p_minus_one = select(leads, zero - t.rest / all, p - one);
             V u = load(unit + i);
             store(loss + i, l);
-            store(factor + i, u * slope / (t.at_top * all));
+            V f = u * slope / (t.at_top * all), magnitude = max(f, zero - f);
+            store(factor + i, f);
+            auto held = ((V(0x1p-90) < magnitude) & (magnitude < V(0x1p90))) | (f == zero) | (f != f);
+            held = held & (max(m, zero - m) < V(kLargest));
+            store(unfit + i, held == Vec<int64_t>(0));
             store(picked_gradient + i, u * (w * p_minus_one + extra * p));
             store(top_gradient + i, u * slope / all);
             store(rest + i, t.rest);
@@ -229,12 +235,6 @@ struct Finish {
     // gradient comes from 1 / (1 + rest): as a rounded exponential times a factor, what should be
     // just below 1 might be just above, which is two units off.
     bool misled(int i) const { return picked[i] != top[i] && rest[i] < 1.0; }
-
-    // Whether floats hold what row i was computed with: else it is one for the general way.
-    bool fits(int i) const {
-        double f = absolute(factor[i]);
-        return absolute(top[i]) <= kLargest && (f == 0.0 || f != f || (f > 0x1p-90 && f < 0x1p90));
-    }
 };
 
 // ---- The quick way, along a row.
@@ -596,27 +596,39 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
 // ---- The quick way, for a batch of rows.
 
 struct Quick {
-    double* scales;      // [rows of a batch][blocks]
+    double* scales;       // [rows of a batch][blocks]
     float* exponentials;  // [rows of a batch][classes], or [classes][16] across
-    float* buffer;        // a block, or [classes][16] across
+    float* buffer;        // a block, or [tiles][classes][16] across
+    void* general;        // for the rows that turn out to need it
 
+    static int tiles(const Task& task) {
+        if (task.inner == 1) return 1;
+        int64_t most = 1024 / task.classes;  // 64 KiB
+        return int(most < 1 ? 1 : most > kMostTiles ? kMostTiles : most);
+    }
     static int rows(const Task& task) {
-        if (goes_across(task)) return kLanes;
+        if (goes_across(task)) return kLanes * tiles(task);
         return task.classes <= kBlock ? kManyRows : 1;
     }
     static int64_t blocks(const Task& task) { return (task.classes + kBlock - 1) / kBlock; }
+    // In floats.
+    static int64_t exponentials_size(const Task& task) {
+        return padded(task.classes) * (goes_across(task) ? kLanes : rows(task));
+    }
+    static int64_t buffer_size(const Task& task) {
+        return goes_across(task) ? rows(task) * task.classes : kBlock;
+    }
+    static int64_t scales_size(const Task& task) { return padded(rows(task) * blocks(task)); }
     static int64_t bytes(const Task& task) {
-        return padded(rows(task) * blocks(task)) * 8 +
-               (rows(task) * padded(task.classes) + padded(kBlock) + kBlock * 16) * 4 +
+        return scales_size(task) * 8 + (exponentials_size(task) + buffer_size(task)) * 4 +
                General::bytes(task);
     }
     Quick(const Task& task, void* memory) {
         scales = static_cast<double*>(memory);
-        exponentials = reinterpret_cast<float*>(scales + padded(rows(task) * blocks(task)));
-        buffer = exponentials + rows(task) * padded(task.classes);
-        general = buffer + padded(kBlock) + kBlock * 16;
+        exponentials = reinterpret_cast<float*>(scales + scales_size(task));
+        buffer = exponentials + exponentials_size(task);
+        general = buffer + buffer_size(task);
     }
-    void* general;  // for the rows that turn out to need it
 };
 
 template <class S>
@@ -647,7 +659,7 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     finish.compute(batch.count, task.z_loss);
     for (int i = 0; i < batch.count; i++) {
         const Row& row = rows[i];
-        if (row.target.state == Target::kept && !finish.fits(i)) {
+        if (row.target.state == Target::kept && finish.unfit[i]) {
             compute_general(job, row, scratch.general);
             continue;
         }
@@ -661,42 +673,24 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     if (job.streams) stream_fence();
 }
 
-// 16 rows at once, a lane each: what `read_along` does, in the same order, so with the same bits.
-template <class S>
-inline void compute_across(const Job& job, const Batch& batch, void* memory) {
-    const Task& task = job.task;
-    const Quick scratch(task, memory);
-    const int classes = int(task.classes), count = batch.count;
-    const int64_t step = task.inner > 1 ? task.logits.inner : task.logits.outer;
-    const S* x = static_cast<const S*>(task.logits.data) +
-                 task.logits.at(batch.group, batch.outer, batch.inner);
-    float* tile = scratch.buffer;
-    float* kept = scratch.exponentials;
-
-    Vec<float> top(-kInfinity), zero(0.0f);
-    for (int k = 0; k < classes; k++) {
-        const S* column = x + k * task.logits.classes;
-        if (step == 1 && count == kLanes) {
-            store(tile + k * kLanes, load(column));
-        } else {
-            for (int i = 0; i < kLanes; i++)
-                tile[k * kLanes + i] = i < count ? to_float(column[i * step]) : 0.0f;
-        }
-        top = max(load(tile + k * kLanes), top);
-    }
-    Finish finish;
+// Sums of 16 rows at once, a lane each, by what `read_along` does and in its order: with its bits.
+inline void sum_across(const float* tile, int classes, const Vec<float>& top, float* kept,
+                       Finish& finish) {
     float scales[kLanes];
     for (int i = 0; i < kLanes; i++) {
         finish.top[i] = top[i];
-        scales[i] = absolute(top[i]) <= kLargest ? float(scale_of(top[i])) : 0.0f;
+        scales[i] = absolute(finish.top[i]) <= kLargest ? float(scale_of(finish.top[i])) : 0.0f;
     }
+    const Reference<float> reference{load(scales)};
     // A sum for each lane that the row would have along its classes.
     double sums[kLanes][kLanes];
-    float errors[kLanes][kLanes];
-    memset(sums, 0, sizeof sums);
-    memset(errors, 0, sizeof errors);
+    float lost[kLanes][kLanes];
+    for (int j = classes; j < kLanes; j++) {
+        memset(sums[j], 0, sizeof sums[j]);
+        memset(lost[j], 0, sizeof lost[j]);
+    }
+    const Vec<float> zero(0.0f);
     Vec<int32_t> ties(0);
-    const Reference<float> reference{load(scales)};
     for (int k = 0; k < classes; k++) {
         Vec<float> v = load(tile + k * kLanes), value, error;
         exponential(v, reference, value, error);
@@ -706,86 +700,139 @@ inline void compute_across(const Job& job, const Batch& batch, void* memory) {
         value = select(is_top, zero, value);
         error = select(is_top, zero, error);
         double* sum = sums[k % kLanes];
+        float* rest = lost[k % kLanes];
         Vec<double> low, high;
         widen(value, low, high);
-        store(sum, load(sum) + low);
-        store(sum + 8, load(sum + 8) + high);
-        store(errors[k % kLanes], load(errors[k % kLanes]) + error);
+        if (k >= kLanes) {
+            low = low + load(sum);
+            high = high + load(sum + 8);
+            error = error + load(rest);
+        }
+        store(sum, low);
+        store(sum + 8, high);
+        store(rest, error);
     }
+    auto tree = [](const Vec<double>* v) __attribute__((always_inline)) {
+        return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+    };
     for (int half = 0; half < kLanes; half += 8) {
         Vec<double> s[8], e[8];
         for (int j = 0; j < 8; j++) {
-            Vec<double> low[2], high[2];
-            widen(load(errors[j]), low[0], low[1]);
-            widen(load(errors[j + 8]), high[0], high[1]);
+            Vec<double> a[2], b[2];
+            widen(load(lost[j]), a[0], a[1]);
+            widen(load(lost[j + 8]), b[0], b[1]);
             s[j] = load(sums[j] + half) + load(sums[j + 8] + half);
-            e[j] = low[half / 8] + high[half / 8];
+            e[j] = a[half / 8] + b[half / 8];
         }
-        auto tree = [](const Vec<double>* v) {
-            return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-        };
         store(finish.sum + half, (tree(s) + tree(e)) * Vec<double>(0x1p-24));
     }
+    for (int i = 0; i < kLanes; i++) finish.ties[i] = -double(ties[i]);
+}
+
+// 16 rows: their losses, and their gradients in place of their logits. True in `general` are rows
+// for the general way.
+inline void compute_tile(const Job& job, const Batch& batch, int first, int count, float* tile,
+                         float* kept, bool* general) {
+    const Task& task = job.task;
+    const int classes = int(task.classes);
+    Vec<float> top(-kInfinity);
+    for (int k = 0; k < classes; k++) top = max(load(tile + k * kLanes), top);
+    Finish finish;
+    sum_across(tile, classes, top, kept, finish);
     Row rows[kLanes];
     for (int i = 0; i < kLanes; i++) {
-        finish.ties[i] = -double(ties[i]);
         finish.picked[i] = 0.0;
         finish.weight[i] = finish.unit[i] = 1.0;
         if (i >= count) continue;
-        rows[i] = row_of(job, batch, i);
+        rows[i] = row_of(job, batch, first + i);
         if (rows[i].target.state != Target::kept) continue;
         finish.picked[i] = tile[rows[i].target.index * kLanes + i];
         finish.weight[i] = rows[i].weight;
         finish.unit[i] = rows[i].unit;
     }
     finish.compute(kLanes, task.z_loss);
-
-    bool general[kLanes] = {};
     for (int i = 0; i < count; i++) {
-        general[i] = rows[i].target.state == Target::kept && !finish.fits(i);
+        general[i] = rows[i].target.state == Target::kept && finish.unfit[i];
         if (!general[i]) write_loss(job, rows[i], finish.loss[i]);
     }
-    if (task.gradient) {
-        // Into the tile, where logits are needed no more; a gradient may lie over the logits, so
-        // that rows for the general way come first.
-        float high[kLanes], low[kLanes];
-        for (int i = 0; i < kLanes; i++) {
-            double factor = finish.factor[i] * 0x1p-24;
-            high[i] = float(factor);
-            low[i] = float(factor - high[i]);
-        }
-        Vec<float> factor_high = load(high), factor_low = load(low);
-        int64_t leaders[kLanes];
-        for (int i = 0; i < count; i++)
-            leaders[i] = finish.misled(i) ? find(tile + i, kLanes, classes, top[i]) : -1;
-        for (int k = 0; k < classes; k++) {
-            Vec<float> e = load(kept + k * kLanes);
-            store(tile + k * kLanes, fma(e, factor_high, e * factor_low));
-        }
-        for (int i = 0; i < count; i++) {
-            if (leaders[i] >= 0) put(tile + leaders[i] * kLanes + i, finish.top_gradient[i]);
-            if (rows[i].target.state == Target::kept)
-                put(tile + rows[i].target.index * kLanes + i, finish.picked_gradient[i]);
-            else
-                for (int k = 0; k < classes; k++)
-                    tile[k * kLanes + i] = rows[i].target.state == Target::wrong ? kNaN : 0.0f;
-        }
-    }
-    for (int i = 0; i < count; i++)
-        if (general[i]) compute_general(job, rows[i], scratch.general);
     if (!task.gradient) return;
-    S* g = static_cast<S*>(task.gradient) + dense_at(task, batch.group, batch.outer, batch.inner);
-    const int64_t out = task.inner > 1 ? 1 : task.classes;
-    bool any = false;
-    for (int i = 0; i < count; i++) any = any || general[i];
+
+    float high[kLanes], low[kLanes];
+    int64_t leaders[kLanes];
+    for (int i = 0; i < kLanes; i++) {
+        double factor = finish.factor[i] * 0x1p-24;
+        high[i] = float(factor);
+        low[i] = float(factor - high[i]);
+        leaders[i] = finish.misled(i) ? find(tile + i, kLanes, classes, top[i]) : -1;
+    }
+    const Vec<float> factor_high = load(high), factor_low = load(low);
     for (int k = 0; k < classes; k++) {
-        S* column = g + k * task.inner;
-        if (out == 1 && count == kLanes && !any) {
-            store(column, load(tile + k * kLanes));
-        } else {
-            for (int i = 0; i < count; i++)
-                if (!general[i]) put(column + i * out, tile[k * kLanes + i]);
+        Vec<float> e = load(kept + k * kLanes);
+        store(tile + k * kLanes, fma(e, factor_high, e * factor_low));
+    }
+    for (int i = 0; i < count; i++) {
+        if (rows[i].target.state != Target::kept) {
+            float value = rows[i].target.state == Target::wrong ? kNaN : 0.0f;
+            for (int k = 0; k < classes; k++) tile[k * kLanes + i] = value;
+            continue;
         }
+        if (leaders[i] >= 0) put(tile + leaders[i] * kLanes + i, finish.top_gradient[i]);
+        put(tile + rows[i].target.index * kLanes + i, finish.picked_gradient[i]);
+    }
+}
+
+// Tiles of 16 rows, so many that each class is read and written in long runs.
+template <class S>
+inline void compute_across(const Job& job, const Batch& batch, void* memory) {
+    const Task& task = job.task;
+    const Quick scratch(task, memory);
+    const int64_t classes = task.classes;
+    const int count = batch.count, tiles = (count + kLanes - 1) / kLanes;
+    const int64_t step = task.inner > 1 ? task.logits.inner : task.logits.outer;
+    const S* x = static_cast<const S*>(task.logits.data) +
+                 task.logits.at(batch.group, batch.outer, batch.inner);
+    auto tile = [&](int t) { return scratch.buffer + t * classes * kLanes; };
+    const int whole = step == 1 ? count / kLanes : 0;
+
+    for (int64_t k = 0; k < classes; k++)
+        for (int t = 0; t < whole; t++)
+            store(tile(t) + k * kLanes, load(x + k * task.logits.classes + t * kLanes));
+    for (int t = whole; t < tiles; t++)
+        for (int i = 0; i < kLanes; i++) {
+            const int row = t * kLanes + i;
+            float* to = tile(t) + i;
+            if (row < count) {
+                const S* from = x + row * step;
+                for (int64_t k = 0; k < classes; k++)
+                    to[k * kLanes] = to_float(from[k * task.logits.classes]);
+            } else {
+                for (int64_t k = 0; k < classes; k++) to[k * kLanes] = 0.0f;
+            }
+        }
+
+    bool general[kLanes * kMostTiles], any = false;
+    for (int t = 0; t < tiles; t++) {
+        const int first = t * kLanes, n = count - first < kLanes ? count - first : kLanes;
+        compute_tile(job, batch, first, n, tile(t), scratch.exponentials, general + first);
+    }
+    // Before the others' gradients are written, which may be over the logits.
+    for (int i = 0; i < count; i++) {
+        if (!general[i]) continue;
+        any = true;
+        compute_general(job, row_of(job, batch, i), scratch.general);
+    }
+    if (!task.gradient) return;
+
+    S* g = static_cast<S*>(task.gradient) + dense_at(task, batch.group, batch.outer, batch.inner);
+    const int64_t out = task.inner > 1 ? 1 : classes;
+    const int swift = out == 1 && !any ? count / kLanes : 0;
+    for (int64_t k = 0; k < classes; k++)
+        for (int t = 0; t < swift; t++)
+            store(g + k * task.inner + t * kLanes, load(tile(t) + k * kLanes));
+    for (int i = swift * kLanes; i < count; i++) {
+        if (general[i]) continue;
+        const float* from = tile(i / kLanes) + i % kLanes;
+        for (int64_t k = 0; k < classes; k++) put(g + i * out + k * task.inner, from[k * kLanes]);
     }
 }
 

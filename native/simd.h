@@ -134,6 +134,11 @@ template <class T> XENTX_INLINE Mask<T> operator<(const Vec<T>& a, const Vec<T>&
     for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] < b.part[i];
     return m;
 }
+template <class T> XENTX_INLINE Mask<T> operator!=(const Vec<T>& a, const Vec<T>& b) {
+    Mask<T> m;
+    for (int i = 0; i < a.kParts; i++) m.part[i] = a.part[i] != b.part[i];
+    return m;
+}
 template <class T>
 XENTX_INLINE Vec<T> select(const Mask<T>& mask, Vec<T> yes, const Vec<T>& no) {
     for (int i = 0; i < yes.kParts; i++) yes.part[i] = mask.part[i] ? yes.part[i] : no.part[i];

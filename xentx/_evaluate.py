@@ -36,12 +36,12 @@ def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Arra
 def _for_kernel(kind: Kind, arrays: Arrays) -> Arrays:
     """Give the small arrays the dtypes that the kernel reads."""
     logits, target, weight, sample_weight, normalizer = arrays
-    if target is None:
+    if kind.fits and weight is sample_weight is normalizer is None:
         return arrays
     backend = kind.backend
     compute = kind.spec.precision.compute
     xp = backend.namespace(logits)
-    if not kind.spec.soft and backend.dtype_name(target) not in ("int32", "int64"):
+    if not kind.fits:
         target = xp.astype(target, xp.int64 if backend.has_float64(logits) else xp.int32)
     if weight is not None:
         weight = xp.astype(weight, compute, copy=False)

@@ -9,8 +9,9 @@ arguments, their dtypes, shapes and options, and remembered: for ten classes it 
 the loss. The native kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
@@ -46,7 +47,9 @@ class Kind:
     task, spec
         The options, as the native kernel and as the core see them.
     native
-        Whether the kernel has the operation, and the target's dtype fits what it reads.
+        Whether the kernel has the operation, and can be given the target.
+    fits
+        Whether it reads the target's dtype as it is.
     plans
         Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
     """
@@ -56,6 +59,7 @@ class Kind:
     task: Task
     spec: Spec
     native: bool
+    fits: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -376,46 +380,44 @@ def _form(array: Array | None) -> Hashable:
     return None if array is None else (array.dtype, tuple(array.shape))
 
 
-def _once(backend: Backend, key: tuple[Hashable, ...], check: Callable[[], Kind]) -> Kind:
-    """Return what `check` does, which depends on `key` alone; remembered unless it raises.
+def _remembered(backend: Backend, key: tuple[Hashable, ...]) -> Kind | None:
+    """Return the kind that was found for `key` before.
 
-    Shapes of symbols are not remembered, and an option that can't be hashed is an error that
-    `check` knows the words for.
+    Shapes of symbols are not remembered, and an option that can't be hashed is an error that the
+    checks know the words for.
     """
     if backend.is_compiling():
-        return check()
+        return None
     try:
-        kind = _KINDS.get(key)
+        return _KINDS.get(key)
     except TypeError:
-        return check()
-    if kind is None:
-        kind = check()
+        return None
+
+
+def _remember(backend: Backend, key: tuple[Hashable, ...], kind: Kind) -> Kind:
+    if not backend.is_compiling():
         if len(_KINDS) >= _MOST_KINDS:
             _KINDS.clear()
-        _KINDS[key] = kind
+        with contextlib.suppress(TypeError):
+            _KINDS[key] = kind
     return kind
 
 
 def elementwise(
-    backend: Backend,
-    operation: Operation,
-    logits: Array,
-    *,
-    axis: object,
-    precision: object = "default",
+    backend: Backend, operation: Operation, logits: Array, *, axis: object, precision: object
 ) -> Problem:
     """Pose the problem of a function that maps logits to an array of their shape."""
     logits = backend.array(logits, logits)
-
-    def check() -> Kind:
+    wide = backend.has_float64(logits)
+    key = (backend, operation, _form(logits), wide, axis, type(axis), precision)
+    kind = _remembered(backend, key)
+    if kind is None:
         exact = _check_accuracy(backend, precision, logits)
         place, classes, dtypes = _logits(backend, logits, axis, "logits", exact=exact)
         task = Task(operation.NAME, place, exact=exact)
-        return Kind(backend, operation, task, Spec(place, classes, dtypes), native=True)
-
-    wide = backend.has_float64(logits)
-    key = (backend, operation, _form(logits), wide, axis, type(axis), precision)
-    return Problem(_once(backend, key, check), (logits, None, None, None, None))
+        kind = Kind(backend, operation, task, Spec(place, classes, dtypes), native=True)
+        _remember(backend, key, kind)
+    return Problem(kind, (logits, None, None, None, None))
 
 
 def rowwise(
@@ -438,63 +440,74 @@ def rowwise(
 ) -> Problem:
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
     logits = backend.array(logits, logits)
-    target_array = _convert(backend, "target", target, logits, first)
+    if type(target) is not type(logits):
+        target = _convert(backend, "target", target, logits, first)
     if weight is not None:
         weight = _convert(backend, "weight", weight, logits, first)
     if sample_weight is not None:
         sample_weight = _convert(backend, "sample_weight", sample_weight, logits, first)
     if normalizer is not None:
         normalizer = _convert(backend, "normalizer", normalizer, logits, first)
-
-    def check() -> Kind:
-        exact = _check_accuracy(backend, precision, logits)
-        place, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
-        soft = _target(backend, target_array, logits, place, classes, first)
-        ignore = _check_integer("ignore_index", ignore_index)
-        if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
-            msg = (
-                f"ignore_index: got {ignore} with a soft target; expected class indices for "
-                "target, or a sample_weight of 0 for the rows to ignore"
-            )
-            raise TypeError(msg)
-        smoothing, z, cap = _check_options(label_smoothing, z_loss, logit_softcap)
-        how = _check_reduction(reduction)
-        _check_weight(backend, weight, logits, place, classes, first)
-        _check_sample_weight(backend, sample_weight, logits, place, first)
-        _check_normalizer(backend, normalizer, how)
-        task = Task(operation.NAME, place, soft, how, ignore, smoothing, z, cap, exact)
-        spec = Spec(
-            axis=place,
-            classes=classes,
-            precision=dtypes,
-            soft=soft,
-            ignore_index=None if soft else ignore,
-            label_smoothing=smoothing,
-            z_loss=z,
-            logit_softcap=cap,
-        )
-        # An unsigned index too large for the signed type must be seen to be out of range.
-        wide = backend.has_float64(logits)
-        wrapping = ("uint64",) if wide else ("uint32", "uint64")
-        native = operation.NAME != "nll_loss" and backend.dtype_name(target_array) not in wrapping
-        return Kind(backend, operation, task, spec, native)
-
-    # With the options' types: True is 1 to a dict, and an error to a check.
+    arrays = (logits, target, weight, sample_weight, normalizer)
     options = (axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
     key = (
         backend,
         operation,
-        _form(logits),
         backend.has_float64(logits),
-        _form(target_array),
-        _form(weight),
-        _form(sample_weight),
-        _form(normalizer),
+        *map(_form, arrays),
         options,
-        *map(type, options[:5]),
+        # True is 1 to a dict, and an error to a check.
+        *map(type, options),
     )
-    arrays = (logits, target_array, weight, sample_weight, normalizer)
-    return Problem(_once(backend, key, check), arrays)
+    kind = _remembered(backend, key)
+    if kind is None:
+        kind = _check_rowwise(backend, operation, arrays, options, first)
+        _remember(backend, key, kind)
+    return Problem(kind, arrays)
+
+
+def _check_rowwise(
+    backend: Backend,
+    operation: Operation,
+    arrays: tuple[Any, ...],
+    options: tuple[Any, ...],
+    first: str,
+) -> Kind:
+    """Check all of a loss's arguments but the values of its class indices."""
+    logits, target, weight, sample_weight, normalizer = arrays
+    axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision = options
+    exact = _check_accuracy(backend, precision, logits)
+    axis, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
+    soft = _target(backend, target, logits, axis, classes, first)
+    ignore = _check_integer("ignore_index", ignore_index)
+    if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+        msg = (
+            f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
+            "or a sample_weight of 0 for the rows to ignore"
+        )
+        raise TypeError(msg)
+    smoothing, z, cap = _check_options(label_smoothing, z_loss, logit_softcap)
+    reduction = _check_reduction(reduction)
+    _check_weight(backend, weight, logits, axis, classes, first)
+    _check_sample_weight(backend, sample_weight, logits, axis, first)
+    _check_normalizer(backend, normalizer, reduction)
+    task = Task(operation.NAME, axis, soft, reduction, ignore, smoothing, z, cap, exact)
+    spec = Spec(
+        axis=axis,
+        classes=classes,
+        precision=dtypes,
+        soft=soft,
+        ignore_index=None if soft else ignore,
+        label_smoothing=smoothing,
+        z_loss=z,
+        logit_softcap=cap,
+    )
+    dtype = backend.dtype_name(target)
+    # An unsigned index too large for the signed type must be seen to be out of range.
+    wraps = dtype == "uint64" or (dtype == "uint32" and not backend.has_float64(logits))
+    native = operation.NAME != "nll_loss" and not wraps
+    fits = dtype in ("int32", "int64", *FLOATS)
+    return Kind(backend, operation, task, spec, native, fits)
 
 
 def prepare(problem: Problem) -> Prepared:

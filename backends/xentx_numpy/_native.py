@@ -65,30 +65,25 @@ def _run(
     gradient: Array | None = None,
 ) -> int:
     """Call the kernel, and return the first row with a class index that is out of range, or -1."""
-    given = (*arrays, seed)
+    x, t, w, s, n, u = given = (*arrays, seed)
     key = (
         operation,
-        *[None if a is None else (a.strides, a.flags.aligned) for a in given],
+        x.strides,
+        None if t is None else t.strides,
+        None if w is None else w.strides,
+        None if s is None else s.strides,
+        None if u is None else u.strides,
     )
     ready = kind.plans.get(key)
-    if ready is None:
+    bad: int = -2 if ready is None else ready(x, t, w, s, n, u, value, gradient, 0)
+    if bad == -2:  # noqa: PLR2004 -- not seen before, or misaligned
         views, ready = _prepare(kind, operation, given)
-        in_place = (a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True))
+        in_place = (
+            a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True)
+        )
         if all(in_place):
             kind.plans[key] = ready
-        given = views
-    x, t, w, s, n, u = given
-    bad: int = ready(
-        x,
-        0 if t is None else t,
-        0 if w is None else w,
-        0 if s is None else s,
-        0 if n is None else n,
-        0 if u is None else u,
-        0 if value is None else value,
-        0 if gradient is None else gradient,
-        0,
-    )
+        bad = ready(*views, value, gradient, 0)
     return bad
 
 
