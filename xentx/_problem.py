@@ -440,7 +440,9 @@ def rowwise(
 ) -> Problem:
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
     logits = backend.array(logits, logits)
-    if type(target) is not type(logits):
+    if type(target) is type(logits):
+        target = backend.array(target, logits)  # which needs no look at whose it is
+    else:
         target = _convert(backend, "target", target, logits, first)
     if weight is not None:
         weight = _convert(backend, "weight", weight, logits, first)

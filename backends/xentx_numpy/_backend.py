@@ -25,7 +25,8 @@ class NumPyBackend:
         return isinstance(value, np.ndarray | np.generic) and not redefined
 
     def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
-        return np.asarray(value)
+        array = np.asarray(value)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
     def namespace(self, array: Array) -> Any:  # noqa: ARG002
         return _autodiff.NAMESPACE

@@ -90,7 +90,7 @@ def _run(
 def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
     """See the arrays as (outer, classes, inner) or (outer, inner), and make a plan of that.
 
-    An array is copied only where that can't be seen in it, or its elements are no plain numbers.
+    An array is copied only where that can't be seen in it, or its elements are misaligned.
     """
     task, shape = kind.task, arrays[0].shape
     full = (math.prod(shape[: task.axis]), kind.spec.classes, math.prod(shape[task.axis + 1 :]))
@@ -107,8 +107,8 @@ def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
             continue
         plain = array
         odd = any(stride % array.itemsize for stride in array.strides)
-        if odd or not array.flags.aligned or not array.dtype.isnative:
-            plain = np.array(array, array.dtype.newbyteorder("="), order="C")
+        if odd or not array.flags.aligned:
+            plain = np.array(array, order="C")
         view = plain if plain.ndim == 0 else plain.reshape(form)
         steps = tuple(stride // view.itemsize for stride in view.strides)
         by_ndim = {0: (0, 0, 0), 1: (0, *steps, 0), 2: (*steps[:1], 0, *steps[1:]), 3: steps}

@@ -1,0 +1,334 @@
+"""The kernel itself, through NumPy, which adds nothing to it: bits, accuracy, odd input, threads."""
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import hypothesis.extra.numpy as hnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oracle
+import xentx
+import xentx_numpy
+from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
+from xentx import _native
+from xentx.compare.regimes import REGIMES
+
+pytestmark = pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here")
+
+DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")] + [
+    np.dtype(ml_dtypes.bfloat16)
+]
+NAMES = [name for name, regime in REGIMES.items() if regime.needs is None and name != "gap"]
+both = xentx.value_and_grad(xentx.cross_entropy)
+
+
+def portable(*args, **kwargs):
+    """The same by the core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xentx_numpy.BACKEND, "native", None, raising=False)
+        return both(*args, **kwargs)
+
+
+def problem(seed, *, most=40, widest=300):
+    """A problem of random shape, dtype and options, and its cotangent."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, most, rng.integers(1, 4)))
+    axis = int(rng.integers(len(shape)))
+    shape = (*shape[:axis], int(rng.integers(1, widest)), *shape[axis + 1 :])
+    logits, target, options, cotangent = draw_problem(
+        rng,
+        shape,
+        axis,
+        DTYPES[seed % 4],
+        soft=seed % 3 == 0,
+        reduction=REDUCTIONS[seed % 4],
+        options=list(OPTIONS.values())[seed % len(OPTIONS)],
+    )
+    scale = rng.choice([1, 30, 1000])
+    return (logits * scale).astype(logits.dtype), target, options, cotangent
+
+
+def digest(results):
+    """The bits of a value and a gradient."""
+    return hashlib.sha256(b"".join(np.asarray(r).tobytes() for r in results)).hexdigest()
+
+
+def errors(name, dtype, **options):
+    """Largest error of a loss and of a gradient's entry in a regime, in units in the last place."""
+    case = REGIMES[name].case(dtype, RNG_SEED)
+    logits = case.logits.astype(oracle.DTYPES[dtype])
+    truth = oracle.cross_entropy(logits, case.target, reduction="none")
+    loss, gradient = both(logits, case.target, reduction="none", **options)
+    found = []
+    for got, true in ((loss, truth.value), (gradient, truth.gradient)):
+        normal = np.abs(true) >= oracle.tiny(logits.dtype)
+        found.append(oracle.ulps(got, true)[normal].max(initial=0))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_is_within_one_unit_and_gradients_within_two(name):
+    loss, gradient = errors(name, "float32")
+    assert loss <= 1
+    assert gradient <= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_exact_is_correctly_rounded(name, dtype):
+    loss, gradient = errors(name, dtype, precision="exact")
+    assert loss <= 0.5001
+    assert gradient <= 0.5001
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_floats_are_correctly_rounded_as_they_come(name, dtype):
+    loss, gradient = errors(name, dtype)
+    assert loss <= 0.501
+    assert gradient <= 0.501
+
+
+def test_a_misled_row_has_no_probability_above_one():
+    logits = np.random.default_rng(RNG_SEED).normal(0, 3000, (4096, 10)).astype(np.float32)
+    _, gradient = both(logits, logits.argmin(-1), reduction="sum")
+    assert gradient.max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
+    logits, target, options, _ = problem(seed)
+    options = {**options, "reduction": "none"}
+    options.pop("normalizer", None)
+    axis = options.pop("axis")
+    whole = both(logits, target, axis=axis, **options)
+    moved = np.moveaxis(logits, axis, -1).copy()
+    soft = target.ndim == logits.ndim
+    last = np.moveaxis(target, axis, -1).copy() if soft else target
+    value, gradient = both(moved, last, axis=-1, **options)
+    assert value.tobytes() == whole[0].tobytes()
+    assert np.moveaxis(gradient, -1, axis).tobytes() == whole[1].tobytes()
+    view = np.moveaxis(moved, -1, axis)  # strided
+    assert digest(both(view, target, axis=axis, **options)) == digest(whole)
+
+    weights = options.pop("sample_weight", None)
+    for at in list(np.ndindex(value.shape))[:5]:
+        own = {} if weights is None else {"sample_weight": weights[at]}
+        row = both(moved[at], last[at], **options, **own)
+        assert row[0].tobytes() == value[at].tobytes()
+        assert row[1].tobytes() == gradient[at].tobytes()
+
+
+PROGRAM = """
+import sys
+import test_kernel
+from xentx import _native
+print(_native.KERNEL.instruction_set())
+print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
+       for p in map(test_kernel.problem, range(120))])
+print(test_kernel.digest(test_kernel.both(*test_kernel.wide())))
+"""
+
+
+def wide():
+    """Enough for threads, with classes for several blocks."""
+    rng = np.random.default_rng(RNG_SEED)
+    logits = rng.normal(0, 5, (70, 5001)).astype(np.float32)
+    return logits, rng.integers(0, 5001, 70)
+
+
+def run(program, **environment):
+    """What a program of its own prints, in an environment."""
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "native", **environment}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_instruction_set_and_number_of_threads_has_the_same_bits():
+    _, *expected = run(PROGRAM, XENTX_NUM_THREADS="1")
+    found = set()
+    for asked in ("avx512", "avx2", "neon", "baseline"):
+        for threads in ("1", "2", "5"):
+            used, *digests = run(PROGRAM, XENTX_ISA=asked, XENTX_NUM_THREADS=threads)
+            found.add(used)
+            assert digests == expected, (used, threads)
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("portable", "portable"), ("native", "native"), ("", "")]
+)
+def test_the_engine_is_chosen_by_name(engine, expected):
+    program = "import xentx; print(xentx.backends()[0].engine)"
+    if not engine:
+        program = "import os; del os.environ['XENTX_ENGINE'];" + program
+    assert run(program, XENTX_ENGINE=engine)[0].startswith(expected)
+
+
+def test_an_unknown_engine_is_an_error():
+    program = """
+try:
+    import xentx
+except ValueError as error:
+    print(error)
+"""
+    expected = "XENTX_ENGINE: got 'fast'; expected 'native', 'portable' or nothing"
+    assert run(program, XENTX_ENGINE="fast") == [expected]
+
+
+SPECIAL = st.sampled_from(
+    [0.0, -0.0, 1.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e30, 131072.5, -131073.0, 1e-45, 88.7]
+)
+
+
+@given(
+    data=st.data(),
+    shape=hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=70),
+    dtype=st.sampled_from(DTYPES),
+    reduction=st.sampled_from(REDUCTIONS),
+    smoothing=st.sampled_from([0.0, 0.0, 0.1]),
+    transposed=st.booleans(),
+)
+def test_odd_logits_come_out_as_the_core_has_them(
+    data, shape, dtype, reduction, smoothing, transposed
+):
+    values = hnp.arrays(np.float64, shape, elements=st.one_of(SPECIAL, st.floats(-30, 30)))
+    with np.errstate(over="ignore"):
+        logits = data.draw(values).astype(dtype)
+    target = data.draw(hnp.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
+    if transposed:
+        logits = np.asfortranarray(logits)
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    value, gradient = both(logits, target, **options)
+    expected_value, expected_gradient = portable(logits, target, **options)
+    eps = oracle.epsilon(dtype)
+    for got, expected in ((value, expected_value), (gradient, expected_gradient)):
+        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+        finite = np.abs(expected[np.isfinite(expected)])
+        # A sum of what overflows may overflow a little earlier or later.
+        if finite.max(initial=0) < 1e38 or dtype == np.float64:
+            np.testing.assert_allclose(got, expected, rtol=16 * eps, atol=16 * eps)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 63, 64, 65, 2047, 2048, 2049, 4100])
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 17])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sizes_at_the_edges_of_vectors_and_blocks(rows, classes, axis):
+    rng = np.random.default_rng(RNG_SEED)
+    shape = (rows, classes) if axis == 1 else (classes, rows)
+    logits = rng.normal(0, 3, shape).astype(np.float32)
+    target = rng.integers(0, classes, rows)
+    truth = oracle.cross_entropy(logits, target, axis=axis, reduction="none")
+    value, gradient = both(logits, target, axis=axis, reduction="none")
+    oracle.assert_within(value, truth.value, truth.value_scale, 2)
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 4)
+
+
+def test_maxima_that_rise_from_block_to_block():
+    """Each block has a maximum of its own, so that what came before is put over another power."""
+    logits = np.linspace(-300, 300, 20_000, dtype=np.float32)[None, :]
+    target = np.array([19_990])
+    truth = oracle.cross_entropy(logits, target, reduction="none")
+    for x, t in ((logits, target), (logits[:, ::-1], 19_999 - target)):
+        value, gradient = both(x, t, reduction="none")
+        oracle.assert_within(value, truth.value, truth.value_scale, 2)
+        true = truth.gradient if x is logits else truth.gradient[:, ::-1]
+        scale = truth.gradient_scale if x is logits else truth.gradient_scale[:, ::-1]
+        oracle.assert_within(gradient, true, scale, 4)
+
+
+@pytest.mark.parametrize("cotangent", [1e-44, 1e-30, 1e30])
+def test_cotangents_at_the_ends_of_the_range(cotangent):
+    logits = np.array([[0.0, 1.0, -2.0]], np.float32)
+    seed = np.float32(cotangent)
+    truth = oracle.cross_entropy(logits, np.array([1]), cotangent=np.asarray(seed))
+    _, gradient = both(logits, [1], cotangent=seed)
+    tolerance = 2 * np.finfo(np.float32).eps * np.abs(truth.gradient) + 1.5e-45
+    assert np.all(np.abs(gradient.astype(np.longdouble) - truth.gradient) <= tolerance)
+
+
+def test_arrays_that_are_read_as_they_lie_and_those_that_are_not():
+    rng = np.random.default_rng(RNG_SEED)
+    logits = rng.normal(0, 3, (33, 40)).astype(np.float32)
+    target = rng.integers(0, 40, 33)
+    expected = digest(both(logits, target))
+    buffer = np.empty(logits.nbytes + 1, np.uint8)
+    misaligned = buffer[1:].view(np.float32).reshape(logits.shape)
+    misaligned[...] = logits
+    assert not misaligned.flags.aligned
+    read_only = logits.copy()
+    read_only.flags.writeable = False
+    sparse = np.zeros((66, 120), np.float32)
+    sparse[::2, ::3] = logits
+    records = np.zeros((33, 40), [("skip", np.int8), ("x", np.float32)])
+    records["x"] = logits
+    for variant in (
+        misaligned,
+        read_only,
+        sparse[::2, ::3],
+        records["x"],
+        logits.astype(logits.dtype.newbyteorder()),
+        logits[::-1].copy()[::-1],
+        np.asfortranarray(logits),
+    ):
+        assert digest(both(variant, target)) == expected
+        # Twice: what has been prepared for one array must not be taken for another.
+        assert digest(both(variant.copy(), target)) == expected
+    strided = np.repeat(target, 2)[::2]
+    for variant in (strided, target.astype(np.uint8), target.astype(">i4"), list(target)):
+        assert digest(both(logits, variant)) == expected
+
+
+def test_arguments_are_left_alone():
+    for seed in range(12):
+        logits, target, options, cotangent = problem(seed)
+        before = [a.tobytes() for a in (logits, target, cotangent)]
+        both(logits, target, cotangent=cotangent, **options)
+        assert [a.tobytes() for a in (logits, target, cotangent)] == before
+
+
+def test_threads_of_python_at_once():
+    expected = digest(both(*wide()))
+    found = []
+    workers = [
+        threading.Thread(target=lambda: found.extend(digest(both(*wide())) for _ in range(5)))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [expected] * 20
+
+
+FORK = """
+import multiprocessing
+import test_kernel
+expected = test_kernel.digest(test_kernel.both(*test_kernel.wide()))
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.map_async(test_kernel.again, range(4)).get(timeout=60)
+print(found == [expected] * 4)
+"""
+
+
+def again(_):
+    """The bits of a wide problem, in another process."""
+    return digest(both(*wide()))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="cannot fork")
+def test_a_forked_child_has_threads_of_its_own():
+    """The parent's threads are not there in the child: waiting for them would be forever."""
+    assert run(FORK, XENTX_NUM_THREADS="3", PYTHONWARNINGS="ignore") == ["True"]
