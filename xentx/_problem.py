@@ -376,8 +376,8 @@ _KINDS: dict[Hashable, Kind] = {}
 _MOST_KINDS = 4096
 
 
-def _form(array: Array | None) -> Hashable:
-    return None if array is None else (array.dtype, tuple(array.shape))
+def _form(array: Array) -> Hashable:
+    return array.dtype, tuple(array.shape)
 
 
 def _remembered(backend: Backend, key: tuple[Hashable, ...]) -> Kind | None:
@@ -456,7 +456,13 @@ def rowwise(
         backend,
         operation,
         backend.has_float64(logits),
-        *map(_form, arrays),
+        logits.dtype,
+        tuple(logits.shape),
+        target.dtype,
+        tuple(target.shape),
+        None if weight is None else _form(weight),
+        None if sample_weight is None else _form(sample_weight),
+        None if normalizer is None else _form(normalizer),
         options,
         # True is 1 to a dict, and an error to a check.
         *map(type, options),

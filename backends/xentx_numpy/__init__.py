@@ -1,9 +1,11 @@
 """xentx for NumPy: the functions of `xentx`, for its arrays alone and without dispatch.
 
-`_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients.
+`_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients, `_native` hands
+arrays to the native kernel.
 """
 
 from xentx_numpy._backend import BACKEND
 from xentx_numpy._functions import cross_entropy, log_softmax, nll_loss, value_and_grad
+from xentx_numpy._memory import reuse_memory
 
-__all__ = ["BACKEND", "cross_entropy", "log_softmax", "nll_loss", "value_and_grad"]
+__all__ = ["BACKEND", "cross_entropy", "log_softmax", "nll_loss", "reuse_memory", "value_and_grad"]

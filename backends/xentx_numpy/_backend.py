@@ -20,6 +20,8 @@ class NumPyBackend:
     native = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
+        if type(value) is np.ndarray:
+            return True
         # These two redefine what the core's operators mean.
         redefined = isinstance(value, np.ma.MaskedArray | np.matrix)
         return isinstance(value, np.ndarray | np.generic) and not redefined

@@ -8,6 +8,7 @@ import numpy as np
 from xentx import _evaluate, _problem
 from xentx._native import Layout, plan
 from xentx._problem import Kind
+from xentx_numpy import _memory
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Any, ...]
@@ -32,7 +33,7 @@ def solve_with_gradient(
     """Value, and the gradient by the logits in the same pass over them."""
     logits = arrays[0]
     value = _empty_value(kind, logits)
-    gradient = np.empty(logits.shape, logits.dtype)
+    gradient = _memory.empty(logits.shape, logits.dtype)
     seed = None
     if cotangent is not None:
         seed = _problem.cotangent(kind.backend, cotangent, value)

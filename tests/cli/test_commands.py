@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import xentx
 from xentx.compare import _evaluate
 
 pytest.importorskip("rich")

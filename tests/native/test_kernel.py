@@ -20,6 +20,7 @@ import xentx_numpy
 from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 from xentx import _native
 from xentx.compare.regimes import REGIMES
+from xentx_numpy import _memory
 
 pytestmark = pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here")
 
@@ -332,3 +333,39 @@ def again(_):
 def test_a_forked_child_has_threads_of_its_own():
     """The parent's threads are not there in the child: waiting for them would be forever."""
     assert run(FORK, XENTX_NUM_THREADS="3", PYTHONWARNINGS="ignore") == ["True"]
+
+
+@pytest.fixture
+def kept_memory():
+    """What is kept of memory for gradients, with a limit of 8 MB."""
+    xentx_numpy.reuse_memory(8 << 20)
+    yield _memory._free
+    xentx_numpy.reuse_memory(0)
+    assert _memory._free == []
+
+
+def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
+    logits = np.zeros((512, 1024), np.float32)
+    target = np.zeros(512, np.int64)
+    _, gradient = both(logits, target)
+    view = gradient[3:]
+    expected = view.copy()
+    address = gradient.ctypes.data
+    del gradient
+    assert kept_memory == []  # the view still sees it
+    _, other = both(logits + 1, target + 1)
+    assert other.ctypes.data != address
+    np.testing.assert_array_equal(view, expected)
+    del view
+    assert [memory.ctypes.data for memory in kept_memory] == [address]
+    _, again = both(logits, target)
+    assert again.ctypes.data == address
+    np.testing.assert_array_equal(again[3:], expected)
+
+
+def test_no_more_memory_is_kept_than_the_limit(kept_memory):
+    gradients = [both(np.zeros((512, 1024), np.float32), np.zeros(512, int))[1] for _ in range(6)]
+    del gradients
+    assert sum(memory.nbytes for memory in kept_memory) == 8 << 20
+    with pytest.raises(ValueError, match="most: got -1; expected a number of bytes"):
+        xentx_numpy.reuse_memory(-1)

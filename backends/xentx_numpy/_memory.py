@@ -1,0 +1,82 @@
+"""Memory for gradients, used again and again if the user asks for it.
+
+Fresh memory costs more than the gradient that is written to it: the operating system maps and
+clears it page by page, and takes it back as soon as the array is gone. A training loop that wants
+the same gigabyte again at every step may keep it, up to a limit that it names.
+"""
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# NumPy allocates less than this from memory that the process has already.
+_SMALLEST = 1 << 20
+
+_lock = threading.Lock()
+_limit = 0
+_free: list[Array] = []
+
+
+def reuse_memory(most: int) -> None:
+    """Keep the memory of gradients that are gone, for those to come.
+
+    Off by default. Only gradients of a megabyte or more, as `value_and_grad` returns them, are
+    affected. Memory that is still seen through an array or a view of one is never used again.
+
+    Parameters
+    ----------
+    most : int
+        The most bytes to keep while nobody uses them. 0 lets them all go.
+
+    Raises
+    ------
+    ValueError
+        If `most` is negative.
+
+    Examples
+    --------
+    >>> import xentx_numpy
+    >>> xentx_numpy.reuse_memory(1 << 30)
+    >>> xentx_numpy.reuse_memory(0)
+    """
+    global _limit  # noqa: PLW0603
+    if most < 0:
+        msg = f"most: got {most}; expected a number of bytes, or 0 to keep none"
+        raise ValueError(msg)
+    with _lock:
+        _limit = most
+        _let_go()
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Make an array with any content, in kept memory where some fits."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _SMALLEST or _limit == 0:
+        return np.empty(shape, dtype)
+    with _lock:
+        fitting = next((i for i, memory in enumerate(_free) if memory.nbytes == size), None)
+        memory = np.empty(size, np.uint8) if fitting is None else _free.pop(fitting)
+    return np.asarray(_Lease(memory)).view(dtype).reshape(shape)
+
+
+class _Lease:
+    """Owner of memory in the eyes of NumPy: it is gone once no array sees the memory any more."""
+
+    def __init__(self, memory: Array) -> None:
+        self._memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        with _lock:
+            _free.append(self._memory)
+            _let_go()
+
+
+def _let_go() -> None:
+    """Let the oldest go, until what is kept is within the limit."""
+    while sum(memory.nbytes for memory in _free) > _limit:
+        _free.pop(0)
