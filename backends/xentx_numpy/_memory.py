@@ -16,9 +16,10 @@ Array = np.ndarray[Any, Any]
 # NumPy allocates less than this from memory that the process has already.
 _SMALLEST = 1 << 20
 
-_lock = threading.Lock()
+# Reentrant: a lease may end while the garbage collector runs inside of this module.
+_lock = threading.RLock()
 _limit = 0
-_free: list[Array] = []
+_free: dict[int, Array] = {}  # by address, oldest first
 
 
 def reuse_memory(most: int) -> None:
@@ -58,8 +59,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if size < _SMALLEST or _limit == 0:
         return np.empty(shape, dtype)
     with _lock:
-        fitting = next((i for i, memory in enumerate(_free) if memory.nbytes == size), None)
-        memory = np.empty(size, np.uint8) if fitting is None else _free.pop(fitting)
+        fitting = [address for address, memory in _free.items() if memory.nbytes == size]
+        memory = _free.pop(fitting[-1], None) if fitting else None
+    if memory is None:
+        memory = np.empty(size, np.uint8)
     return np.asarray(_Lease(memory)).view(dtype).reshape(shape)
 
 
@@ -72,11 +75,11 @@ class _Lease:
 
     def __del__(self) -> None:
         with _lock:
-            _free.append(self._memory)
+            _free[self._memory.ctypes.data] = self._memory
             _let_go()
 
 
 def _let_go() -> None:
     """Let the oldest go, until what is kept is within the limit."""
-    while sum(memory.nbytes for memory in _free) > _limit:
-        _free.pop(0)
+    while sum(memory.nbytes for memory in list(_free.values())) > _limit:
+        _free.pop(next(iter(_free)))

@@ -1,4 +1,4 @@
-"""The kernel itself, through NumPy, which adds nothing to it: bits, accuracy, odd input, threads."""
+"""The kernel itself, through NumPy, which adds nothing: bits, accuracy, odd input, threads."""
 
 import hashlib
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import ml_dtypes
@@ -148,7 +149,7 @@ def wide():
 
 def run(program, **environment):
     """What a program of its own prints, in an environment."""
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "native", **environment}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=False
@@ -215,8 +216,8 @@ def test_odd_logits_come_out_as_the_core_has_them(
     value, gradient = both(logits, target, **options)
     expected_value, expected_gradient = portable(logits, target, **options)
     eps = oracle.epsilon(dtype)
-    for got, expected in ((value, expected_value), (gradient, expected_gradient)):
-        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    pairs = ((value, expected_value), (gradient, expected_gradient))
+    for got, expected in (map(np.float64, pair) for pair in pairs):
         finite = np.abs(expected[np.isfinite(expected)])
         # A sum of what overflows may overflow a little earlier or later.
         if finite.max(initial=0) < 1e38 or dtype == np.float64:
@@ -339,9 +340,9 @@ def test_a_forked_child_has_threads_of_its_own():
 def kept_memory():
     """What is kept of memory for gradients, with a limit of 8 MB."""
     xentx_numpy.reuse_memory(8 << 20)
-    yield _memory._free
+    yield _memory._free  # noqa: SLF001 -- what is kept shows nowhere else
     xentx_numpy.reuse_memory(0)
-    assert _memory._free == []
+    assert not _memory._free  # noqa: SLF001
 
 
 def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
@@ -352,12 +353,12 @@ def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
     expected = view.copy()
     address = gradient.ctypes.data
     del gradient
-    assert kept_memory == []  # the view still sees it
+    assert not kept_memory  # the view still sees it
     _, other = both(logits + 1, target + 1)
     assert other.ctypes.data != address
     np.testing.assert_array_equal(view, expected)
     del view
-    assert [memory.ctypes.data for memory in kept_memory] == [address]
+    assert list(kept_memory) == [address]
     _, again = both(logits, target)
     assert again.ctypes.data == address
     np.testing.assert_array_equal(again[3:], expected)
@@ -366,6 +367,6 @@ def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
 def test_no_more_memory_is_kept_than_the_limit(kept_memory):
     gradients = [both(np.zeros((512, 1024), np.float32), np.zeros(512, int))[1] for _ in range(6)]
     del gradients
-    assert sum(memory.nbytes for memory in kept_memory) == 8 << 20
+    assert sum(memory.nbytes for memory in kept_memory.values()) == 8 << 20
     with pytest.raises(ValueError, match="most: got -1; expected a number of bytes"):
         xentx_numpy.reuse_memory(-1)
