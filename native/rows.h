@@ -37,12 +37,14 @@ constexpr float kInfinity = __builtin_inff();
 constexpr float kNaN = __builtin_nanf("");
 
 inline bool is_quick(const Task& task) {
-    return task.operation == Operation::cross_entropy && !is_soft(task) && !task.exact &&
-           task.label_smoothing == 0.0 && task.logit_softcap == 0.0 &&
-           task.logits.dtype != DType::float64;
+    if (task.exact || task.logits.dtype == DType::float64) return false;
+    if (task.operation == Operation::log_softmax) return true;
+    return task.operation == Operation::cross_entropy && !is_soft(task) &&
+           task.label_smoothing == 0.0 && task.logit_softcap == 0.0;
 }
 inline bool goes_across(const Task& task) {
-    return is_quick(task) && task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
+    return is_quick(task) && task.operation == Operation::cross_entropy &&
+           task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
 }
 
 // ---- Reading and writing rows: n entries, `stride` apart.
@@ -191,10 +193,10 @@ struct Finish {
     // In: what Tail takes; the target's logit, its weight and the row's unit.
     double top[kLanes], sum[kLanes], ties[kLanes];
     double picked[kLanes], weight[kLanes], unit[kLanes];
-    // Out: the loss; what an exponential over 2^n is multiplied by to be a gradient; the gradient
+    // Out: how far the log-sum-exp is above the maximum; the loss; what an exponential over 2^n is multiplied by to be a gradient; the gradient
     // at the target, and at an entry of the maximum that is not the target.
-    double loss[kLanes], factor[kLanes], picked_gradient[kLanes], top_gradient[kLanes];
-    double rest[kLanes];
+    double tail[kLanes], loss[kLanes], factor[kLanes];
+    double picked_gradient[kLanes], top_gradient[kLanes], rest[kLanes];
     int64_t unfit[kLanes];  // whether floats can't hold it: a row for the general way
 
     void compute(int count, double z_loss) {
@@ -219,6 +221,7 @@ struct Finish {
             V p = select(leads, one / all, at_picked / (t.at_top * all));
             V p_minus_one = select(leads, zero - t.rest / all, p - one);
             V u = load(unit + i);
+            store(tail + i, t.tail);
             store(loss + i, l);
             V f = u * slope / (t.at_top * all), magnitude = max(f, zero - f);
             store(factor + i, f);
@@ -450,6 +453,32 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Fi
     if (leader >= 0) put(g + leader * task.inner, finish.top_gradient[i]);
 }
 
+// log_softmax, (x - m) - tail: in double, since both differences may cancel.
+template <class S>
+inline void write_log_softmax(const Task& task, const S* x, double top, double tail,
+                              float* buffer, S* to) {
+    const Vec<double> m(top), t(tail);
+    for (int64_t from = 0; from < task.classes; from += kBlock) {
+        int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
+        const float* block =
+            floats(x + from * task.logits.classes, task.logits.classes, count, buffer);
+        for (int k = 0; k < count; k += kLanes) {
+            int n = count - k < kLanes ? count - k : kLanes;
+            Vec<double> low, high;
+            widen(n == kLanes ? load(block + k) : load_first(block + k, n, 0.0f), low, high);
+            Vec<float> y = narrow((low - m) - t, (high - m) - t);
+            S* out = to + (from + k) * task.inner;
+            if (n == kLanes && task.inner == 1) {
+                store(out, y);
+            } else {
+                float lanes[kLanes];
+                store(lanes, y);
+                for (int i = 0; i < n; i++) put(out + i * task.inner, lanes[i]);
+            }
+        }
+    }
+}
+
 // ---- The general way: a row at a time, in double.
 
 struct General {
@@ -487,10 +516,26 @@ inline void read_distribution(const Task& task, const Row& row, double* q) {
     for (int64_t k = n; k < padded(n); k++) q[k] = 0.0;
 }
 
+// A sum that keeps what its additions lose (Knuth's TwoSum): thousands of small terms beside a
+// large one would be rounded away one by one.
+struct ExactSum {
+    Vec<double> sum{0.0}, lost{0.0};
+
+    XENTX_INLINE void add(const Vec<double>& x) {
+        Vec<double> s = sum + x, back = s - sum;
+        lost = lost + ((sum - (s - back)) + (x - back));
+        sum = s;
+    }
+    double total() const {
+        double s = sum_of_lanes(sum);
+        return s - s == 0.0 ? s + sum_of_lanes(lost) : s;  // infinity has lost nothing
+    }
+};
+
 inline double sum_of(const double* x, int64_t n) {
-    Vec<double> sum(0.0);
-    for (int64_t k = 0; k < padded(n); k += 8) sum = sum + load(x + k);
-    return sum_of_lanes(sum);
+    ExactSum sum;
+    for (int64_t k = 0; k < padded(n); k += 8) sum.add(load(x + k));
+    return sum.total();
 }
 
 inline void compute_general(const Job& job, const Row& row, void* memory) {
@@ -525,15 +570,15 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     const double shift = absolute(top) <= kLargest ? 0.0 : top;
     const double scale = shift == 0.0 ? scale_of(top) : 0.0;
     const Reference<double> reference{V(scale)};
-    Vec<double> sum(0.0), lost(0.0);
+    ExactSum sum;
     double ties = 0.0;
     for (int64_t k = 0; k < all; k += 8) {
         V value, error, x = load(s.x + k) - V(shift), zero(0.0);
         auto is_top = x == V(top - shift);
         exponential(x, reference, value, error);
         store(s.e + k, value);
-        sum = sum + select(is_top, zero, value);
-        lost = lost + select(is_top, zero, error);
+        sum.add(select(is_top, zero, value));
+        sum.lost = sum.lost + select(is_top, zero, error);
         for (int lane = 0; lane < 8; lane++)
             if (is_top[lane]) {
                 ties += 1.0;
@@ -541,7 +586,7 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
             }
     }
     const Tail t(V(top - shift), Reference<double>(V(scale), 0),
-                 V((sum_of_lanes(sum) + sum_of_lanes(lost)) * 0x1p-53), V(ties));
+                 V(sum.total() * 0x1p-53), V(ties));
     const double rest = t.rest[0], tail = t.tail[0], all_over_top = t.at_top[0] * (1.0 + rest);
     if (task.operation == Operation::log_softmax) {
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, (load(s.x + k) - V(top)) - V(tail));
@@ -556,12 +601,12 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     if (dense) {
         read_distribution(task, row, s.q);
         mass = sum_of(s.q, n);
-        V products(0.0);
+        ExactSum products;
         for (int64_t k = 0; k < all; k += 8) {
             V q = load(s.q + k), zero(0.0);
-            products = products + select(q == zero, zero, q * (V(top) - load(s.x + k)));
+            products.add(select(q == zero, zero, q * (V(top) - load(s.x + k))));
         }
-        gaps = sum_of_lanes(products);
+        gaps = products.total();
     } else {
         gaps = mass == 0.0 ? 0.0 : mass * (top - s.x[row.target.index]);
     }
@@ -652,6 +697,8 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         finish.top[i] = along[i].top;
         finish.sum[i] = along[i].sum;
         finish.ties[i] = along[i].ties;
+        finish.picked[i] = along[i].top;
+        if (task.operation == Operation::log_softmax) continue;
         finish.picked[i] = to_float(x[rows[i].target.index * task.logits.classes]);
         finish.weight[i] = rows[i].weight;
         finish.unit[i] = rows[i].unit;
@@ -663,10 +710,15 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
             compute_general(job, row, scratch.general);
             continue;
         }
-        write_loss(job, row, finish.loss[i]);
-        if (!task.gradient || write_trivial_gradient(task, row)) continue;
         int64_t from = task.logits.at(row.group, row.outer, row.inner);
         int64_t to = dense_at(task, row.group, row.outer, row.inner);
+        if (task.operation == Operation::log_softmax) {
+            write_log_softmax(task, logits + from, along[i].top, finish.tail[i], scratch.buffer,
+                              static_cast<S*>(task.value) + to);
+            continue;
+        }
+        write_loss(job, row, finish.loss[i]);
+        if (!task.gradient || write_trivial_gradient(task, row)) continue;
         write_along(task, logits + from, along[i], finish, i, row.target.index, job.streams,
                     scratch.buffer, static_cast<S*>(task.gradient) + to);
     }

@@ -224,6 +224,28 @@ XENTX_INLINE void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high
     }
 #endif
 }
+// The way back, rounded.
+XENTX_INLINE Vec<float> narrow(const Vec<double>& low, const Vec<double>& high) {
+    Vec<float> v;
+#if defined(XENTX_AVX512)
+    __m512 lower = _mm512_castps256_ps512(_mm512_cvtpd_ps(low.part[0]));
+    v.part[0] = (Vec<float>::Register)_mm512_insertf32x8(lower, _mm512_cvtpd_ps(high.part[0]), 1);
+#elif defined(XENTX_AVX2)
+    for (int i = 0; i < 2; i++) {
+        const Vec<double>& from = i == 0 ? low : high;
+        __m256 lower = _mm256_castps128_ps256(_mm256_cvtpd_ps(from.part[0]));
+        v.part[i] = (Vec<float>::Register)_mm256_insertf128_ps(
+            lower, _mm256_cvtpd_ps(from.part[1]), 1);
+    }
+#else
+    for (int i = 0; i < 8; i++) {
+        v.part[i / 4][i % 4] = float(low.part[i / 2][i % 2]);
+        v.part[2 + i / 4][i % 4] = float(high.part[i / 2][i % 2]);
+    }
+#endif
+    return v;
+}
+
 // float16 and bfloat16, one float at a time: rounded to nearest, ties to even.
 struct Half { uint16_t bits; };
 struct Brain { uint16_t bits; };
