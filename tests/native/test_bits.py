@@ -1,0 +1,124 @@
+"""One kernel behind every framework: the same problem has the same bits in all of them."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import oracle
+import xentx
+from problems import OPTIONS, REDUCTIONS, draw_problem
+from routes import ROUTES, requested_frameworks
+from xentx import _native
+
+pytestmark = pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here")
+
+PROBLEMS = 1000
+AT_ONCE = 50  # in one compiled function
+DTYPES = list(oracle.DTYPES.values())
+OTHERS = [
+    route
+    for route in ROUTES
+    if route.framework in requested_frameworks() and route.name not in {"numpy", "strict"}
+]
+
+
+def problem(seed):
+    """A problem of random shape, dtype and options; some are large enough for several threads."""
+    rng = np.random.default_rng(seed)
+    rows = tuple(rng.integers(1, 12, rng.integers(1, 3)))
+    axis = int(rng.integers(len(rows) + 1))
+    classes = int(rng.choice([1, 2, 10, 64, 65, 300, 2049]))
+    logits, target, options, cotangent = draw_problem(
+        rng,
+        (*rows[:axis], classes, *rows[axis:]),
+        axis,
+        DTYPES[seed % 4],
+        soft=seed % 3 == 0,
+        reduction=REDUCTIONS[int(rng.integers(4))],
+        options=list(OPTIONS.values())[seed % len(OPTIONS)],
+    )
+    logits = (logits * rng.choice([1, 30])).astype(logits.dtype)
+    return logits, target, options, np.ones_like(cotangent) if seed % 2 else cotangent
+
+
+def digests(route, seeds):
+    """The bits of the losses and gradients of some problems, in one call of the framework."""
+    arrays, static = {}, {}
+    for seed in seeds:
+        logits, target, options, cotangent = problem(seed)
+        mine = {"logits": logits, "target": target, "cotangent": cotangent}
+        mine |= {key: value for key, value in options.items() if isinstance(value, np.ndarray)}
+        static[seed] = {key: value for key, value in options.items() if key not in mine}
+        arrays |= {(seed, key): value for key, value in mine.items()}
+
+    def all_of_them(given):
+        results = []
+        for seed in seeds:
+            own = {key: value for (of, key), value in given.items() if of == seed}
+            logits, target, seed_of = (own.pop(k) for k in ("logits", "target", "cotangent"))
+
+            def loss(x, target=target, options=own | static[seed]):
+                return xentx.cross_entropy(x, target, **options)
+
+            if route.has_autodiff:
+                results.extend(route.differentiate(loss, logits, seed_of))
+            else:
+                both = xentx.value_and_grad(xentx.cross_entropy)
+                results.extend(both(logits, target, cotangent=seed_of, **own, **static[seed]))
+        return tuple(results)
+
+    with route.precision(*arrays.values()):
+        values = [route.array(value) for value in arrays.values()]
+        results = route.compiled(all_of_them, list(arrays))(*values)
+        bits = [np.asarray(route.numpy(result)).tobytes() for result in results]
+    pairs = zip(bits[::2], bits[1::2], strict=True)
+    return {
+        seed: hashlib.sha256(value + gradient).hexdigest()
+        for seed, (value, gradient) in zip(seeds, pairs, strict=True)
+    }
+
+
+def many(route, count=PROBLEMS):
+    """The digests of so many problems, those of a dtype together."""
+    found = {}
+    for dtype in range(4):
+        seeds = range(dtype, count, 4)
+        for first in range(0, len(seeds), AT_ONCE):
+            found |= digests(route, seeds[first : first + AT_ONCE])
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """NumPy's bits."""
+    return many(ROUTES[0]())
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=lambda route: route.name)
+def test_eager_and_traced(make, expected):
+    found = many(make())
+    assert [seed for seed in expected if found[seed] != expected[seed]] == []
+
+
+PROGRAM = """
+import test_bits
+for make in (test_bits.ROUTES[0], *test_bits.OTHERS):
+    print(sorted(test_bits.many(make(), 100).items()))
+"""
+
+
+def test_with_one_thread(expected):
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    env = {**os.environ, "PYTHONPATH": path, "XENTX_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + len(OTHERS)
+    assert set(lines) == {str(sorted((s, expected[s]) for s in range(100)))}
