@@ -19,11 +19,15 @@ import oracle
 import xentx
 import xentx_numpy
 from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
+from routes import requested_frameworks
 from xentx import _native
 from xentx.compare.regimes import REGIMES
 from xentx_numpy import _memory
 
-pytestmark = pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here")
+pytestmark = [
+    pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+]
 
 DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")] + [
     np.dtype(ml_dtypes.bfloat16)
@@ -132,6 +136,7 @@ def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
 PROGRAM = """
 import sys
 import test_kernel
+from routes import requested_frameworks
 from xentx import _native
 print(_native.KERNEL.instruction_set())
 print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
