@@ -177,6 +177,12 @@ DEVIATIONS = [
         ("loss", "gradient"),
     ),
     ("wrong-20", "keras:SparseCategoricalCrossentropy()", ("loss", "gradient")),
+    ("ignored-2-to-24", "keras:SparseCategoricalCrossentropy(from_logits=True)", ("accepts",)),
+    (
+        "not-probabilities",
+        "keras:SparseCategoricalCrossentropy() on logits",
+        ("loss", "gradient"),
+    ),
 ]  # fmt: skip
 
 
