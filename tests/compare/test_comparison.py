@@ -7,6 +7,7 @@ import pytest
 
 from xentx.compare import CORNERS, REGIMES, Plan, _evaluate, _run, compare, user_regime
 from xentx.compare._evaluate import Availability, Truth, measure, visit
+from xentx.compare._floats import FORMATS, Yardstick
 from xentx.natives import Native, Requirement, natives, xentx_records
 
 NUMPY = Requirement(module="numpy", distributions=("numpy",))
@@ -48,10 +49,25 @@ def test_an_error_is_told_in_one_line(truth):
     assert found.loss_errors is None
 
 
+def test_a_loss_of_the_wrong_shape_is_an_error(truth):
+    found = measure(stand_in("of_one_row"), truth)
+    assert found.message == "ValueError: returned losses of shape () for 2 rows"
+
+
 def test_a_loss_that_only_reduces_is_asked_row_by_row(truth):
     found = measure(stand_in("reduces", reductions={"mean": "mean"}), truth)
     assert found.verdict == "accurate"
     assert found.row_losses == measure(stand_in("right"), truth).row_losses
+
+
+def test_row_by_row_takes_the_extreme_rows_and_the_mean_is_of_all(monkeypatch):
+    truth = Truth.of(REGIMES["gap"].case("float32", seed=0))
+    every = measure(stand_in("right"), truth)
+    monkeypatch.setattr(_evaluate, "ONE_BY_ONE", 4)
+    found = measure(stand_in("reduces", reductions={"mean": "mean"}), truth)
+    assert found.verdict == "accurate"
+    assert found.row_losses == every.row_losses[:2] + every.row_losses[-2:]
+    assert found.mean == pytest.approx(every.mean, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +90,9 @@ def test_a_broken_library_is_unavailable_and_tried_once():
 
 
 def test_errors_count_zeros_and_nan():
-    form = _evaluate.FORMATS["float32"]
-    true = np.asarray([1e-9, 1.0, 2.0])
-    found = _evaluate.errors(np.asarray([0.0, 1.0, np.nan]), true, form)
+    true = Yardstick.of(np.asarray([1e-9, 1.0, 2.0]), FORMATS["float32"])
+    found, close = _evaluate.errors(np.asarray([0.0, 1.0, np.nan]), true)
+    assert not close
     assert found.zeros == pytest.approx(1 / 3)
     assert found.max_ulp == np.inf
     assert found.max_absolute == pytest.approx(1e-9)
@@ -161,6 +177,12 @@ DEVIATIONS = [
         ("loss", "gradient"),
     ),
     ("wrong-20", "keras:SparseCategoricalCrossentropy()", ("loss", "gradient")),
+    ("ignored-2-to-24", "keras:SparseCategoricalCrossentropy(from_logits=True)", ("accepts",)),
+    (
+        "not-probabilities",
+        "keras:SparseCategoricalCrossentropy() on logits",
+        ("loss", "gradient"),
+    ),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from xentx.diff import CallError, _plan, diff, parse
 from xentx.diff._call import Symbol
+from xentx.diff._comparison import SCHEMA_VERSION
 from xentx.diff._meaning import _full_divisor
 from xentx.diff._plan import CLASSES, ROWS, Data
 from xentx.natives import natives, runtime_of
@@ -337,6 +338,11 @@ PAIRS = [
         "torch:F.cross_entropy",
     ),
     ("optax:softmax_cross_entropy", "torch:F.cross_entropy"),
+    ("optax:softmax_cross_entropy(axis=1)", "keras:CategoricalCrossentropy(from_logits=True)"),
+    ("jax:nn.log_softmax(axis=1) + take_along_axis", "scipy:log_softmax + gather"),
+    ("scipy:log_softmax(axis=-1) + gather", "jax:nn.log_softmax + take_along_axis"),
+    ("xentx:numpy(axis=1, weight=w)", "optax:softmax_cross_entropy_with_integer_labels"),
+    ("xentx:numpy(axis=1)", "tf:nn.sparse_softmax_cross_entropy_with_logits"),
 ]
 
 
@@ -396,6 +402,41 @@ def test_the_code_computes_what_was_verified(a, b, frameworks):
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "code"),
+    [
+        (
+            "optax:softmax_cross_entropy(axis=1)",
+            "tf:nn.softmax_cross_entropy_with_logits",
+            "loss = tf.nn.softmax_cross_entropy_with_logits(labels=target, logits=logits, axis=1)",
+        ),
+        (
+            "xentx:numpy(axis=1, reduction='none')",
+            "jax:nn.log_softmax + take_along_axis",
+            "loss = -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=1), "
+            "jnp.expand_dims(target, 1), axis=1).squeeze(1)",
+        ),
+        (
+            "xentx:numpy(axis=1, weight=w, reduction='none')",
+            "optax:softmax_cross_entropy_with_integer_labels",
+            "loss = w[target] * "
+            "optax.softmax_cross_entropy_with_integer_labels(logits, target, axis=1)",
+        ),
+        # It has the classes on axis 1 by itself.
+        ("xentx:numpy(axis=1)", "torch:F.cross_entropy", "cross_entropy(logits, target, reduction"),
+        (
+            "xentx:numpy",
+            "xentx:jax",
+            "loss = xentx.cross_entropy(logits, target, reduction='mean')",
+        ),
+    ],
+)
+def test_an_axis_that_is_given_is_in_the_code(a, b, code):
+    call = parse(a)
+    plan = _plan.plan(call, parse(b).native, call.native.targets[0])
+    assert code in _plan.code(plan)
+
+
 def test_a_wrong_suggestion_would_be_seen(frameworks):
     needs(frameworks, "torch:F.cross_entropy")
     call = parse("torch:F.cross_entropy(weight=w)")
@@ -428,6 +469,12 @@ def test_where_there_is_no_equal_call_it_says_why(a, b, reason):
     assert reason in found[0].reason
     assert found[1].loss.startswith("xentx:")
     assert found[1].code.startswith("loss = xentx.cross_entropy(")
+
+
+def test_classes_on_another_axis_have_no_code():
+    found = diff("optax:softmax_cross_entropy(axis=0)", "xentx:numpy", corners=False).suggestions
+    assert not found[0].code
+    assert found[0].reason == "classes are on axis 0, and code is for logits of (rows, C)"
 
 
 def test_what_is_not_installed_is_said_and_not_run(monkeypatch):
@@ -476,6 +523,7 @@ def test_json_has_what_the_table_has(invoke):
         pytest.skip("needs SciPy")
     found = json.loads(invoke(a, b, "--json").stdout)
     table = invoke(a, b).stdout
+    assert found["schema"] == SCHEMA_VERSION
     assert found["a"]["loss"] == a
     assert found["suggestions"][0]["verification"]["equal"] is True
     assert "equal to rounding" in table

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xentx.compare import truth
-from xentx.compare._floats import FORMATS, Format, distance
+from xentx.compare._floats import FORMATS, Format, Yardstick, distance
 from xentx.compare.case import Answer, Case, prepare
 from xentx.compare.corners import RULES, Corner
 from xentx.compare.report import (
@@ -41,6 +41,10 @@ GRADIENT_ULP = {"float16": 1.0, "bfloat16": 1.0, "float32": 8.0, "float64": 8.0}
 CLOSE = 8.0
 """Absolute error of what is close, in eps times the larger of 1 and the true value: what forming
 a loss by subtracting rounded numbers of that size costs."""
+
+ONE_BY_ONE = 200
+"""Rows on which a loss that only reduces is measured: a call each. Those of the smallest and of
+the largest losses, where errors are largest."""
 
 _TIMED_SECONDS = 0.1
 _TIMED_CALLS = 5
@@ -131,57 +135,68 @@ class Truth:
     """
 
     case: Case
-    losses: Array
-    gradient: Array
-    gradient_scale: Array
+    losses: Yardstick
+    gradient: Yardstick
 
     @classmethod
     def of(cls, case: Case) -> "Truth":
         """Compute the truth of a case."""
         losses, gradient = truth.loss_and_gradient(case.logits, case.target, **case.options)
-        scale = np.abs(gradient)
-        if case.kind == "probabilities":
-            scale = np.maximum(scale, np.abs(case.target))
-        return cls(case, losses, gradient, scale)
+        soft = case.kind == "probabilities"
+        at = np.maximum(np.abs(gradient), np.abs(case.target)) if soft else None
+        form = FORMATS[case.dtype]
+        return cls(case, Yardstick.of(losses, form), Yardstick.of(gradient, form, at))
 
 
-def errors(got: Array, true: Array, form: Format, at: Array | None = None) -> Errors:
-    """Compare results with the truth, in units at other values where these are given."""
+def errors(got: Array, against: Yardstick) -> tuple[Errors, bool]:
+    """Compare results with the truth, and say whether all are close to it."""
+    true, form = against.true, against.form
     if not true.size:
-        return Errors(max_ulp=0.0, mean_ulp=0.0, max_absolute=0.0, zeros=0.0)
-    ulps = distance(got, true, form, at)
+        return Errors(max_ulp=0.0, mean_ulp=0.0, max_absolute=0.0, zeros=0.0), True
+    ulps, absolute = against.distance(got), against.absolute(got)
     with np.errstate(all="ignore"):
-        absolute = np.abs(got - true)
-    absolute = absolute[np.isfinite(absolute)]
-    return Errors(
+        near = absolute <= CLOSE * form.eps * np.maximum(1.0, np.abs(true))
+    finite = absolute[np.isfinite(absolute)]
+    found = Errors(
         max_ulp=float(ulps.max()),
         mean_ulp=float(ulps.mean()),
-        max_absolute=float(absolute.max()) if absolute.size else 0.0,
-        zeros=float(np.mean((got == 0.0) & (np.abs(true) >= form.tiny))),
+        max_absolute=float(finite.max()) if finite.size else 0.0,
+        zeros=float(np.mean((got == 0.0) & (np.abs(against.rounded) >= form.tiny))),
     )
+    return found, bool((near | (ulps <= CLOSE)).all())
 
 
-def _is_close(got: Array, true: Array, form: Format) -> bool:
-    with np.errstate(all="ignore"):
-        allowed = CLOSE * form.eps * np.maximum(1.0, np.abs(true))
-        near = (np.abs(got - true) <= allowed) | (distance(got, true, form) <= CLOSE)
-    return bool(near.all())
+def _rows_of(native: Native, true: Truth) -> Any:
+    """Choose the rows to measure a native on: an index of arrays."""
+    rows = len(true.case.logits)
+    if "none" in native.reductions or rows <= ONE_BY_ONE:
+        return slice(None)
+    by_loss = np.argsort(true.losses.true)
+    return np.sort(by_loss[np.arange(-ONE_BY_ONE // 2, ONE_BY_ONE // 2)])
 
 
-def _answer_by_rows(native: Native, case: Case) -> tuple[Callable[[], Any], Answer]:
-    """Get a loss for each row, also from a native that only reduces: one call a row."""
+def _answer_by_rows(
+    native: Native, case: Case, rows: Any
+) -> tuple[Callable[[], Any], Answer, Answer]:
+    """Get losses of these rows, by a call each where a native only reduces, and the mean of all."""
     if "none" in native.reductions:
         call, answer = prepare(native, case)
-        return call, answer()
+        got = answer()
+        if got.loss.shape != case.logits.shape[:1]:
+            msg = f"returned losses of shape {got.loss.shape} for {len(case.logits)} rows"
+            raise ValueError(msg)
+        gradient = None if got.gradient is None else got.gradient / max(len(got.loss), 1)
+        return call, got, replace(got, loss=np.asarray(np.mean(got.loss)), gradient=gradient)
     whole = replace(case, reduction="mean")
     answers = [
         prepare(native, replace(whole, logits=logits[None], target=target[None]))[1]()
-        for logits, target in zip(case.logits, case.target, strict=True)
+        for logits, target in zip(case.logits[rows], case.target[rows], strict=True)
     ]
     gradients = [answer.gradient for answer in answers if answer.gradient is not None]
     loss = np.asarray([answer.loss for answer in answers])
     gradient = np.concatenate(gradients) if gradients else None
-    return prepare(native, whole)[0], Answer(loss, answers[0].dtype, gradient, case.dtype)
+    call, answer = prepare(native, whole)
+    return call, Answer(loss, answers[0].dtype, gradient, case.dtype), answer()
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -215,43 +230,36 @@ def blank(native: Native, verdict: Verdict, message: str) -> Measurement:
 def measure(native: Native, true: Truth, *, timed: bool = True) -> Measurement:
     """Measure a native, which can be had, on a case whose truth is known."""
     case = true.case
-    form = FORMATS[case.dtype]
     asked = replace(case, reduction="none" if "none" in native.reductions else "mean")
     refusal = asked.refusal(native)
     if refusal is None and case.dtype not in native.logits_dtypes:
         refusal = f"takes no {case.dtype}"
     if refusal is not None:
         return blank(native, "not applicable", refusal)
+    rows = _rows_of(native, true)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call, answer = _answer_by_rows(native, case)
+            call, answer, mean = _answer_by_rows(native, case, rows)
             seconds = _seconds(call) if timed else None
     except Exception as error:  # noqa: BLE001 -- what a native raises is a finding
         return blank(native, "error", describe(error))
-    loss_errors = errors(answer.loss, true.losses, form)
-    gradient_errors = (
-        None
-        if answer.gradient is None
-        else errors(answer.gradient, true.gradient, form, true.gradient_scale)
-    )
-    accurate = loss_errors.max_ulp <= LOSS_ULP[case.dtype] and (
-        gradient_errors is None or gradient_errors.max_ulp <= GRADIENT_ULP[case.dtype]
-    )
-    close = _is_close(answer.loss, true.losses, form) and (
-        answer.gradient is None or _is_close(answer.gradient, true.gradient, form)
-    )
-    size = true.gradient.size
+    loss_errors, close = errors(answer.loss, true.losses.at(rows))
+    accurate = loss_errors.max_ulp <= LOSS_ULP[case.dtype]
+    gradient_errors = None
+    if answer.gradient is not None:
+        gradient_errors, gradient_close = errors(answer.gradient, true.gradient.at(rows))
+        accurate = accurate and gradient_errors.max_ulp <= GRADIENT_ULP[case.dtype]
+        close = close and gradient_close
+    size = true.gradient.true.size
     return Measurement(
         loss=native.id,
         verdict="accurate" if accurate else "close" if close else "wrong",
         message=None,
-        mean=float(np.mean(answer.loss)),
+        mean=float(mean.loss),
         loss_errors=loss_errors,
         gradient_errors=gradient_errors,
-        gradient_norm=None
-        if answer.gradient is None
-        else float(np.linalg.norm(answer.gradient) / max(len(answer.loss), 1)),
+        gradient_norm=None if mean.gradient is None else float(np.linalg.norm(mean.gradient)),
         row_losses=few(answer.loss, size),
         row_gradients=few(answer.gradient, size),
         seconds=seconds,

@@ -5,7 +5,7 @@ what a framework returned, which is exact, and as longdouble what is true.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -73,18 +73,64 @@ FORMATS = {
 }
 
 
-def distance(got: Array, truth: Array, form: Format, at: Array | None = None) -> Array:
-    """Return how far results are from the truth, in units in the last place.
-
-    The units are those at the truth, or at other values of the same shape.
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """True values, with what is needed of them to measure many results against them.
 
     What is below the smallest normal number in both counts as equal, since hardware may flush it
     to zero. Infinities and NaN are at distance 0 of their like and infinitely far from the rest.
+
+    Parameters
+    ----------
+    form
+        Format of the results.
+    true
+        The true values.
+    unit
+        The unit in the last place to count in, at each.
+    rounded
+        What they are in the format: where it overflows, infinities.
+    small
+        Which are below the smallest normal number.
     """
-    with np.errstate(all="ignore"):
-        error = np.abs(got - truth) / form.ulp(truth if at is None else at)
-        small = (np.abs(truth) < form.tiny) & (np.abs(got) < form.tiny)
-        expected = form.round(truth)  # overflows where the dtype does
-        alike = (got == expected) | (np.isnan(got) & np.isnan(expected))
-        special = ~(np.isfinite(got) & np.isfinite(expected))
-        return np.where(special, np.where(alike, 0.0, np.inf), np.where(small, 0.0, error))
+
+    form: Format
+    true: Array
+    unit: Array
+    rounded: Array
+    small: Array
+
+    @classmethod
+    def of(cls, true: Array, form: Format, at: Array | None = None) -> Self:
+        """Make one that counts in units at the truth, or at other values of the same shape."""
+        unit = form.ulp(true if at is None else at)
+        # Every format fits into float64, in which comparing is faster.
+        rounded = form.round(true).astype(np.float64)
+        return cls(form, np.asarray(true), unit, rounded, np.abs(true) < form.tiny)
+
+    def at(self, rows: Any) -> Self:
+        """Keep the rows that an index names."""
+        parts = (part[rows] for part in (self.true, self.unit, self.rounded, self.small))
+        return type(self)(self.form, *parts)
+
+    def absolute(self, got: Array) -> Array:
+        """Return how far results are from the truth."""
+        with np.errstate(all="ignore"):
+            return np.abs(got - self.true)
+
+    def distance(self, got: Array) -> Array:
+        """Return how far results are from the truth, in units in the last place."""
+        with np.errstate(all="ignore"):
+            error = self.absolute(got) / self.unit
+        if self.small.any():
+            error = np.where(self.small & (np.abs(got) < self.form.tiny), 0.0, error)
+        special = ~(np.isfinite(got) & np.isfinite(self.rounded))
+        if special.any():
+            alike = (got == self.rounded) | (np.isnan(got) & np.isnan(self.rounded))
+            error = np.where(special, np.where(alike, 0.0, np.inf), error)
+        return error
+
+
+def distance(got: Array, true: Array, form: Format) -> Array:
+    """Return how far results are from the truth, in units in the last place: see `Yardstick`."""
+    return Yardstick.of(true, form).distance(got)

@@ -230,6 +230,8 @@ def _regime(
     elif dtype == "float64" and np.finfo(np.float64).nmant + 1 >= truth.PRECISION:
         problem = "needs a longdouble wider than float64, which this platform has not"
     true = None if problem else Truth.of(regime.case(dtype, plan.seed))
+    losses = None if true is None else true.losses.true
+    gradient = None if true is None else true.gradient.true
 
     def measured(native: Native) -> Measurement:
         steps.next(f"{regime.name} {dtype}: {native.id}")
@@ -245,14 +247,14 @@ def _regime(
         name=regime.name,
         description=regime.description,
         dtype=dtype,
-        rows=0 if true is None else len(true.losses),
-        classes=0 if true is None else true.gradient.shape[1],
+        rows=0 if losses is None else len(losses),
+        classes=0 if gradient is None else gradient.shape[1],
         seed=plan.seed,
         loss_tolerance=_evaluate.LOSS_ULP[dtype],
         gradient_tolerance=_evaluate.GRADIENT_ULP[dtype],
-        truth=None if true is None else float(true.losses.mean()),
-        true_losses=None if true is None else _evaluate.few(true.losses, true.gradient.size),
-        true_gradients=None if true is None else _evaluate.few(true.gradient, true.gradient.size),
+        truth=None if losses is None else float(losses.mean()),
+        true_losses=None if gradient is None else _evaluate.few(losses, gradient.size),
+        true_gradients=None if gradient is None else _evaluate.few(gradient, gradient.size),
         problem=problem,
         measurements=tuple(map(measured, chosen)),
     )

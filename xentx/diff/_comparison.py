@@ -1,8 +1,14 @@
-"""What `xentx diff` found, as frozen records: also the schema of ``xentx diff --json``."""
+"""What `xentx diff` found, as frozen records: also the schema of ``xentx diff --json``.
+
+Names and meanings of fields change only together with `SCHEMA_VERSION`: its first number when a
+field is removed or means something else, its second when one is added.
+"""
 
 from dataclasses import dataclass
 
 from xentx.compare.report import Outcome
+
+SCHEMA_VERSION = "1.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,8 @@ class Suggestion:
 class Comparison:
     """All that was found."""
 
+    schema: str
+    """Version of this schema."""
     a: Side
     """The first call: what is wanted."""
     b: Side

@@ -12,6 +12,7 @@ from xentx.compare.report import Outcome
 from xentx.diff import _plan
 from xentx.diff._call import Call, CallError, Value, library, parse
 from xentx.diff._comparison import (
+    SCHEMA_VERSION,
     Comparison,
     CornerDifference,
     Difference,
@@ -83,6 +84,7 @@ def diff(
     found = tuple(_corners(one.native, other.native, progress)) if corners and can_run else ()
     differing = tuple(result for result in found if result.differences)
     return Comparison(
+        schema=SCHEMA_VERSION,
         a=_side(one, problems[0]),
         b=_side(other, problems[1]),
         target=kind,

@@ -27,6 +27,9 @@ EQUAL_ULP = 16.0
 
 _WEIGHT, _SAMPLE_WEIGHT = "weight", "sample_weight"
 
+_LAST_OF_TWO = (-1, 1)
+"""The class axis of logits of shape (rows, C), which code is written for."""
+
 
 class NoPlanError(ValueError):
     """There is no such call, and this is why."""
@@ -81,6 +84,9 @@ def plan(call: Call, native: Native, kind: Target) -> Plan:
     if wanted.reduction == "mean" and wanted.divisor is None:
         msg = f"what the mean of {call.native.id} divides by is not known"
         raise NoPlanError(msg)
+    if call.options.get("axis", -1) not in _LAST_OF_TWO:
+        msg = f"classes are on axis {call.options['axis']}, and code is for logits of (rows, C)"
+        raise NoPlanError(msg)
     if kind == "probabilities" and wanted.ignored is not None:
         msg = "ignore_index is for class indices alone"
         raise NoPlanError(msg)
@@ -111,14 +117,19 @@ def _of_logits(native: Native) -> Native:
     return native
 
 
-def _asked(call: Call) -> dict[str, Value]:
-    """Options of a call that make a difference to rows of two dimensions."""
-    return {name: value for name, value in call.options.items() if name != "axis"}
+def _asked(call: Call, native: Native) -> dict[str, Value]:
+    """Options of a call that another native has to do something about."""
+    # One without a choice of axis has the classes of (rows, C) where they are.
+    return {
+        name: value
+        for name, value in call.options.items()
+        if name != "axis" or name in native.options
+    }
 
 
 def _direct(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan | None:
     """Hand everything over, and divide by hand at most."""
-    options = _asked(call)
+    options = _asked(call, native)
     if any(name not in native.options for name in options):
         return None
     encoded = kind not in native.targets
@@ -153,13 +164,13 @@ def _recast(call: Call, native: Native, reduction: str) -> Call:
 def _by_hand(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan:
     """Ask for a loss of each row and do by hand what the native has no option for."""
     if "none" not in native.reductions:
-        lacking = ", ".join(n for n in _asked(call) if n not in native.options)
+        lacking = ", ".join(n for n in _asked(call, native) if n not in native.options)
         what = f"no option for {lacking}" if lacking else "no such reduction"
         msg = f"{native.id} has {what}, and no loss of single rows to work with"
         raise NoPlanError(msg)
     weighs = wanted.weight is not None
     smooths = wanted.smoothing > 0.0
-    options: dict[str, Value] = {}
+    options = {name: value for name, value in _asked(call, native).items() if name == "axis"}
     scale: list[Factor] = []
     mixes = smooths and (weighs or "label_smoothing" not in native.options)
     mixes = mixes or (weighs and kind == "probabilities")
@@ -298,7 +309,6 @@ class Data:
         return {
             name: arrays[name] if isinstance(value, Symbol) else value
             for name, value in options.items()
-            if name != "axis"
         }
 
     def case(self, options: Mapping[str, Value], reduction: str) -> Case:

@@ -12,7 +12,8 @@ _FORMS = {
     "torch:F.log_softmax + F.nll_loss": "F.nll_loss(F.log_softmax({x}, dim=1), {t}{options})",
     "torch:nn.LogSoftmax + nn.NLLLoss": "nn.NLLLoss({first})(nn.LogSoftmax(dim=1)({x}), {t})",
     "jax:nn.log_softmax + take_along_axis": (
-        "-jnp.take_along_axis(jax.nn.log_softmax({x}), {t}[:, None], axis=-1).squeeze(-1)"
+        "-jnp.take_along_axis(jax.nn.log_softmax({x}, axis={axis}), "
+        "jnp.expand_dims({t}, {axis}), axis={axis}).squeeze({axis})"
     ),
     "optax:softmax_cross_entropy": "optax.softmax_cross_entropy({x}, {t}{options})",
     "optax:softmax_cross_entropy_with_integer_labels": (
@@ -48,13 +49,15 @@ _FORMS = {
         "keras.ops.categorical_crossentropy({t}, {x}, from_logits=True{options})"
     ),
     "scipy:log_softmax + gather": (
-        "-np.take_along_axis(special.log_softmax({x}, axis=-1), {t}[:, None], axis=-1).squeeze(-1)"
+        "-np.take_along_axis(special.log_softmax({x}, axis={axis}), "
+        "np.expand_dims({t}, {axis}), axis={axis}).squeeze({axis})"
     ),
     "sklearn:log_loss": (
         "metrics.log_loss({t}, special.softmax({x}, axis=-1), labels=np.arange(C){options})"
     ),
 }
-"""Losses of logits by their ids. ``first`` is ``options`` without what separates them."""
+"""Losses of logits by their ids. ``first`` is ``options`` without what separates them; ``axis`` is
+for those that need it in several places."""
 
 _XENTX = "xentx.cross_entropy({x}, {t}{options})"
 
@@ -161,7 +164,12 @@ def call(native: Native, x: str, t: str, options: Mapping[str, str], reduction: 
         inside.append(f"{chosen[0]}={value}")
     form = _XENTX if native.is_xentx else _FORMS[eager_id(native)]
     code = form.format(
-        x=x, t=t, options=_tail(inside), first=", ".join(inside), called=_tail(called)
+        x=x,
+        t=t,
+        options=_tail(inside),
+        first=", ".join(inside),
+        called=_tail(called),
+        axis=options.get("axis", "-1"),
     )
     by_hand = native.reductions[reduction][1:-1]
     if chosen is not None or by_hand == "as it is":
