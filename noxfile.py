@@ -6,8 +6,9 @@ from. The one of PyPI is for CUDA on Linux, and twenty times the size.
 
 import itertools
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nox
@@ -15,7 +16,7 @@ from packaging.requirements import Requirement
 
 nox.needs_version = ">=2026.2"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typing", "tests", "matrix"]
+nox.options.sessions = ["lint", "typing", "tests", "matrix", "pure", "sanitize"]
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = "CI" in os.environ
 
@@ -26,6 +27,14 @@ FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 # Without it the repository's xentx would be tested, and not the installed one.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
+# For the build and for tests/conftest.py: no kernel is an error, and no fallback.
+REQUIRED = {"XENTX_REQUIRE_NATIVE": "1", "XENTX_NATIVE": None, "XENTX_ENGINE": None}
+NATIVE = {**REQUIRED, "XENTX_ENGINE": "native"}
+PORTABLE = {**REQUIRED, "XENTX_ENGINE": "portable"}
+# For installing as anybody does, whatever the environment of who runs this, or without a kernel.
+UNASKED = dict.fromkeys(REQUIRED)
+PURE = {**UNASKED, "XENTX_NATIVE": "off"}
+
 # What is asked for is there, nothing else is, and xentx comes from the wheel.
 PROOF = """
 import importlib, importlib.util, sys, xentx
@@ -34,6 +43,11 @@ assert found == {wanted}, f"installed: {{found}}; expected {wanted}"
 for name in found:
     print(name, importlib.import_module(name).__version__)
 assert "site-packages" in xentx.__file__, f"not the wheel: {{xentx.__file__}}"
+"""
+
+NO_KERNEL = """
+import importlib.util
+assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of nothing"
 """
 
 DOCSTRINGS = """
@@ -48,27 +62,50 @@ sys.exit("\\n".join(report) or None)
 """
 
 
-def install(session: nox.Session, *requirements: str, groups: tuple[str, ...] = ()) -> None:
+def install(
+    session: nox.Session,
+    *requirements: str,
+    groups: tuple[str, ...] = (),
+    env: Mapping[str, str | None] = UNASKED,
+) -> None:
     """Install requirements and dependency groups together, so that they fit."""
     grouped = nox.project.dependency_groups(PYPROJECT, *groups)
     # Most of a framework's modules are never imported: leave compiling to those that are.
-    session.install("--no-compile", *requirements, *grouped)
+    session.install("--no-compile", *requirements, *grouped, env=env)
 
 
-def run_tests(session: nox.Session, frameworks: tuple[str, ...], *options: str) -> None:
+def dist(session: nox.Session) -> Path:
+    """Find the folder of the session `wheel`."""
+    return session.cache_dir / "dist"
+
+
+def built(session: nox.Session, extras: str = "") -> str:
+    """Name the wheel of the session `wheel`, as a requirement."""
+    (path,) = dist(session).glob("*.whl")
+    return f"{path.resolve()}{extras}"
+
+
+def run_tests(
+    session: nox.Session,
+    frameworks: tuple[str, ...],
+    *options: str,
+    tests: str = "tests",
+    env: Mapping[str, str | None] = NATIVE,
+) -> None:
     """Run the tests on the installed wheel, with exactly these frameworks."""
     wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
     proof = PROOF.format(frameworks=FRAMEWORKS, wanted=wanted)
-    session.run("python", "-c", proof, env=SAFE_PATH, log=False)
+    env = {**SAFE_PATH, **env}
+    session.run("python", "-c", proof, env=env, log=False)
     env = {
-        **SAFE_PATH,
+        **env,
         "XENTX_TEST_BACKENDS": ",".join(frameworks),
         # The user's keras.json must not choose a backend, nor be written where there is none.
         "KERAS_BACKEND": "tensorflow",
         "KERAS_HOME": session.create_tmp(),
     }
     # Two workers: they fill a small machine, and a process with four frameworks is a large one.
-    session.run("pytest", "tests", "-n", "2", *options, *session.posargs, env=env)
+    session.run("pytest", tests, "-n", "2", *options, *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
@@ -86,7 +123,7 @@ def oldest() -> Iterator[str]:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, the layers of the house, and the public docstrings."""
-    install(session, ".", groups=("lint",))
+    install(session, ".", groups=("lint",), env=PURE)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
@@ -102,28 +139,80 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel that the others test, kernel and all, from a source distribution."""
+    session.install("build")
+    shutil.rmtree(dist(session), ignore_errors=True)
+    env = {**REQUIRED, "SKBUILD_CMAKE_DEFINE": "XENTX_STRICT=ON" if "CI" in os.environ else ""}
+    session.run("pyproject-build", "--outdir", str(dist(session)), env=env)
+
+
+@nox.session(requires=["wheel"])
 @nox.parametrize("framework", FRAMEWORKS, ids=FRAMEWORKS)
 def tests(session: nox.Session, framework: str) -> None:
     """Run the tests with one framework alone."""
-    install(session, ".[cli,report]", groups=("test", framework))
+    install(session, built(session, "[cli,report]"), groups=("test", framework))
     run_tests(session, (framework,))
 
 
-@nox.session
+@nox.session(requires=["wheel"])
 def matrix(session: nox.Session) -> None:
-    """Run the tests with all frameworks together, and so across them."""
-    install(session, ".[cli,report]", groups=("test", *FRAMEWORKS))
+    """Run the tests with all frameworks together, and the matrix on the portable core again."""
+    install(session, built(session, "[cli,report]"), groups=("test", *FRAMEWORKS))
     run_tests(session, FRAMEWORKS)
+    run_tests(session, FRAMEWORKS, tests="tests/matrix", env=PORTABLE)
 
 
 @nox.session
+def pure(session: nox.Session) -> None:
+    """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""
+    install(session, "array-api-compat", groups=("kernel", "numpy"))
+    # A folder of its own: CMake would remember a compiler that it has found before.
+    no_compiler = {**UNASKED, "CXX": "/nonexistent", "SKBUILD_BUILD_DIR": session.create_tmp()}
+    for env in (no_compiler, PURE):
+        install(session, "--force-reinstall", "--no-deps", ".", env=env)
+        session.run("python", "-c", NO_KERNEL, env=SAFE_PATH, log=False)
+    run_tests(session, ("numpy",), tests="tests/matrix", env=UNASKED)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Run the kernel's own tests with the address and undefined-behaviour sanitizers of GCC."""
+    env = {
+        **REQUIRED,
+        "SKBUILD_CMAKE_DEFINE": "XENTX_SANITIZE=address,undefined",
+        # A folder of its own: CMake would remember the sanitizers, and build the next wheel so.
+        "SKBUILD_BUILD_DIR": session.create_tmp(),
+    }
+    install(session, ".", groups=("kernel", "numpy"), env=env)
+    # Python was linked neither with the sanitizers, which must come first in a process, nor with
+    # C++, whose exceptions they have to see.
+    compiler = os.environ.get("CXX", "c++")
+    libraries = [
+        session.run(compiler, f"-print-file-name={name}", external=True, silent=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    env = {
+        **NATIVE,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own, when it exits
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # Python's arenas would hide what lies beyond an object
+    }
+    # --capture=sys leaves the sanitizers their stderr.
+    options = ("-n", "0", "--capture=sys")
+    run_tests(session, ("numpy",), *options, tests="tests/native", env=env)
+
+
+@nox.session(requires=["wheel"])
 def array_api_tests(session: nox.Session) -> None:
     """Run data-apis/array-api-tests, checked out at the path given, on TensorFlow's namespace."""
     # git clone --recursive -b 2026.02.26 https://github.com/data-apis/array-api-tests
     here = Path.cwd() / "tests" / "array_api"
     checkout = Path(session.posargs[0]).resolve()
-    install(session, ".", "-r", str(checkout / "requirements.txt"), groups=("tensorflow",))
+    requirements = str(checkout / "requirements.txt")
+    install(session, built(session), "-r", requirements, groups=("tensorflow",))
     session.chdir(checkout)
     session.run(
         "pytest",
@@ -142,8 +231,8 @@ def array_api_tests(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(requires=["wheel"])
 def min_versions(session: nox.Session) -> None:
     """Run the tests with the oldest supported version of everything."""
-    install(session, ".[cli,report]", *oldest(), groups=("test",))
+    install(session, built(session, "[cli,report]"), *oldest(), groups=("test",))
     run_tests(session, FRAMEWORKS, "-m", "not pinned")

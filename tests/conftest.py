@@ -1,5 +1,6 @@
 """What every test needs: the routes to run it on, and a guard that one xentx is being tested."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -27,11 +28,16 @@ def pytest_report_header() -> str:
     """Say what runs, and what does not."""
     left_out = [name for name in FRAMEWORKS if name not in REQUESTED]
     routes = ", ".join(route.name for route in CHOSEN)
-    return f"xentx routes: {routes}; left out: {', '.join(left_out) or 'none'}"
+    kernel = importlib.util.find_spec("xentx._kernel")
+    return (
+        f"xentx routes: {routes}; left out: {', '.join(left_out) or 'none'}\n"
+        f"xentx kernel: {kernel.origin if kernel else 'none'}; "
+        f"XENTX_ENGINE: {os.environ.get('XENTX_ENGINE', 'not set')}"
+    )
 
 
 def pytest_sessionstart() -> None:
-    """Refuse to test one root's core with another root's adapters, or no route at all."""
+    """Refuse to test roots that don't belong together, no route, or no kernel where it must be."""
     import xentx
     import xentx_numpy
 
@@ -40,6 +46,15 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"xentx is from {core[1]} but xentx_numpy from {adapter[1]}", returncode=3)
     if not CHOSEN:
         pytest.exit("no route to test: XENTX_TEST_BACKENDS names none", returncode=3)
+    # Without it everything passes, on the portable core: a kernel that was not built would be
+    # tested by nobody, and missed by nobody.
+    if os.environ.get("XENTX_REQUIRE_NATIVE", "0") not in {"", "0"}:
+        try:
+            importlib.import_module("xentx._kernel")
+        except ImportError as error:
+            pytest.exit(
+                f"XENTX_REQUIRE_NATIVE is set, but there is no kernel: {error}", returncode=3
+            )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
