@@ -81,6 +81,7 @@ def plan(
     shape: tuple[int, int, int],
     logits: Layout,
     *,
+    groups: int = 1,
     operation: str | None = None,
     target: Layout = None,
     weight: Layout = None,
@@ -96,6 +97,8 @@ def plan(
         The options.
     shape
         How many (outer, classes, inner) there are.
+    groups
+        And how many independent problems of that shape.
     logits, target, weight, sample_weight, normalizer, cotangent
         Each array's dtype, and its strides in elements along (group, outer, classes, inner).
     operation
@@ -104,7 +107,7 @@ def plan(
     outer, classes, inner = shape
     return KERNEL.plan(
         operation=operation or task.operation,
-        groups=1,
+        groups=groups,
         outer=outer,
         classes=classes,
         inner=inner,

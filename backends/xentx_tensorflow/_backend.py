@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_tensorflow import _autodiff
+from xentx._native import KERNEL
+from xentx_tensorflow import _autodiff, _native
 
 Array = Any
 
@@ -17,7 +18,7 @@ class TensorFlowBackend:
     """tf.Tensor, eager or symbolic, and tf.Variable."""
 
     name = "tensorflow"
-    native = None
+    native = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)

@@ -8,7 +8,8 @@ import torch
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_torch import _autodiff
+from xentx._native import KERNEL
+from xentx_torch import _autodiff, _native
 
 Array = torch.Tensor
 
@@ -17,7 +18,7 @@ class TorchBackend:
     """torch.Tensor and its subclasses."""
 
     name = "torch"
-    native = None
+    native = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)

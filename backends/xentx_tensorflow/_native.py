@@ -1,0 +1,426 @@
+"""TensorFlow's tensors to the native kernel, by operators that are differentiated here.
+
+Eager calls are about time. An operator that was registered through TensorFlow's C API is called in
+microseconds, and a tape records it, and calls its registered gradient, like one of TensorFlow's
+own. Where a tape watches the logits, one operator forms the loss and its gradient in one pass over
+them. That gradient is no function of what a tape would ask for, so `XentxLoss` is then called with
+both as results that are known: the tape sees a loss of the logits, and its gradient finds the known
+one among the inputs, which is the answer where the cotangent is 1.
+
+Graphs are about places. Whoever traces a function cannot know where it will run: it may be called
+from one that XLA compiles, which has no operator of ours, or be placed on another device. So a
+graph holds the operator and the core, and TensorFlow's own ``DeviceIndex`` chooses once it is
+known; being constant then, it costs nothing, since what is not chosen is removed. TensorFlow's
+gradient of such a choice would hand every intermediate result of both sides to the backward pass,
+in types that XLA lacks. So each choice stands alone, and ``tf.custom_gradient`` joins two of them.
+
+What the kernel has no derivative for, such as the one by a weight and every second derivative, is
+derived from the core's expression, and so is differentiable any number of times.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+import xentx_tensorflow
+from xentx import _evaluate, _problem
+from xentx._core import cross_entropy, log_softmax
+from xentx._native import KERNEL
+from xentx._problem import Kind
+
+try:  # There is no public way to ask for these, and not every version may have them.
+    from tensorflow.python.eager import forwardprop_util, record
+    from tensorflow.python.ops.parallel_for import pfor
+except ImportError:
+    record = None
+
+Array = Any
+Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
+
+
+# ---- the operators
+
+
+@functools.cache
+def operators() -> Any:
+    """Load the operators; None where there are none."""
+    paths = [Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__]
+    path = next((path for path in paths if path.exists()), None)
+    if KERNEL is None or record is None or path is None:
+        return None
+    try:
+        loaded = tf.load_op_library(str(path))
+    except tf.errors.OpError:
+        return None
+    if not hasattr(loaded, "xentx_log_softmax_gradient"):
+        return None  # The library has not found what it needs in this version of TensorFlow.
+    # One kernel, and one pool of threads, for all that a process has imported.
+    ctypes.CDLL(str(path)).xentx_tensorflow_use(ctypes.c_void_p(KERNEL.run_address()))
+    return loaded
+
+
+def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
+    """Spell a task as `native/tensorflow_op.cpp` and `_problem_of` read it."""
+    _, _, weight, sample_weight, normalizer = arrays
+    given = (weight is not None, sample_weight is not None, normalizer is not None)
+    options: str | None = kind.plans.get((given, strict))
+    if options is None:
+        task = kind.task
+        words = {
+            "axis": task.axis,
+            "reduction": task.reduction,
+            "ignore_index": task.ignore_index,
+            "label_smoothing": task.label_smoothing,
+            "z_loss": task.z_loss,
+            "logit_softcap": task.logit_softcap or 0.0,
+            "exact": int(task.exact),
+            "weight": int(given[0]),
+            "sample_weight": int(given[1]),
+            "normalizer": int(given[2]),
+            "strict": int(strict),
+        }
+        options = " ".join(f"{name}={value}" for name, value in words.items())
+        kind.plans[given, strict] = options
+    return options
+
+
+def _present(arrays: Arrays) -> list[Array]:
+    return [array for array in arrays if array is not None]
+
+
+def _whole(arrays: Arrays, present: Sequence[Array]) -> Arrays:
+    """Put others in the places of the arrays that there are."""
+    rest = iter(present)
+    return tuple(None if array is None else next(rest) for array in arrays)
+
+
+def _reduces(kind: Kind) -> bool:
+    return kind.operation is cross_entropy and kind.task.reduction != "none"
+
+
+def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Array:
+    """Value by the kernel. Of a reduced loss it may be known, with its gradient."""
+    logits, *others = _present(arrays)
+    if kind.operation is log_softmax:
+        return operators().xentx_log_softmax(logits, options)
+    target, *weights = others
+    if _reduces(kind):
+        return operators().xentx_loss(logits, target, weights, known, options)
+    losses = operators().xentx_row_losses(logits, target, weights, options)
+    if not tf.executing_eagerly():
+        # The operator cannot tell TensorFlow the shape: attributes are not shown to those who infer.
+        axis = kind.task.axis
+        losses.set_shape(logits.shape[:axis] + logits.shape[axis + 1 :])
+    return losses
+
+
+def _value_and_gradient(kind: Kind, arrays: Arrays, options: str) -> list[Array]:
+    """Reduced loss and its gradient by the kernel."""
+    logits, target, *weights = _present(arrays)
+    return list(operators().xentx_loss_and_gradient(logits, target, weights, options))
+
+
+def _gradient(
+    kind: Kind, arrays: Arrays, cotangent: Array, known: list[Array], options: str
+) -> Array:
+    """Gradient by the kernel; that for a cotangent of 1 may be known."""
+    logits, *others = _present(arrays)
+    if kind.operation is log_softmax:
+        return operators().xentx_log_softmax_gradient(logits, cotangent, options)
+    target, *weights = others
+    return operators().xentx_loss_gradient(logits, target, weights, cotangent, known, options)
+
+
+# ---- derivatives of the core's expression
+
+
+def _pull_back(
+    kind: Kind, arrays: Arrays, cotangent: Array, wanted: Sequence[int]
+) -> list[Array | None]:
+    """Pull the cotangent of the value back to the wanted ones of the arrays that there are."""
+    # One tensor may stand in two places, which a tape can't tell apart.
+    present = [tf.identity(array) for array in _present(arrays)]
+    sources = [present[i] for i in wanted]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        value = _evaluate.portable(kind, _whole(arrays, present))
+    seed = tf.cast(cotangent, value.dtype)
+    gradients: list[Array | None] = tape.gradient(value, sources, output_gradients=seed)
+    return gradients
+
+
+def _pull_back_twice(
+    kind: Kind, arrays: Arrays, cotangent: Array, second: Array, wanted: Sequence[int]
+) -> list[Array | None]:
+    """Pull `second`, a cotangent of the gradient, back to the arrays and, after them, `cotangent`."""
+    inputs = [tf.identity(array) for array in (*_present(arrays), cotangent)]
+    sources = [inputs[i] for i in wanted]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        (gradient,) = _pull_back(kind, _whole(arrays, inputs[:-1]), inputs[-1], [0])
+    gradients: list[Array | None] = tape.gradient(gradient, sources, output_gradients=second)
+    return gradients
+
+
+def _spread(count: int, places: Sequence[int], values: Sequence[Array | None]) -> list[Array | None]:
+    """Lay gradients out beside `count` inputs, of which the others have none."""
+    gradients: list[Array | None] = [None] * count
+    for i, value in zip(places, values, strict=True):
+        gradients[i] = value
+    return gradients
+
+
+# ---- eager: gradients of the operators
+
+
+class _Call(NamedTuple):
+    """What an operator was called with."""
+
+    kind: Kind
+    arrays: Arrays
+    rest: list[Array]  # a cotangent, what is known
+    options: str
+
+
+def _call_of(op: Any) -> _Call:
+    options = op.get_attr("options").decode()
+    words = dict(word.split("=") for word in options.split())
+    precision = "exact" if words["exact"] == "1" else "default"
+    axis = int(words["axis"])
+    logits, *rest = op.inputs
+    backend = xentx_tensorflow.BACKEND
+    if op.type in {"XentxLogSoftmax", "XentxLogSoftmaxGradient"}:
+        problem = _problem.elementwise(
+            backend, log_softmax, logits, axis=axis, precision=precision
+        )
+        return _Call(*problem, rest, options)
+    target, *rest = rest
+    names = ("weight", "sample_weight", "normalizer")
+    weights = {name: rest.pop(0) if words[name] == "1" else None for name in names}
+    problem = _problem.rowwise(
+        backend,
+        cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        ignore_index=-100 if target.dtype.is_floating else int(words["ignore_index"]),
+        reduction=words["reduction"],
+        label_smoothing=float(words["label_smoothing"]),
+        z_loss=float(words["z_loss"]),
+        logit_softcap=float(words["logit_softcap"]) or None,
+        precision=precision,
+        **weights,
+    )
+    return _Call(*problem, rest, options)
+
+
+def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
+    """Which inputs need a gradient, as far as TensorFlow says."""
+    skipped = getattr(op, "skip_input_indices", None) or ()
+    return [i for i, array in enumerate(inputs) if array.dtype.is_floating and i not in skipped]
+
+
+@tf.RegisterGradient("XentxLoss")  # type: ignore[untyped-decorator]
+@tf.RegisterGradient("XentxRowLosses")  # type: ignore[untyped-decorator]
+@tf.RegisterGradient("XentxLogSoftmax")  # type: ignore[untyped-decorator]
+def _of_value(op: Any, cotangent: Array) -> list[Array | None]:
+    call = _call_of(op)
+    return _pull_back_value(op, call, cotangent, call.rest[1:])
+
+
+def _pull_back_value(
+    op: Any, call: _Call, cotangent: Array, known: list[Array]
+) -> list[Array | None]:
+    wanted = _wanted(op, _present(call.arrays))
+    gradients: list[Array | None] = []
+    if 0 in wanted:
+        gradients.append(_pulled(call.kind, call.arrays, cotangent, known, call.options))
+    if others := [i for i in wanted if i > 0]:
+        gradients += _pull_back(call.kind, call.arrays, cotangent, others)
+    return _spread(len(op.inputs), wanted, gradients)
+
+
+@tf.RegisterGradient("XentxLossGradient")  # type: ignore[untyped-decorator]
+@tf.RegisterGradient("XentxLogSoftmaxGradient")  # type: ignore[untyped-decorator]
+def _of_gradient(op: Any, second: Array) -> list[Array | None]:
+    kind, arrays, (cotangent, *_), _ = _call_of(op)
+    wanted = _wanted(op, [*_present(arrays), cotangent])
+    gradients = _pull_back_twice(kind, arrays, cotangent, second, wanted)
+    return _spread(len(op.inputs), wanted, gradients)
+
+
+@tf.RegisterGradient("XentxLossAndGradient")  # type: ignore[untyped-decorator]
+def _of_both(op: Any, cotangent: Array, second: Array) -> list[Array | None]:
+    # Only for tf.vectorized_map, which takes custom gradients out of the graph that it rewrites.
+    call = _call_of(op)
+    value, gradient = op.outputs
+    gradients = _pull_back_value(op, call, cotangent, [gradient])
+    wanted = _wanted(op, _present(call.arrays))
+    twice = _pull_back_twice(call.kind, call.arrays, tf.ones_like(value), second, wanted)
+    for i, more in zip(wanted, twice, strict=True):
+        if more is not None:
+            gradients[i] += more
+    return gradients
+
+
+def _differentiable(
+    kind: Kind, arrays: Arrays, options: str, *, both: bool
+) -> tuple[Array, list[Array]]:
+    """Value that a tape can follow, and the gradient for a cotangent of 1 if it is formed."""
+    known = _value_and_gradient(kind, arrays, options) if both else []
+    return _value(kind, arrays, known, options), known[1:]
+
+
+# ---- graphs: gradients of a choice
+
+
+def _either(native: Callable[[], Any], portable: Callable[[], Any]) -> Any:
+    """Take the first on a CPU, unless compiled by XLA, and the second anywhere else."""
+    # Recording has no use within a custom gradient, and forward mode can't record such a choice.
+    with record.stop_recording():
+        place = tf.raw_ops.DeviceIndex(device_names=["CPU"])
+        return tf.switch_case(place, {0: native}, default=portable)
+
+
+def _by_core(kind: Kind, arrays: Arrays, cotangent: Array | None = None) -> list[Array]:
+    """Value and gradient by the core, where nothing is recorded."""
+    value = _evaluate.portable(kind, arrays)
+    seed = None if cotangent is None else tf.cast(cotangent, value.dtype)
+    return [value, *tf.gradients(value, arrays[0], seed)]
+
+
+def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Array, list[Array]]:
+    """Do as `_differentiable` does, in a graph."""
+    known: list[Array] = []
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def solved(*present: Array) -> tuple[Array, Any]:
+        whole = _whole(arrays, present)
+        if both:
+            value, gradient = _either(
+                lambda: _value_and_gradient(kind, whole, options),
+                lambda: _by_core(kind, whole),
+            )
+            known.append(gradient)
+        else:
+            value = _either(
+                lambda: _value(kind, whole, [], options),
+                lambda: _evaluate.portable(kind, whole),
+            )
+
+        def pull_back(cotangent: Array) -> list[Array | None]:
+            wanted = [i for i, array in enumerate(present) if array.dtype.is_floating]
+            gradients = [_pulled(kind, whole, cotangent, known, options)]
+            if wanted[1:]:  # TensorFlow removes those that nobody asks for
+                gradients += _pull_back(kind, whole, cotangent, wanted[1:])
+            return _spread(len(present), wanted, gradients)
+
+        return value, pull_back
+
+    return solved(*_present(arrays)), known
+
+
+def _pulled(
+    kind: Kind, arrays: Arrays, cotangent: Array, known: list[Array], options: str
+) -> Array:
+    """Gradient by the logits, which TensorFlow can differentiate, eager or in a graph."""
+    if tf.executing_eagerly():
+        return _gradient(kind, arrays, cotangent, known, options)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def pulled(*inputs: Array) -> tuple[Array, Any]:
+        *present, seed = inputs
+        whole = _whole(arrays, present)
+
+        def pull_back(second: Array) -> list[Array | None]:
+            wanted = [i for i, array in enumerate(inputs) if array.dtype.is_floating]
+            gradients = _pull_back_twice(kind, whole, seed, second, wanted)
+            return _spread(len(inputs), wanted, gradients)
+
+        gradient = _either(
+            lambda: _gradient(kind, whole, seed, known, options),
+            lambda: _by_core(kind, whole, seed)[1],
+        )
+        return gradient, pull_back
+
+    return pulled(*_present(arrays), cotangent)
+
+
+# ---- what `xentx._backend.NativeAdapter` asks for
+
+
+def takes(array: Array) -> bool:
+    """Whether the kernel computes losses of `array`."""
+    if operators() is None:
+        return False
+    if tf.executing_eagerly():
+        on_cpu: bool = array.device.startswith("/job:localhost/replica:0/task:0/device:CPU:")
+        return on_cpu
+    # What is known to be compiled by XLA needs no choice. And nobody may have loaded the operators
+    # in the other processes of a cluster, to which a graph may be sent.
+    names = [device.name for device in tf.config.list_logical_devices()]
+    local = all(name.startswith(("/device:", "/job:localhost/")) for name in names)
+    return local and tf.__internal__.get_enclosing_xla_context() is None
+
+
+def _takes(arrays: Arrays) -> bool:
+    """Whether these arrays go to the kernel."""
+    if not takes(arrays[0]):
+        return False
+    # Forward mode runs gradient functions where no tape records what they do: the core's have none.
+    recording = record.could_possibly_record()
+    return not (recording and forwardprop_util.pack_tangents(_present(arrays)).indices)
+
+
+def solve(kind: Kind, arrays: Arrays) -> Array:
+    """Value, which TensorFlow can differentiate to any order."""
+    if not _takes(arrays):
+        return _evaluate.portable(kind, arrays)
+    if not tf.executing_eagerly():
+        # A tape may be around the function that is being traced, where it watches other tensors.
+        both = _reduces(kind) and record.could_possibly_record()
+        return _traced(kind, arrays, _options(kind, arrays), both=both)[0]
+    both = _reduces(kind) and record.should_record_backprop([arrays[0]])
+    options = _options(kind, arrays, strict=True)
+    try:
+        return _differentiable(kind, arrays, options, both=both)[0]
+    except tf.errors.InvalidArgumentError:
+        return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
+
+
+def solve_with_gradient(
+    kind: Kind, arrays: Arrays, cotangent: object | None
+) -> tuple[Array, Array]:
+    """Value, and the gradient by the logits, both of which TensorFlow can differentiate."""
+    if not _takes(arrays):
+        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+    eager = tf.executing_eagerly()
+    options = _options(kind, arrays, strict=eager)
+    both = _reduces(kind) and cotangent is None
+    try:
+        if eager and both and not record.could_possibly_record():
+            value, gradient = _value_and_gradient(kind, arrays, options)
+            return value, gradient
+        form = _differentiable if eager else _traced
+        value, known = form(kind, arrays, options, both=both)
+    except tf.errors.InvalidArgumentError:
+        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+    seed = _evaluate.seed_of(kind.backend, cotangent, value)
+    return value, _pulled(kind, arrays, seed, known, options)
+
+
+if record is not None and "DeviceIndex" not in pfor._pfor_converter_registry:  # noqa: SLF001
+
+    @pfor.RegisterPFor("DeviceIndex")  # type: ignore[untyped-decorator]
+    def _vectorized_device_index(pfor_input: Any) -> Any:
+        """Leave it as it is, the same for all iterations. TensorFlow would fear a side effect."""
+        names = pfor_input.get_attr("device_names")
+        return pfor.wrap(tf.raw_ops.DeviceIndex(device_names=names), is_stacked=False)
+
+
+# A SavedModel that holds the operators can be loaded once this module has been imported.
+operators()

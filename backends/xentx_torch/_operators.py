@@ -1,0 +1,304 @@
+"""The kernel as operators that PyTorch can see: ``xentx::forward`` and ``xentx::backward``.
+
+Compilers call them as they stand: they have shapes without values, and contiguous results that
+share no memory with their arguments. For torch.func they have a rule of vmap, which makes the
+mapped axis one of the kernel's groups, and derivatives under the dispatcher's Autograd key: an
+autograd.Function there is what a built-in operator's derivative is, and so serves every level of
+nested transformations. (Those of `torch.library.register_autograd` are refused by torch.func.)
+
+The backward starts from the logits. A gradient saved by the forward could not be handed over, since
+an operator may not return what it was given, and a copy costs what computing it again does.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
+
+from xentx import _evaluate, _problem
+from xentx._core import cross_entropy, log_softmax
+from xentx._native import Task
+from xentx_torch import _backend, _plans
+from xentx_torch._plans import Array, Arrays
+
+Function = Callable[..., Any]
+Gradients = tuple[Array | None, ...]
+
+_ARRAYS = "Tensor logits, Tensor? target, Tensor? weight, Tensor? sample_weight, Tensor? normalizer"
+_COUNT = 5
+# The fields of a Task, in their order.
+_TASK = (
+    "str operation, int axis, bool soft, str reduction, int ignore_index, "
+    "float label_smoothing, float z_loss, float? logit_softcap, bool exact"
+)
+
+
+def forward(task: Task, arrays: Arrays) -> Array:
+    """Value of a task. The row of an impossible target is NaN."""
+    value: Array = torch.ops.xentx.forward.default(*arrays, 0, *_fields(task))
+    return value
+
+
+def pull_back(
+    task: Task, groups: int, arrays: Arrays, cotangent: Array, needs: Sequence[bool]
+) -> Gradients:
+    """Gradients by all arrays that need one, which can be differentiated again."""
+    by_kernel = needs[0] and forward_ad._current_level < 0 and takes((cotangent, *arrays))
+    by_core = [needs[0] and not by_kernel, *needs[1:]]
+    gradients: list[Array | None] = [None] * _COUNT
+    if any(by_core):
+        gradients = list(_vjp(_core(task, groups), arrays, by_core, cotangent))
+    if by_kernel:
+        operator = torch.ops.xentx.backward.default
+        gradients[0] = operator(cotangent, *arrays, groups, *_fields(task))
+    return tuple(gradients)
+
+
+def takes(arrays: Arrays) -> bool:
+    """Whether arrays, which may stand for others, are such as the operators take."""
+    return all(
+        array is None
+        or (type(array) in _TYPES and array.device.type == "cpu" and array.layout is torch.strided)
+        for array in arrays
+    )
+
+
+_TYPES = _plans.PLAIN | {
+    torch._subclasses.FakeTensor,
+    torch._subclasses.functional_tensor.FunctionalTensor,
+}
+
+
+def _fields(task: Task) -> tuple[Any, ...]:
+    return (
+        task.operation,
+        task.axis,
+        task.soft,
+        task.reduction,
+        task.ignore_index,
+        task.label_smoothing,
+        task.z_loss,
+        task.logit_softcap,
+        task.exact,
+    )
+
+
+# What the operators do
+
+
+def _forward_on_cpu(*args: Any) -> Array:
+    arrays, groups, task = args[:_COUNT], args[_COUNT], Task(*args[_COUNT + 1 :])
+    ready = _plans.prepare(
+        _plans_for(task, arrays, groups), task, arrays, groups=groups, in_order=True
+    )
+    assert ready is not None  # noqa: S101 -- whoever calls the operator has made sure
+    value = ready.empty_value(_plans.first(arrays))
+    ready.run(arrays, None, value, None)
+    return value
+
+
+def _backward_on_cpu(cotangent: Array, *args: Any) -> Array:
+    arrays, groups, task = args[:_COUNT], args[_COUNT], Task(*args[_COUNT + 1 :])
+    plans = _plans_for(task, arrays, groups)
+    return _plans.pull(plans, task, arrays, cotangent, groups=groups, in_order=True)
+
+
+# What is prepared for a task on arrays of some shapes and dtypes. Only so many are kept.
+_PLANS: dict[Hashable, dict[Hashable, Any]] = {}
+_MOST_PLANS = 1024
+
+
+def _plans_for(task: Task, arrays: Arrays, groups: int) -> dict[Hashable, Any]:
+    dtypes = tuple(None if array is None else array.dtype for array in arrays)
+    key = (task, groups, _plans.first(arrays).shape, dtypes)
+    if key not in _PLANS:
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = {}
+    return _PLANS[key]
+
+
+def _forward_shape(*args: Any) -> Array:
+    logits, groups, task = args[0], args[_COUNT], Task(*args[_COUNT + 1 :])
+    shape = logits.shape
+    if task.operation == "cross_entropy":
+        axis = groups + task.axis
+        rows = (*shape[:axis], *shape[axis + 1 :])
+        shape = rows if task.reduction == "none" else rows[:groups]
+    value: Array = logits.new_empty(shape)
+    return value
+
+
+def _backward_shape(cotangent: Array, logits: Array, *args: Any) -> Array:  # noqa: ARG001
+    return logits.new_empty(logits.shape)
+
+
+def _mapped(operator: Function, count: int) -> Function:
+    """Make the rule of vmap for an operator of so many arrays. It copies nothing."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Array, int]:
+        arrays = [
+            None
+            if array is None
+            else array.expand(info.batch_size, *array.shape)
+            if dim is None
+            else array.movedim(dim, 0)
+            for array, dim in zip(args[:count], in_dims, strict=False)
+        ]
+        return operator(*arrays, args[count] + 1, *args[count + 1 :]), 0
+
+    return rule
+
+
+# Their derivatives
+
+
+class _Forward(torch.autograd.Function):
+    """The gradients by the logits, which is the other operator, and by the other arrays."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *args: Any) -> Array:
+        return _below(torch.ops.xentx.forward.default, _COUNT, ctx, args)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> Gradients:
+        groups, *fields = ctx.static
+        needs = ctx.needs_input_grad[:_COUNT]
+        gradients = pull_back(Task(*fields), groups, ctx.saved_tensors, cotangent, needs)
+        return *gradients, *(None for _ in ctx.static)
+
+
+class _Backward(torch.autograd.Function):
+    """The second derivatives: the portable core's, by differentiating its first ones."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *args: Any) -> Array:
+        return _below(torch.ops.xentx.backward.default, 1 + _COUNT, ctx, args)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> Gradients:
+        groups, *fields = ctx.static
+        core = _core(Task(*fields), groups)
+
+        def gradient(seed: Array, *arrays: Array | None) -> Array | None:
+            return _vjp(core, arrays, [True], seed)[0]
+
+        needs = ctx.needs_input_grad[: 1 + _COUNT]
+        gradients = _vjp(gradient, ctx.saved_tensors, needs, cotangent)
+        return *gradients, *(None for _ in ctx.static)
+
+
+def _below(operator: Function, count: int, ctx: Any, args: Sequence[Any]) -> Array:
+    ctx.save_for_backward(*args[:count])
+    ctx.static = args[count:]
+    with torch._C._AutoDispatchBelowAutograd():
+        value: Array = operator(*args)
+    return value
+
+
+def _attached(operator: Function, derivative: type[torch.autograd.Function]) -> Function:
+    """Make what the dispatcher's Autograd key does."""
+    # Function.apply looks for torch.func's transformations, and the dispatcher has done that.
+    apply: Function = super(torch.autograd.Function, derivative).apply  # type: ignore[misc]
+
+    def function(*args: Any) -> Array:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            with torch._functorch.utils.enable_single_level_autograd_function():
+                value: Array = apply(*args)
+            return value
+        with torch._C._AutoDispatchBelowAutograd():
+            value = operator(*args)
+        return value
+
+    return function
+
+
+def _core(task: Task, groups: int) -> Function:
+    """Portable core's value as a function of the arrays, mapped over the groups."""
+
+    def function(*arrays: Array | None) -> Array:
+        logits, target, weight, sample_weight, normalizer = arrays
+        backend, axis = _backend.BACKEND, task.axis
+        precision = "exact" if task.exact else "default"
+        if task.operation == "log_softmax":
+            problem = _problem.elementwise(
+                backend, log_softmax, logits, axis=axis, precision=precision
+            )
+        else:
+            problem = _problem.rowwise(
+                backend,
+                cross_entropy,
+                logits,
+                target,
+                axis=axis,
+                weight=weight,
+                sample_weight=sample_weight,
+                ignore_index=task.ignore_index,
+                label_smoothing=task.label_smoothing,
+                z_loss=task.z_loss,
+                logit_softcap=task.logit_softcap,
+                reduction=task.reduction,
+                normalizer=normalizer,
+                precision=precision,
+            )
+        value: Array = _evaluate.portable(*problem)
+        return value
+
+    def mapped(inner: Function) -> Function:
+        def outer(*arrays: Array | None) -> Any:
+            dims = tuple(None if array is None else 0 for array in arrays)
+            return torch.vmap(inner, in_dims=dims)(*arrays)
+
+        return outer
+
+    for _ in range(groups):
+        function = mapped(function)
+    return function
+
+
+def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Array) -> Gradients:
+    """Pull back to the arrays that need it. torch.func's own, since it composes with itself."""
+    chosen = [i for i, needed in enumerate(needs) if needed]
+
+    def of_chosen(*values: Array) -> Any:
+        given = list(arrays)
+        for i, value in zip(chosen, values, strict=True):
+            given[i] = value
+        return function(*given)
+
+    _, pull = torch.func.vjp(of_chosen, *(arrays[i] for i in chosen))
+    found = dict(zip(chosen, pull(cotangent), strict=True))
+    return tuple(found.get(i) for i in range(len(arrays)))
+
+
+def _register() -> None:
+    library = torch.library.Library("xentx", "FRAGMENT")
+    # They stay as long as the process, as whatever was compiled with them may.
+    torch.library._keep_alive.append(library)
+    table = (
+        ("forward", _ARRAYS, _COUNT, _forward_on_cpu, _forward_shape, _Forward),
+        (
+            "backward",
+            f"Tensor cotangent, {_ARRAYS}",
+            1 + _COUNT,
+            _backward_on_cpu,
+            _backward_shape,
+            _Backward,
+        ),
+    )
+    tags = (torch.Tag.pt2_compliant_tag,)
+    for name, arrays, count, on_cpu, shape, derivative in table:
+        full = f"xentx::{name}"
+        library.define(f"{name}({arrays}, int groups, {_TASK}) -> Tensor", tags=tags)
+        operator = getattr(torch.ops.xentx, name).default
+        library.impl(name, on_cpu, "CPU")
+        library.impl(name, _attached(operator, derivative), "Autograd")
+        torch.library.register_fake(full, shape, lib=library)
+        torch.library.register_vmap(full, _mapped(operator, count), lib=library)
+
+
+# Once in a process, however often this module is imported.
+if not hasattr(torch.ops.xentx, "forward"):
+    _register()

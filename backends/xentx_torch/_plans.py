@@ -1,0 +1,249 @@
+"""What is prepared once for arrays that lie alike: the kernel's plan, and how results are allocated.
+
+All that depends on no values is found again by the arrays' strides, since for ten classes it takes
+longer than the loss.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from xentx import _native
+from xentx._native import Task
+from xentx_torch import _layout
+
+Array = torch.Tensor
+# Logits, target, weight, sample_weight and normalizer, as `Task` says.
+Arrays = Sequence[Array | None]
+
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_NAMES = ("logits", "target", "weight", "sample_weight", "normalizer", "cotangent")
+_MISALIGNED = -2
+
+
+def is_plain(array: Array) -> bool:
+    """Whether address and strides say all about a tensor."""
+    return (
+        type(array) in PLAIN
+        and array.is_cpu
+        and array.layout is torch.strided
+        and not array.is_neg()
+    )
+
+
+def first(arrays: Arrays) -> Array:
+    """Return the logits, which are always there."""
+    logits = arrays[0]
+    assert logits is not None  # noqa: S101 -- for the type checker
+    return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A kernel's plan, to be called with addresses, and the results that it fills.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    copied
+        Which arrays must be made contiguous first; None where none must.
+    scalar
+        A value to make others like, which is quicker than to describe them; None where the value
+        has dimensions.
+    shape, strides
+        Those of the value.
+    gradient_strides
+        Those of the gradient; None where they are the logits'.
+    """
+
+    plan: Callable[..., int]
+    copied: tuple[bool, ...] | None
+    scalar: Array | None
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    gradient_strides: tuple[int, ...] | None
+
+    def empty_value(self, logits: Array) -> Array:
+        """Memory for the value."""
+        if self.scalar is not None:
+            return torch.empty_like(self.scalar)
+        return torch.empty_strided(self.shape, self.strides, dtype=logits.dtype, device="cpu")
+
+    def empty_gradient(self, logits: Array) -> Array:
+        """Memory for the gradient."""
+        if self.gradient_strides is None:
+            return torch.empty_like(logits)
+        return torch.empty_strided(
+            logits.shape, self.gradient_strides, dtype=logits.dtype, device="cpu"
+        )
+
+    def run(
+        self,
+        arrays: Arrays,
+        cotangent: Array | None,
+        value: Array | None,
+        gradient: Array | None,
+    ) -> int:
+        """Call the kernel: returns the first row with an impossible target, or -1."""
+        if self.copied is not None:
+            *arrays, cotangent = (
+                array.contiguous() if array is not None and copied else array
+                for array, copied in zip((*arrays, cotangent), self.copied, strict=True)
+            )
+        logits, target, weight, sample_weight, normalizer = arrays
+        # Written out, since this is most of what a small problem costs beside computing.
+        bad = self.plan(
+            0 if logits is None else logits.data_ptr(),
+            0 if target is None else target.data_ptr(),
+            0 if weight is None else weight.data_ptr(),
+            0 if sample_weight is None else sample_weight.data_ptr(),
+            0 if normalizer is None else normalizer.data_ptr(),
+            0 if cotangent is None else cotangent.data_ptr(),
+            0 if value is None else value.data_ptr(),
+            0 if gradient is None else gradient.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if bad == _MISALIGNED:
+            arrays = [array if array is None else _aligned(array) for array in arrays]
+            cotangent = cotangent if cotangent is None else _aligned(cotangent)
+            return self.run(arrays, cotangent, value, gradient)
+        return bad
+
+
+def _aligned(array: Array) -> Array:
+    """Copy an array of which not even the elements are aligned, with its strides."""
+    if not array.numel() or array.data_ptr() % array.element_size() == 0:
+        return array
+    size = 1 + sum((n - 1) * s for n, s in zip(array.shape, array.stride(), strict=True))
+    everything = array.detach().as_strided((size,), (1,))
+    return everything.clone().as_strided(array.shape, array.stride(), 0)
+
+
+def prepare(
+    plans: dict[Hashable, Any],
+    task: Task,
+    arrays: Arrays,
+    cotangent: Array | None = None,
+    *,
+    groups: int = 0,
+    in_order: bool = False,
+) -> Ready | None:
+    """Return what is ready for arrays that lie like these; None where the kernel can't read them.
+
+    Parameters
+    ----------
+    plans
+        What was prepared for arrays of these shapes and dtypes.
+    cotangent
+        Where it has the shape of the logits. Others are as `seed` makes them.
+    groups
+        Over how many leading axes of every array the task is mapped.
+    in_order
+        Whether results must be contiguous. Otherwise they lie as the logits do.
+    """
+    logits, target, weight, sample_weight, normalizer = arrays
+    assert logits is not None  # noqa: S101
+    if not is_plain(logits):
+        return None
+    key: tuple[Hashable, ...]
+    if target is not None:
+        if not is_plain(target):
+            return None
+        key = (logits.stride(), target.stride())
+    elif cotangent is None:
+        key = (logits.stride(),)
+    else:
+        key = (logits.stride(), cotangent.stride(), cotangent.dtype)
+    if not (weight is sample_weight is normalizer is None):
+        for array in arrays[2:]:
+            if array is None:
+                key += (None,)
+            elif is_plain(array):
+                key += (array.stride(),)
+            else:
+                return None
+    ready: Ready | None = plans.get(key)
+    if ready is None:
+        ready = plans[key] = _make(task, arrays, cotangent, groups, in_order=in_order)
+    return ready
+
+
+def seed(arrays: Arrays, cotangent: Array) -> Array:
+    """Lay the cotangent of a loss out as plans expect it: contiguous, in the compute dtype."""
+    return cotangent.to(_compute(arrays)).contiguous()
+
+
+def pull(
+    plans: dict[Hashable, Any],
+    task: Task,
+    arrays: Arrays,
+    cotangent: Array,
+    gradient: Array | None = None,
+    *,
+    groups: int = 0,
+    in_order: bool = False,
+) -> Array:
+    """Gradient by the logits for a plain cotangent, in memory that may be given."""
+    if task.operation == "log_softmax":
+        task = replace(task, operation="log_softmax_pullback")
+        ready = prepare(plans, task, arrays, cotangent, groups=groups, in_order=in_order)
+    else:
+        ready = prepare(plans, task, arrays, groups=groups, in_order=in_order)
+        cotangent = seed(arrays, cotangent)
+    assert ready is not None  # noqa: S101 -- it was, for the value
+    if gradient is None:
+        gradient = ready.empty_gradient(first(arrays))
+    ready.run(arrays, cotangent, None, gradient)
+    return gradient
+
+
+def _compute(arrays: Arrays) -> torch.dtype:
+    return torch.float64 if first(arrays).dtype == torch.float64 else torch.float32
+
+
+def _make(
+    task: Task, arrays: Arrays, cotangent: Array | None, groups: int, *, in_order: bool
+) -> Ready:
+    logits = first(arrays)
+    shape = tuple(logits.shape)
+    axis = groups + task.axis
+    everything, mapped = range(len(shape)), range(groups)
+    rows = [i for i in everything if i != axis]
+    value_axes = rows if task.reduction == "none" else mapped
+    value_shape = tuple(shape[i] for i in value_axes)
+    value_strides = _layout.dense(value_shape, range(len(value_shape)))
+    if cotangent is None:
+        last, dtype = _layout.View(value_axes, value_strides), _compute(arrays)
+    else:
+        last, dtype = _layout.View(everything, cotangent.stride()), cotangent.dtype
+    axes = (everything if task.soft else rows, (*mapped, axis), rows, mapped)
+    others = [
+        None if array is None else _layout.View(over, array.stride())
+        for over, array in zip(axes, arrays[1:], strict=True)
+    ]
+    layout = _layout.arrange(
+        shape,
+        groups,
+        axis,
+        _layout.View(everything, logits.stride()),
+        [*others, last],
+        in_order=in_order,
+    )
+    dtypes = (*(None if array is None else array.dtype for array in arrays), dtype)
+    described = {
+        name: None if dtype is None else (str(dtype).removeprefix("torch."), strides)
+        for name, dtype, strides in zip(_NAMES, dtypes, layout.strides, strict=True)
+    }
+    if task.operation != "cross_entropy":
+        value_shape, value_strides = shape, layout.result
+    return Ready(
+        plan=_native.plan(task, layout.sizes, groups=layout.groups, **described),
+        copied=layout.copied if any(layout.copied) else None,
+        scalar=torch.empty((), dtype=logits.dtype, device="cpu") if value_shape == () else None,
+        shape=value_shape,
+        strides=value_strides,
+        gradient_strides=None if layout.result == logits.stride() else layout.result,
+    )
