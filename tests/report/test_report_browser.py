@@ -192,8 +192,12 @@ def test_a_phone_shows_cards(browser, screen):
         "return [getComputedStyle(cell).display, getComputedStyle(cell, '::before').content]"
     )
     assert label == ["block", '"xentx\u2019s rule"']
-    # Laid out as blocks, the table has to say by its roles that it still is one.
-    assert browser.find_element(By.CSS_SELECTOR, ".corners .case").get_attribute("role") == "row"
+    tally = browser.find_element(By.CSS_SELECTOR, ".tallies tbody tr")
+    box = browser.find_element(By.CSS_SELECTOR, ".tallies")
+    assert box.size["width"] <= 390
+    # Laid out as blocks, the tables have to say by their roles that they still are some.
+    for row in (browser.find_element(By.CSS_SELECTOR, ".corners .case"), tally):
+        assert row.get_attribute("role") == "row"
 
 
 def test_the_tab_key_reaches_every_control(browser):

@@ -773,8 +773,8 @@ _SHAPES = _group(
         "sequences",
         "logits of shape (N, T, C) with axis=-1",
         _case(
-            np.arange(24.0).reshape(2, 4, 3) % 7.0,
-            np.arange(8).reshape(2, 4) % 3,
+            np.arange(18.0).reshape(2, 3, 3) % 7.0,
+            np.arange(6).reshape(2, 3) % 3,
             axis=-1,
         ),
         "axis",
