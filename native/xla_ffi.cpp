@@ -42,11 +42,10 @@ struct Round {
 void parallel(void* self, int count, void (*body)(void*, int), void* state) {
     auto* pool = static_cast<ffi::ThreadPool*>(self);
     auto round = std::make_shared<Round>(body, state, count);
-    for (int i = 1; i < count; ++i) pool->Schedule([round] { round->help(); });
+    for (int i = 1; i < count; i++) pool->Schedule([round] { round->help(); });
     round->help();
-    for (int spins = 0; round->finished.load(std::memory_order_acquire) < count; ++spins) {
+    for (int spins = 0; round->finished.load(std::memory_order_acquire) < count; spins++)
         if (spins > 1000) std::this_thread::yield();
-    }
 }
 
 bool convert(ffi::DataType type, DType& dtype) {
@@ -66,7 +65,7 @@ enum Axes { everything, rows, per_class, scalar };
 
 // Reads the arguments one after the other, as far as they are given.
 class Arguments {
-public:
+  public:
     Arguments(const Task& task, ffi::RemainingArgs& buffers, int64_t given)
         : task_(task), buffers_(buffers), given_(given) {}
 
@@ -110,7 +109,7 @@ public:
 
     bool failed() const { return failed_; }
 
-private:
+  private:
     const Task& task_;
     ffi::RemainingArgs& buffers_;
     int64_t given_;
@@ -121,9 +120,8 @@ private:
 template <class T>
 bool all_are(const Array& array, int64_t count, T one) {
     const T* data = static_cast<const T*>(array.data);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count; i++)
         if (data[i] != one) return false;
-    }
     return true;
 }
 
@@ -170,7 +168,7 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
     int position = 0;
     void** const places[] = {&task.value, &task.gradient};
     size_t gradient_bytes = 0;
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 2; i++) {
         if (!(wanted >> i & 1)) continue;
         auto result = results.get<ffi::AnyBuffer>(position++);
         if (!result.has_value()) return result.error();

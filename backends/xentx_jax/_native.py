@@ -106,9 +106,11 @@ pullback_p = Primitive("xentx_pullback")
 
 def takes(array: Array) -> bool:
     """Whether the kernel computes losses of `array`: where it lies on one CPU."""
+    if not _is_plain(jax.typeof(array)):
+        return False
     if isinstance(array, jax.core.Tracer):
-        return _is_plain(array)
-    return {device.platform for device in array.devices()} == {"cpu"} and _is_plain(array)
+        return True  # on CPUs, as will be seen when it is compiled
+    return [device.platform for device in array.devices()] == ["cpu"]
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:
@@ -116,7 +118,7 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable(kind, arrays)
-    return loss_p.bind(*present, call=_plan(kind, arrays))[0]
+    return loss_p.bind(*present, call=_call_for(kind, arrays))[0]
 
 
 def solve_with_gradient(
@@ -126,7 +128,7 @@ def solve_with_gradient(
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    call = _plan(kind, arrays)
+    call = _call_for(kind, arrays)
     seeds = []
     if cotangent is not None:
         shape = _value_shape(call, present[0].shape)
@@ -141,9 +143,9 @@ def solve_with_gradient(
     return value, gradient
 
 
-def _plan(kind: Kind, arrays: Arrays) -> Call:
+def _call_for(kind: Kind, arrays: Arrays) -> Call:
     given = tuple(array is not None for array in arrays)
-    call = kind.plans.get(given)
+    call: Call | None = kind.plans.get(given)
     if call is None:
         call = kind.plans[given] = _call(kind, given, None, (False,) * sum(given))
     return call
@@ -152,7 +154,9 @@ def _plan(kind: Kind, arrays: Arrays) -> Call:
 def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
     """Return the arrays that there are; None where they are not for the kernel."""
     present = [array for array in arrays if array is not None]
-    if not all(map(_is_plain, present)) or _is_out_of_range(kind, arrays[1]):
+    if not all(_is_plain(jax.typeof(array)) for array in present):
+        return None
+    if _is_out_of_range(kind, arrays[1]):
         return None
     return _vary_alike(present)
 
@@ -212,18 +216,19 @@ def _is_registered() -> bool:
     return True
 
 
-def _is_plain(array: Array) -> bool:
+def _is_plain(aval: Aval) -> bool:
     """Whether the shape is known, and no part of the sharding is in the type."""
-    aval = jax.typeof(array)
-    explicit = jax.sharding.AxisType.Explicit
-    return (
-        all(isinstance(n, int) for n in aval.shape) and explicit not in aval.sharding.mesh.axis_types
-    )
+    mesh = aval.sharding.mesh
+    if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        return False
+    return all(isinstance(size, int) for size in aval.shape)
 
 
 def _vary_alike(arrays: Sequence[Array]) -> list[Array]:
     """Under shard_map, let all arrays vary over the mesh axes that any of them varies over."""
-    varying = [_varying(array) for array in arrays]
+    varying = [_varying(jax.typeof(array)) for array in arrays]
+    if not any(varying):
+        return list(arrays)
     union = frozenset[str]().union(*varying)
     return [
         _vary(array, tuple(union - axes)) if union - axes else array
@@ -232,8 +237,7 @@ def _vary_alike(arrays: Sequence[Array]) -> list[Array]:
 
 
 # Both go by other names in older versions.
-def _varying(array: Array) -> frozenset[str]:
-    aval = jax.typeof(array)
+def _varying(aval: Aval) -> frozenset[str]:
     return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from xentx import _evaluate, _problem
 from xentx._problem import Kind
@@ -120,10 +119,10 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
     assert logits is not None  # noqa: S101
     if not _operators.takes(arrays):
         return False
-    if torch.compiler.is_compiling():
-        # Sizes that are symbols may be any.
-        small = statically_known_true(logits.numel() < OPERATOR_PAYS)
-        return not small and not any(a is not None and a.requires_grad for a in others)
+    if torch.compiler.is_compiling() or type(logits) not in _plans.PLAIN:
+        # Asking for the size may make it a condition of the graph, which an export can't have.
+        large = torch.compiler.is_exporting() or logits.numel() >= OPERATOR_PAYS
+        return large and not any(a is not None and a.requires_grad for a in others)
     if forward_ad._current_level >= 0 or torch._C._get_tracing_state() is not None:
         return False
     return not _has_impossible(kind, arrays)
