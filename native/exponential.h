@@ -92,7 +92,8 @@ XENTX_INLINE Vec<double> log1p_positive(const Vec<double>& s) {
     V one(1.0), u = one + s;
     // u = 2^k m with m from sqrt(1/2) to sqrt(2), and 1 + s = u + (the rounding error of u).
     constexpr int64_t root = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
-    I above = reinterpret<int64_t>(u) - I(root);
+    // Unsigned, which may wrap, as that of a negative NaN does.
+    I above = reinterpret<int64_t>(reinterpret<uint64_t>(u) - Vec<uint64_t>(root));
     V m = reinterpret<double>((above & I(0x000fffffffffffff)) + I(root));
     V k = reinterpret<double>(shift_right<52>(above) | I(0x4330000000000000)) - V(0x1p52);
     V correction = (s - (u - one)) / u;

@@ -34,6 +34,7 @@ template <> struct Bits<float> { using type = int32_t; };
 template <> struct Bits<double> { using type = int64_t; };
 template <> struct Bits<int32_t> { using type = int32_t; };
 template <> struct Bits<int64_t> { using type = int64_t; };
+template <> struct Bits<uint64_t> { using type = int64_t; };
 
 template <class T> struct Vec {
     static constexpr int kLanes = 64 / sizeof(T), kParts = 64 / kRegister;
