@@ -182,6 +182,7 @@ def sanitize(session: nox.Session) -> None:
     env = {
         **REQUIRED,
         "SKBUILD_CMAKE_DEFINE": "XENTX_SANITIZE=address,undefined",
+        "SKBUILD_INSTALL_STRIP": "false",  # traces name functions
         # A folder of its own: CMake would remember the sanitizers, and build the next wheel so.
         "SKBUILD_BUILD_DIR": session.create_tmp(),
     }
