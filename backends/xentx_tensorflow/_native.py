@@ -18,11 +18,13 @@ What the kernel has no derivative for, such as the one by a weight and every sec
 derived from the core's expression, and so is differentiable any number of times.
 """
 
+import contextlib
 import ctypes
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -30,7 +32,7 @@ import xentx_tensorflow
 from xentx import _evaluate, _problem
 from xentx._core import cross_entropy, log_softmax
 from xentx._native import KERNEL
-from xentx._problem import Kind
+from xentx._problem import Kind, Problem
 
 try:  # There is no public way to ask for these, and not every version may have them.
     from tensorflow.python.eager import forwardprop_util, record
@@ -45,11 +47,15 @@ Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
 # ---- the operators
 
 
+def _path() -> Path | None:
+    paths = (Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__)
+    return next((path for path in paths if path.exists()), None)
+
+
 @functools.cache
 def operators() -> Any:
     """Load the operators; None where there are none."""
-    paths = [Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__]
-    path = next((path for path in paths if path.exists()), None)
+    path = _path()
     if KERNEL is None or record is None or path is None:
         return None
     try:
@@ -61,6 +67,15 @@ def operators() -> Any:
     # One kernel, and one pool of threads, for all that a process has imported.
     ctypes.CDLL(str(path)).xentx_tensorflow_use(ctypes.c_void_p(KERNEL.run_address()))
     return loaded
+
+
+@functools.cache
+def _limit_threads() -> None:
+    """Use no more threads than TensorFlow was told to, which it can't be once it runs."""
+    most = tf.config.threading.get_intra_op_parallelism_threads()
+    if most:
+        library = ctypes.CDLL(str(_path()))
+        library.xentx_tensorflow_limit_threads(min(most, KERNEL.default_threads()))
 
 
 def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
@@ -112,24 +127,24 @@ def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Arra
         return operators().xentx_loss(logits, target, weights, known, options)
     losses = operators().xentx_row_losses(logits, target, weights, options)
     if not tf.executing_eagerly():
-        # The operator cannot tell TensorFlow the shape: attributes are not shown to those who infer.
+        # The operator can't tell TensorFlow the shape, which shows those who infer no attributes.
         axis = kind.task.axis
         losses.set_shape(logits.shape[:axis] + logits.shape[axis + 1 :])
     return losses
 
 
-def _value_and_gradient(kind: Kind, arrays: Arrays, options: str) -> list[Array]:
+def _value_and_gradient(arrays: Arrays, options: str) -> list[Array]:
     """Reduced loss and its gradient by the kernel."""
     logits, target, *weights = _present(arrays)
     return list(operators().xentx_loss_and_gradient(logits, target, weights, options))
 
 
 def _gradient(
-    kind: Kind, arrays: Arrays, cotangent: Array, known: list[Array], options: str
+    present: Sequence[Array], cotangent: Array, known: Sequence[Array], options: str
 ) -> Array:
     """Gradient by the kernel; that for a cotangent of 1 may be known."""
-    logits, *others = _present(arrays)
-    if kind.operation is log_softmax:
+    logits, *others = present
+    if not others:
         return operators().xentx_log_softmax_gradient(logits, cotangent, options)
     target, *weights = others
     return operators().xentx_loss_gradient(logits, target, weights, cotangent, known, options)
@@ -166,7 +181,9 @@ def _pull_back_twice(
     return gradients
 
 
-def _spread(count: int, places: Sequence[int], values: Sequence[Array | None]) -> list[Array | None]:
+def _spread(
+    count: int, places: Sequence[int], values: Sequence[Array | None]
+) -> list[Array | None]:
     """Lay gradients out beside `count` inputs, of which the others have none."""
     gradients: list[Array | None] = [None] * count
     for i, value in zip(places, values, strict=True):
@@ -177,45 +194,47 @@ def _spread(count: int, places: Sequence[int], values: Sequence[Array | None]) -
 # ---- eager: gradients of the operators
 
 
-class _Call(NamedTuple):
-    """What an operator was called with."""
-
-    kind: Kind
-    arrays: Arrays
-    rest: list[Array]  # a cotangent, what is known
-    options: str
+_WEIGHTS = ("weight", "sample_weight", "normalizer")
 
 
-def _call_of(op: Any) -> _Call:
-    options = op.get_attr("options").decode()
-    words = dict(word.split("=") for word in options.split())
+@functools.lru_cache(1024)
+def _words(options: bytes) -> dict[str, str]:
+    return dict(word.split("=") for word in options.decode().split())
+
+
+def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
+    """Separate an operator's arrays from what else it was given: a cotangent, what is known."""
+    softmax = op.type in {"XentxLogSoftmax", "XentxLogSoftmaxGradient"}
+    words = _words(op.get_attr("options"))
+    count = 1 if softmax else 2 + sum(words[name] == "1" for name in _WEIGHTS)
+    inputs = list(op.inputs)
+    return inputs[:count], inputs[count:]
+
+
+def _problem_of(op: Any) -> Problem:
+    """Pose the problem again that an operator was called for."""
+    (logits, *others), _ = _inputs(op)
+    words = _words(op.get_attr("options"))
+    backend, axis = xentx_tensorflow.BACKEND, int(words["axis"])
     precision = "exact" if words["exact"] == "1" else "default"
-    axis = int(words["axis"])
-    logits, *rest = op.inputs
-    backend = xentx_tensorflow.BACKEND
-    if op.type in {"XentxLogSoftmax", "XentxLogSoftmaxGradient"}:
-        problem = _problem.elementwise(
-            backend, log_softmax, logits, axis=axis, precision=precision
-        )
-        return _Call(*problem, rest, options)
-    target, *rest = rest
-    names = ("weight", "sample_weight", "normalizer")
-    weights = {name: rest.pop(0) if words[name] == "1" else None for name in names}
-    problem = _problem.rowwise(
+    if not others:
+        return _problem.elementwise(backend, log_softmax, logits, axis=axis, precision=precision)
+    target, *weights = others
+    rest = iter(weights)
+    return _problem.rowwise(
         backend,
         cross_entropy,
         logits,
         target,
         axis=axis,
-        ignore_index=-100 if target.dtype.is_floating else int(words["ignore_index"]),
+        ignore_index=int(words["ignore_index"]),
         reduction=words["reduction"],
         label_smoothing=float(words["label_smoothing"]),
         z_loss=float(words["z_loss"]),
         logit_softcap=float(words["logit_softcap"]) or None,
         precision=precision,
-        **weights,
+        **{name: next(rest) if words[name] == "1" else None for name in _WEIGHTS},
     )
-    return _Call(*problem, rest, options)
 
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
@@ -228,39 +247,44 @@ def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
 @tf.RegisterGradient("XentxRowLosses")  # type: ignore[untyped-decorator]
 @tf.RegisterGradient("XentxLogSoftmax")  # type: ignore[untyped-decorator]
 def _of_value(op: Any, cotangent: Array) -> list[Array | None]:
-    call = _call_of(op)
-    return _pull_back_value(op, call, cotangent, call.rest[1:])
+    present, known = _inputs(op)
+    return _pull_back_value(op, present, cotangent, known[1:])
 
 
 def _pull_back_value(
-    op: Any, call: _Call, cotangent: Array, known: list[Array]
+    op: Any, present: list[Array], cotangent: Array, known: list[Array]
 ) -> list[Array | None]:
-    wanted = _wanted(op, _present(call.arrays))
-    gradients: list[Array | None] = []
+    wanted = _wanted(op, present)
+    options = op.get_attr("options").decode()
+    if wanted == [0] and tf.executing_eagerly():  # what a training step in eager mode asks for
+        gradients: list[Array | None] = [_gradient(present, cotangent, known, options)]
+        return _spread(len(op.inputs), wanted, gradients)
+    kind, arrays = _problem_of(op)
+    gradients = []
     if 0 in wanted:
-        gradients.append(_pulled(call.kind, call.arrays, cotangent, known, call.options))
+        gradients.append(_pulled(kind, arrays, cotangent, known, options))
     if others := [i for i in wanted if i > 0]:
-        gradients += _pull_back(call.kind, call.arrays, cotangent, others)
+        gradients += _pull_back(kind, arrays, cotangent, others)
     return _spread(len(op.inputs), wanted, gradients)
 
 
 @tf.RegisterGradient("XentxLossGradient")  # type: ignore[untyped-decorator]
 @tf.RegisterGradient("XentxLogSoftmaxGradient")  # type: ignore[untyped-decorator]
 def _of_gradient(op: Any, second: Array) -> list[Array | None]:
-    kind, arrays, (cotangent, *_), _ = _call_of(op)
-    wanted = _wanted(op, [*_present(arrays), cotangent])
-    gradients = _pull_back_twice(kind, arrays, cotangent, second, wanted)
+    present, (cotangent, *_) = _inputs(op)
+    wanted = _wanted(op, [*present, cotangent])
+    gradients = _pull_back_twice(*_problem_of(op), cotangent, second, wanted)
     return _spread(len(op.inputs), wanted, gradients)
 
 
 @tf.RegisterGradient("XentxLossAndGradient")  # type: ignore[untyped-decorator]
 def _of_both(op: Any, cotangent: Array, second: Array) -> list[Array | None]:
     # Only for tf.vectorized_map, which takes custom gradients out of the graph that it rewrites.
-    call = _call_of(op)
+    present, _ = _inputs(op)
     value, gradient = op.outputs
-    gradients = _pull_back_value(op, call, cotangent, [gradient])
-    wanted = _wanted(op, _present(call.arrays))
-    twice = _pull_back_twice(call.kind, call.arrays, tf.ones_like(value), second, wanted)
+    gradients = _pull_back_value(op, present, cotangent, [gradient])
+    wanted = _wanted(op, present)
+    twice = _pull_back_twice(*_problem_of(op), tf.ones_like(value), second, wanted)
     for i, more in zip(wanted, twice, strict=True):
         if more is not None:
             gradients[i] += more
@@ -271,7 +295,7 @@ def _differentiable(
     kind: Kind, arrays: Arrays, options: str, *, both: bool
 ) -> tuple[Array, list[Array]]:
     """Value that a tape can follow, and the gradient for a cotangent of 1 if it is formed."""
-    known = _value_and_gradient(kind, arrays, options) if both else []
+    known = _value_and_gradient(arrays, options) if both else []
     return _value(kind, arrays, known, options), known[1:]
 
 
@@ -302,7 +326,7 @@ def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Ar
         whole = _whole(arrays, present)
         if both:
             value, gradient = _either(
-                lambda: _value_and_gradient(kind, whole, options),
+                lambda: _value_and_gradient(whole, options),
                 lambda: _by_core(kind, whole),
             )
             known.append(gradient)
@@ -329,7 +353,7 @@ def _pulled(
 ) -> Array:
     """Gradient by the logits, which TensorFlow can differentiate, eager or in a graph."""
     if tf.executing_eagerly():
-        return _gradient(kind, arrays, cotangent, known, options)
+        return _gradient(_present(arrays), cotangent, known, options)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def pulled(*inputs: Array) -> tuple[Array, Any]:
@@ -342,7 +366,7 @@ def _pulled(
             return _spread(len(inputs), wanted, gradients)
 
         gradient = _either(
-            lambda: _gradient(kind, whole, seed, known, options),
+            lambda: _gradient(present, seed, known, options),
             lambda: _by_core(kind, whole, seed)[1],
         )
         return gradient, pull_back
@@ -360,17 +384,19 @@ def takes(array: Array) -> bool:
     if tf.executing_eagerly():
         on_cpu: bool = array.device.startswith("/job:localhost/replica:0/task:0/device:CPU:")
         return on_cpu
-    # What is known to be compiled by XLA needs no choice. And nobody may have loaded the operators
-    # in the other processes of a cluster, to which a graph may be sent.
+    # What is known to be compiled by XLA needs no choice. Other processes of a cluster may be sent
+    # a graph, and need not have loaded the operators. DTensor can't split what it doesn't know.
     names = [device.name for device in tf.config.list_logical_devices()]
-    local = all(name.startswith(("/device:", "/job:localhost/")) for name in names)
-    return local and tf.__internal__.get_enclosing_xla_context() is None
+    alone = all(name.startswith(("/device:", "/job:localhost/")) for name in names)
+    dtensor = getattr(sys.modules.get("tensorflow.dtensor.python.api"), "_dtensor_singleton", None)
+    return alone and dtensor is None and tf.__internal__.get_enclosing_xla_context() is None
 
 
 def _takes(arrays: Arrays) -> bool:
     """Whether these arrays go to the kernel."""
     if not takes(arrays[0]):
         return False
+    _limit_threads()
     # Forward mode runs gradient functions where no tape records what they do: the core's have none.
     recording = record.could_possibly_record()
     return not (recording and forwardprop_util.pack_tangents(_present(arrays)).indices)
@@ -403,7 +429,7 @@ def solve_with_gradient(
     both = _reduces(kind) and cotangent is None
     try:
         if eager and both and not record.could_possibly_record():
-            value, gradient = _value_and_gradient(kind, arrays, options)
+            value, gradient = _value_and_gradient(arrays, options)
             return value, gradient
         form = _differentiable if eager else _traced
         value, known = form(kind, arrays, options, both=both)
@@ -413,14 +439,24 @@ def solve_with_gradient(
     return value, _pulled(kind, arrays, seed, known, options)
 
 
-if record is not None and "DeviceIndex" not in pfor._pfor_converter_registry:  # noqa: SLF001
+def _register_vectorized() -> None:
+    """Tell tf.vectorized_map and jacobians what to do with the operators, and with a choice."""
 
-    @pfor.RegisterPFor("DeviceIndex")  # type: ignore[untyped-decorator]
-    def _vectorized_device_index(pfor_input: Any) -> Any:
-        """Leave it as it is, the same for all iterations. TensorFlow would fear a side effect."""
+    def device_index(pfor_input: Any) -> Any:
+        # The same for all iterations, which TensorFlow doubts, since it may differ between runs.
         names = pfor_input.get_attr("device_names")
         return pfor.wrap(tf.raw_ops.DeviceIndex(device_names=names), is_stacked=False)
 
+    # One call after another, as TensorFlow would do unasked, but with a warning.
+    one_by_one = pfor._fallback_converter  # noqa: SLF001
+    names = ("Loss", "LossAndGradient", "RowLosses", "LossGradient", "LogSoftmax")
+    converters = {f"Xentx{name}": one_by_one for name in (*names, "LogSoftmaxGradient")}
+    converters["DeviceIndex"] = device_index
+    for name, converter in converters.items():
+        with contextlib.suppress(AssertionError):  # TensorFlow has got one of its own
+            pfor.RegisterPFor(name)(converter)
+
 
 # A SavedModel that holds the operators can be loaded once this module has been imported.
-operators()
+if operators() is not None:
+    _register_vectorized()
