@@ -14,7 +14,7 @@
 // What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". An attribute
 // an option would be usual, but TensorFlow's attributes know no float64, and each one costs time in
 // every eager call.
-#include <cstring>
+#include <atomic>
 #include <locale>
 #include <memory>
 #include <sstream>
@@ -33,6 +33,7 @@ using xentx::Reduction;
 using xentx::Task;
 
 decltype(&xentx::run) run = nullptr;
+std::atomic<int> threads{0};  // at the most; 0 where TensorFlow has not been told
 
 // ---- What the C API needs for being C
 
@@ -143,13 +144,12 @@ struct Layout {
     }
 };
 
-bool is_one(const Tensor& scalar) {
-    const void* data = TF_TensorData(scalar.get());
-    uint16_t half;
-    std::memcpy(&half, data, sizeof half);
-    switch (TF_TensorType(scalar.get())) {
-        case TF_HALF: return half == 0x3c00;
-        case TF_BFLOAT16: return half == 0x3f80;
+bool is_one(const Tensor& tensor) {
+    if (TF_TensorElementCount(tensor.get()) != 1) return false;
+    const void* data = TF_TensorData(tensor.get());
+    switch (TF_TensorType(tensor.get())) {
+        case TF_HALF: return *static_cast<const uint16_t*>(data) == 0x3c00;
+        case TF_BFLOAT16: return *static_cast<const uint16_t*>(data) == 0x3f80;
         case TF_FLOAT: return *static_cast<const float*>(data) == 1.0f;
         case TF_DOUBLE: return *static_cast<const double*>(data) == 1.0;
         default: return false;
@@ -233,7 +233,7 @@ void Operator::compute(TF_OpKernelContext* context) const {
     const int weights = softmax ? 0 : int(weight_) + int(sample_weight_) + int(normalizer_);
     const int after_weights = (softmax ? 1 : 2) + weights;
     const int known = after_weights + int(cotangent);
-    const bool is_known = TF_NumInputs(context) > known;
+    const bool is_known = TF_NumInputs(context) > known && task_.reduction != Reduction::none;
 
     // The value and gradient for a cotangent of 1 may have been computed together.
     if (is_known && kind_ == Kind::loss) {
@@ -318,6 +318,7 @@ void Operator::compute(TF_OpKernelContext* context) const {
     task.value = value ? TF_TensorData(value.get()) : nullptr;
     task.gradient = gradient ? TF_TensorData(gradient.get()) : nullptr;
 
+    task.threads = threads;
     const int64_t wrong = run(task, nullptr);
     if (wrong >= 0 && strict_) {
         throw std::invalid_argument("target: got a class index out of range in row " +
@@ -457,7 +458,11 @@ struct Registration {
 
 }  // namespace
 
+#define XENTX_EXPORT extern "C" __attribute__((visibility("default")))
+
 // Takes the address of xentx::run. Until then every operator fails.
-extern "C" __attribute__((visibility("default"))) void xentx_tensorflow_use(void* address) {
+XENTX_EXPORT void xentx_tensorflow_use(void* address) {
     run = reinterpret_cast<decltype(run)>(address);
 }
+
+XENTX_EXPORT void xentx_tensorflow_limit_threads(int most) { threads = most; }

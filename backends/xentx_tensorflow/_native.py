@@ -47,11 +47,15 @@ Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
 # ---- the operators
 
 
+def _path() -> Path | None:
+    paths = (Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__)
+    return next((path for path in paths if path.exists()), None)
+
+
 @functools.cache
 def operators() -> Any:
     """Load the operators; None where there are none."""
-    paths = [Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__]
-    path = next((path for path in paths if path.exists()), None)
+    path = _path()
     if KERNEL is None or record is None or path is None:
         return None
     try:
@@ -63,6 +67,15 @@ def operators() -> Any:
     # One kernel, and one pool of threads, for all that a process has imported.
     ctypes.CDLL(str(path)).xentx_tensorflow_use(ctypes.c_void_p(KERNEL.run_address()))
     return loaded
+
+
+@functools.cache
+def _limit_threads() -> None:
+    """Use no more threads than TensorFlow was told to, which it can't be once it runs."""
+    most = tf.config.threading.get_intra_op_parallelism_threads()
+    if most:
+        library = ctypes.CDLL(str(_path()))
+        library.xentx_tensorflow_limit_threads(min(most, KERNEL.default_threads()))
 
 
 def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
@@ -168,7 +181,9 @@ def _pull_back_twice(
     return gradients
 
 
-def _spread(count: int, places: Sequence[int], values: Sequence[Array | None]) -> list[Array | None]:
+def _spread(
+    count: int, places: Sequence[int], values: Sequence[Array | None]
+) -> list[Array | None]:
     """Lay gradients out beside `count` inputs, of which the others have none."""
     gradients: list[Array | None] = [None] * count
     for i, value in zip(places, values, strict=True):
@@ -381,6 +396,7 @@ def _takes(arrays: Arrays) -> bool:
     """Whether these arrays go to the kernel."""
     if not takes(arrays[0]):
         return False
+    _limit_threads()
     # Forward mode runs gradient functions where no tape records what they do: the core's have none.
     recording = record.could_possibly_record()
     return not (recording and forwardprop_util.pack_tangents(_present(arrays)).indices)
