@@ -102,7 +102,7 @@ class ArrayAPIBackend:
     """Any library that follows the standard: forward, and gradients by `xentx.value_and_grad`."""
 
     name = "array-api"
-    native = None
+    native: NativeAdapter | None = None
 
     def owns(self, value: object) -> bool:
         return is_array_api_obj(value)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentx._backend import Operation
+from xentx._backend import NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx_jax import _autodiff, _native
 
@@ -18,7 +18,7 @@ class JAXBackend:
     """jax.Array, concrete or traced."""
 
     name = "jax"
-    native = _native if _native.is_usable() else None
+    native: NativeAdapter | None = _native if _native.is_usable() else None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)

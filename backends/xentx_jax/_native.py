@@ -427,15 +427,11 @@ def _seeded_transpose(
     if not _moves(cotangent):
         result[at] = ad.Zero(operands[at].aval)
     elif primitive is pullback_p:
-        (result[at],) = tangent_p.bind(
-            *operands[:at], cotangent, *operands[at + 1 :], call=call
-        )
+        (result[at],) = tangent_p.bind(*operands[:at], cotangent, *operands[at + 1 :], call=call)
     elif call.known and _is_ones(cotangent):
         result[at] = operands[-1]
     else:
-        (result[at],) = pullback_p.bind(
-            *operands[:at], cotangent, *operands[at + 1 :], call=call
-        )
+        (result[at],) = pullback_p.bind(*operands[:at], cotangent, *operands[at + 1 :], call=call)
     return result
 
 
@@ -541,9 +537,7 @@ _OPERATIONS = {
     name: np.int64(i)
     for i, name in enumerate(("cross_entropy", "log_softmax", "log_softmax_pullback"))
 }
-_REDUCTIONS = {
-    name: np.int64(i) for i, name in enumerate(("none", "sum", "mean", "weighted_mean"))
-}
+_REDUCTIONS = {name: np.int64(i) for i, name in enumerate(("none", "sum", "mean", "weighted_mean"))}
 
 
 def _bits(flags: Sequence[bool]) -> np.int64:
@@ -576,9 +570,7 @@ for _primitive in _PORTABLE:
     )
     mlir.register_lowering(_primitive, _lower_portable[_primitive])
     if _primitive is not tangent_p:
-        mlir.register_lowering(
-            _primitive, functools.partial(_lower, _primitive), platform="cpu"
-        )
+        mlir.register_lowering(_primitive, functools.partial(_lower, _primitive), platform="cpu")
 ad.primitive_jvps[loss_p] = _loss_jvp
 ad.primitive_jvps[loss_and_gradient_p] = _loss_and_gradient_jvp
 for _primitive in (tangent_p, pullback_p):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from xentx._backend import Operation
+from xentx._backend import NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_numpy import _autodiff, _native
@@ -17,7 +17,7 @@ class NumPyBackend:
     """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
 
     name = "numpy"
-    native = None if KERNEL is None else _native
+    native: NativeAdapter | None = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         if type(value) is np.ndarray:

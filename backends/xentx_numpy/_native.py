@@ -116,5 +116,5 @@ def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
         views.append(view)
         layouts.append((view.dtype.name, (0, *by_ndim[view.ndim])))
     names = ("target", "weight", "sample_weight", "normalizer", "cotangent")
-    rest = dict(zip(names, layouts[1:], strict=True))
+    rest: Any = dict(zip(names, layouts[1:], strict=True))
     return tuple(views), plan(task, full, layouts[0], operation=operation, **rest)

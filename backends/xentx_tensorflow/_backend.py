@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xentx._backend import Operation
+from xentx._backend import NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_tensorflow import _autodiff, _native
@@ -18,7 +18,7 @@ class TensorFlowBackend:
     """tf.Tensor, eager or symbolic, and tf.Variable."""
 
     name = "tensorflow"
-    native = None if KERNEL is None else _native
+    native: NativeAdapter | None = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)

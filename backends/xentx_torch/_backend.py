@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xentx._backend import Operation
+from xentx._backend import NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_torch import _autodiff, _native
@@ -18,7 +18,7 @@ class TorchBackend:
     """torch.Tensor and its subclasses."""
 
     name = "torch"
-    native = None if KERNEL is None else _native
+    native: NativeAdapter | None = None if KERNEL is None else _native
 
     def owns(self, value: object) -> bool:
         return isinstance(value, torch.Tensor)

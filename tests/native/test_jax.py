@@ -64,9 +64,7 @@ def cross_entropy(logits, target, *, by=solve, **options):
 
 
 def log_softmax(logits, axis=-1, by=solve):
-    return by(
-        _problem.elementwise(BACKEND, _log_softmax, logits, axis=axis, precision="default")
-    )
+    return by(_problem.elementwise(BACKEND, _log_softmax, logits, axis=axis, precision="default"))
 
 
 reference = functools.partial(cross_entropy, by=solve_portably)
@@ -208,9 +206,7 @@ def test_log_softmax(dtype, axis):
 
         ours = functools.partial(both, by=solve)
         assert calls(ours, logits, seed) == 2
-        assert_near(
-            jax.jit(ours)(logits, seed), both(logits, seed, solve_portably), rtol, 8 * rtol
-        )
+        assert_near(jax.jit(ours)(logits, seed), both(logits, seed, solve_portably), rtol, 8 * rtol)
         assert_bits(jax.jit(ours)(logits, seed), ours(logits, seed))
         mapped = jax.vmap(lambda x, g: ours(x, g), 2, 2)(
             *(jnp.stack([a, 2 * a, -a], 2) for a in (logits, seed))
@@ -270,7 +266,8 @@ def test_transformations(transform, target):
 
 
 @pytest.mark.parametrize(
-    ("soft", "reduction"), [(False, "mean"), (True, "none"), (True, "mean"), (True, "weighted_mean")]
+    ("soft", "reduction"),
+    [(False, "mean"), (True, "none"), (True, "mean"), (True, "weighted_mean")],
 )
 def test_by_every_array(soft, reduction):
     """Derivatives by targets and weights, reverse and forward over reverse."""
@@ -357,7 +354,9 @@ def test_what_is_compiled():
     program = text(lambda x, u: jax.vjp(lambda x: rows(x), x)[1](u), logits, jnp.ones(4))
     assert program.count("@xentx(") == 1
     assert program.count("wanted = 2") == 1  # the value is not asked for
-    assert text(jax.grad(jax.checkpoint(lambda x: jnp.sin(loss(x)))), logits).count("wanted = 3") == 0
+    assert (
+        text(jax.grad(jax.checkpoint(lambda x: jnp.sin(loss(x)))), logits).count("wanted = 3") == 0
+    )
 
 
 def test_other_platforms():
@@ -525,7 +524,9 @@ def test_debugging_modes():
 def mapped_in_turn(function, axes, *arrays):
     size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
     results = [
-        function(*(a if i is None else jnp.take(a, n, i) for a, i in zip(arrays, axes, strict=True)))
+        function(
+            *(a if i is None else jnp.take(a, n, i) for a, i in zip(arrays, axes, strict=True))
+        )
         for n in range(size)
     ]
     return jax.tree.map(lambda *x: jnp.stack(x), *results)
@@ -640,7 +641,10 @@ def test_two_threads():
     """Callers share XLA's threads and nothing else."""
     rng = np.random.default_rng(RNG_SEED)
     arrays = [
-        (jnp.asarray(rng.normal(size=(200, 999)), jnp.float32), jnp.asarray(rng.integers(0, 999, 200)))
+        (
+            jnp.asarray(rng.normal(size=(200, 999)), jnp.float32),
+            jnp.asarray(rng.integers(0, 999, 200)),
+        )
         for _ in range(2)
     ]
     step = jax.jit(jax.value_and_grad(cross_entropy))
