@@ -167,7 +167,7 @@ def matrix(session: nox.Session) -> None:
 @nox.session
 def pure(session: nox.Session) -> None:
     """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""
-    install(session, "array-api-compat", groups=("kernel", "numpy"))
+    install(session, *PROJECT["dependencies"], groups=("matrix", "numpy"))
     # A folder of its own: CMake would remember a compiler that it has found before.
     no_compiler = {**UNASKED, "CXX": "/nonexistent", "SKBUILD_BUILD_DIR": session.create_tmp()}
     for env in (no_compiler, PURE):
@@ -186,7 +186,7 @@ def sanitize(session: nox.Session) -> None:
         # A folder of its own: CMake would remember the sanitizers, and build the next wheel so.
         "SKBUILD_BUILD_DIR": session.create_tmp(),
     }
-    install(session, ".", groups=("kernel", "numpy"), env=env)
+    install(session, ".", groups=("matrix", "numpy"), env=env)
     # Python was linked neither with the sanitizers, which must come first in a process, nor with
     # C++, whose exceptions they have to see.
     compiler = os.environ.get("CXX", "c++")

@@ -14,11 +14,20 @@
 #include <sys/mman.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
 namespace xentx {
 namespace {
+
+#if defined(__x86_64__) || defined(_M_X64)
+// __builtin_cpu_supports has no f16c in older Clangs.
+bool converts_halves() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 const Engine* find_engine() {
     const char* asked = std::getenv("XENTX_ISA");
@@ -26,7 +35,7 @@ const Engine* find_engine() {
 #if defined(__x86_64__) || defined(_M_X64)
     __builtin_cpu_init();
     bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                 __builtin_cpu_supports("f16c");
+                 converts_halves();
     bool wide = fused && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     if (wide && allowed("avx512")) return &avx512;
