@@ -312,8 +312,7 @@ void Operator::compute(TF_OpKernelContext* context) const {
         seed = input(context, next++);
         const bool rows = task.reduction == Reduction::none;
         const auto axes = softmax ? Layout::all : rows ? Layout::row : Layout::scalar;
-        (softmax ? task.target : task.cotangent) =
-            layout.view(seed, axes, "cotangent: got another size than the value has");
+        task.cotangent = layout.view(seed, axes, "cotangent: got another size than the value has");
     }
     task.value = value ? TF_TensorData(value.get()) : nullptr;
     task.gradient = gradient ? TF_TensorData(gradient.get()) : nullptr;

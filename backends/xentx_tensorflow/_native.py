@@ -171,7 +171,7 @@ def _pull_back(
 def _pull_back_twice(
     kind: Kind, arrays: Arrays, cotangent: Array, second: Array, wanted: Sequence[int]
 ) -> list[Array | None]:
-    """Pull `second`, a cotangent of the gradient, back to the arrays and, after them, `cotangent`."""
+    """Pull `second`, a cotangent of the gradient, back to the arrays and to `cotangent`, the last."""
     inputs = [tf.identity(array) for array in (*_present(arrays), cotangent)]
     sources = [inputs[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -221,6 +221,9 @@ def _problem_of(op: Any) -> Problem:
         return _problem.elementwise(backend, log_softmax, logits, axis=axis, precision=precision)
     target, *weights = others
     rest = iter(weights)
+    weight, sample_weight, normalizer = (
+        next(rest) if words[name] == "1" else None for name in _WEIGHTS
+    )
     return _problem.rowwise(
         backend,
         cross_entropy,
@@ -232,8 +235,10 @@ def _problem_of(op: Any) -> Problem:
         label_smoothing=float(words["label_smoothing"]),
         z_loss=float(words["z_loss"]),
         logit_softcap=float(words["logit_softcap"]) or None,
+        weight=weight,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
         precision=precision,
-        **{name: next(rest) if words[name] == "1" else None for name in _WEIGHTS},
     )
 
 
