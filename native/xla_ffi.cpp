@@ -1,0 +1,224 @@
+// The door for JAX: XLA calls the kernel on its own buffers, with its own threads.
+//
+// One handler does everything, and its attributes say what: which arrays came, which results are
+// wanted, and the options. The arrays are dense in [group, outer, classes, inner], less the axes
+// that they lack; one that vmap has not batched lacks the groups too, and is seen by all of them.
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+#include "kernel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace nb = nanobind;
+namespace ffi = xla::ffi;
+
+namespace xentx {
+namespace {
+
+// One call of parallel(), shared with those of its helpers that the pool starts too late.
+struct Round {
+    void (*body)(void* state, int i);
+    void* state;
+    int count;
+    std::atomic<int> next{0}, finished{0};
+
+    Round(void (*body)(void*, int), void* state, int count)
+        : body(body), state(state), count(count) {}
+
+    void help() {
+        for (int i; (i = next.fetch_add(1)) < count;) {
+            body(state, i);
+            finished.fetch_add(1, std::memory_order_release);
+        }
+    }
+};
+
+// The caller helps, and then waits for those only that have begun: a pool whose threads are all
+// busy, perhaps with calls that wait like this one, costs parallelism and never a deadlock.
+void parallel(void* self, int count, void (*body)(void*, int), void* state) {
+    auto* pool = static_cast<ffi::ThreadPool*>(self);
+    auto round = std::make_shared<Round>(body, state, count);
+    for (int i = 1; i < count; ++i) pool->Schedule([round] { round->help(); });
+    round->help();
+    for (int spins = 0; round->finished.load(std::memory_order_acquire) < count; ++spins) {
+        if (spins > 1000) std::this_thread::yield();
+    }
+}
+
+bool convert(ffi::DataType type, DType& dtype) {
+    switch (type) {
+        case ffi::DataType::F16: dtype = DType::float16; return true;
+        case ffi::DataType::BF16: dtype = DType::bfloat16; return true;
+        case ffi::DataType::F32: dtype = DType::float32; return true;
+        case ffi::DataType::F64: dtype = DType::float64; return true;
+        case ffi::DataType::S32: dtype = DType::int32; return true;
+        case ffi::DataType::S64: dtype = DType::int64; return true;
+        default: return false;
+    }
+}
+
+// Which axes an array has.
+enum Axes { everything, rows, per_class, scalar };
+
+// Reads the arguments one after the other, as far as they are given.
+class Arguments {
+public:
+    Arguments(const Task& task, ffi::RemainingArgs& buffers, int64_t given)
+        : task_(task), buffers_(buffers), given_(given) {}
+
+    Array next(Axes axes) {
+        Array array;
+        if (!(given_ >> position_++ & 1)) return array;
+        auto buffer = buffers_.get<ffi::AnyBuffer>(taken_++);
+        if (!buffer.has_value() || !convert(buffer->element_type(), array.dtype)) {
+            failed_ = true;
+            return array;
+        }
+        array.data = buffer->untyped_data();
+        const int64_t outer = task_.outer, classes = task_.classes, inner = task_.inner;
+        int64_t size = 1;
+        switch (axes) {
+            case everything:
+                array.outer = classes * inner;
+                array.classes = inner;
+                array.inner = 1;
+                size = outer * classes * inner;
+                break;
+            case rows:
+                array.outer = inner;
+                array.inner = 1;
+                size = outer * inner;
+                break;
+            case per_class:
+                array.classes = 1;
+                size = classes;
+                break;
+            case scalar: break;
+        }
+        const auto count = static_cast<int64_t>(buffer->element_count());
+        if (count == size * task_.groups) {
+            array.group = size;
+        } else if (count != size) {
+            failed_ = true;
+        }
+        return array;
+    }
+
+    bool failed() const { return failed_; }
+
+private:
+    const Task& task_;
+    ffi::RemainingArgs& buffers_;
+    int64_t given_;
+    int position_ = 0, taken_ = 0;
+    bool failed_ = false;
+};
+
+template <class T>
+bool all_are(const Array& array, int64_t count, T one) {
+    const T* data = static_cast<const T*>(array.data);
+    for (int64_t i = 0; i < count; ++i) {
+        if (data[i] != one) return false;
+    }
+    return true;
+}
+
+bool all_ones(const Array& array, int64_t groups) {
+    const int64_t count = array.group ? groups : 1;
+    switch (array.dtype) {
+        case DType::float16: return all_are<uint16_t>(array, count, 0x3c00);
+        case DType::bfloat16: return all_are<uint16_t>(array, count, 0x3f80);
+        case DType::float32: return all_are<float>(array, count, 1.0f);
+        case DType::float64: return all_are<double>(array, count, 1.0);
+        default: return false;
+    }
+}
+
+ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::RemainingRets results,
+                 int64_t operation, int64_t reduction, int64_t groups, int64_t outer,
+                 int64_t classes, int64_t inner, int64_t given, int64_t wanted, bool soft,
+                 int64_t ignore_index, double label_smoothing, double z_loss,
+                 double logit_softcap, bool exact) {
+    Task task;
+    task.operation = static_cast<Operation>(operation);
+    task.reduction = static_cast<Reduction>(reduction);
+    task.groups = groups;
+    task.outer = outer;
+    task.classes = classes;
+    task.inner = inner;
+    task.ignore_index = ignore_index;
+    task.label_smoothing = label_smoothing;
+    task.z_loss = z_loss;
+    task.logit_softcap = logit_softcap;
+    task.exact = exact;
+
+    Arguments arguments(task, buffers, given);
+    task.logits = arguments.next(everything);
+    task.target = arguments.next(soft ? everything : rows);
+    task.weight = arguments.next(per_class);
+    task.sample_weight = arguments.next(rows);
+    task.normalizer = arguments.next(scalar);
+    task.cotangent = arguments.next(task.reduction == Reduction::none ? rows : scalar);
+    const Array known = arguments.next(everything);  // the gradient for a cotangent of ones
+
+    int position = 0;
+    void** const places[] = {&task.value, &task.gradient};
+    size_t gradient_bytes = 0;
+    for (int i = 0; i < 2; ++i) {
+        if (!(wanted >> i & 1)) continue;
+        auto result = results.get<ffi::AnyBuffer>(position++);
+        if (!result.has_value()) return result.error();
+        *places[i] = (*result)->untyped_data();
+        gradient_bytes = (*result)->size_bytes();
+    }
+    if (arguments.failed()) return ffi::Error::InvalidArgument("xentx: unexpected arrays");
+
+    if (known && all_ones(task.cotangent, groups)) {
+        // XLA was asked to give both one buffer; if it has not, a copy is right too.
+        if (known.data != task.gradient) std::memcpy(task.gradient, known.data, gradient_bytes);
+        return ffi::Error::Success();
+    }
+    const Executor executor{parallel, &pool};
+    const int64_t threads = pool.num_threads();
+    task.threads = threads > 0 ? static_cast<int>(threads) : 1;  // without a pool there are none
+    run(task, &executor);
+    return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER(handler, solve,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<int64_t>("operation")
+                           .Attr<int64_t>("reduction")
+                           .Attr<int64_t>("groups")
+                           .Attr<int64_t>("outer")
+                           .Attr<int64_t>("classes")
+                           .Attr<int64_t>("inner")
+                           .Attr<int64_t>("given")
+                           .Attr<int64_t>("wanted")
+                           .Attr<bool>("soft")
+                           .Attr<int64_t>("ignore_index")
+                           .Attr<double>("label_smoothing")
+                           .Attr<double>("z_loss")
+                           .Attr<double>("logit_softcap")
+                           .Attr<bool>("exact"));
+
+}  // namespace
+
+void bind_xla(nb::module_& m) {
+    m.attr("xla_ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+    m.def("xla_handlers", [] {
+        nb::dict handlers;
+        handlers["xentx"] =
+            nb::capsule(reinterpret_cast<void*>(handler), "xla._CUSTOM_CALL_TARGET");
+        return handlers;
+    });
+}
+
+}  // namespace xentx

@@ -1,0 +1,781 @@
+"""The kernel as JAX's primitives: every transformation, against the truth and the portable core.
+
+`solve` is called with tasks of its own here, so that what is tested is the primitives and not the
+public functions' way to them.
+"""
+
+import functools
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+
+import oracle
+from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
+from routes import enable_x64, requested_frameworks
+from xentx import _evaluate, _native, _problem
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import log_softmax as _log_softmax
+from xentx._native import Task
+
+if "jax" not in requested_frameworks():
+    pytest.skip("JAX is not asked for", allow_module_level=True)
+
+import jax
+import jax.numpy as jnp
+
+from xentx_jax import BACKEND
+from xentx_jax import _native as native
+
+if not native.is_usable():
+    pytest.skip("no kernel for this JAX", allow_module_level=True)
+
+VALUE_UNITS = 6
+GRADIENT_UNITS = 12
+
+
+def portable(task, arrays):
+    """Value of the task by the portable core."""
+    logits, target, weight, sample_weight, normalizer = arrays
+    if task.operation == "log_softmax":
+        return _evaluate.value(
+            _problem.elementwise(BACKEND, _log_softmax, logits, axis=task.axis)
+        )
+    return _evaluate.value(
+        _problem.rowwise(
+            BACKEND,
+            _cross_entropy,
+            logits,
+            target,
+            axis=task.axis,
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=task.ignore_index,
+            label_smoothing=task.label_smoothing,
+            z_loss=task.z_loss,
+            logit_softcap=task.logit_softcap,
+            reduction=task.reduction,
+            normalizer=normalizer,
+        )
+    )
+
+
+def cross_entropy(
+    logits,
+    target,
+    *,
+    axis=-1,
+    weight=None,
+    sample_weight=None,
+    normalizer=None,
+    by=native.solve,
+    **options,
+):
+    """Cross-entropy by the kernel, or by whatever `by` is."""
+    compute = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    weights = [
+        None if a is None else jnp.asarray(a, compute) for a in (weight, sample_weight, normalizer)
+    ]
+    soft = jnp.issubdtype(target.dtype, jnp.floating)
+    task = Task("cross_entropy", axis % logits.ndim, soft=soft, **{"reduction": "mean", **options})
+    arrays = (logits, target, *weights)
+    return by(task, arrays, portable)
+
+
+def log_softmax(logits, axis=-1, by=native.solve):
+    return by(Task("log_softmax", axis % logits.ndim), (logits, None, None, None, None), portable)
+
+
+def by_portable_core(task, arrays, portable):
+    return portable(task, arrays)
+
+
+reference = functools.partial(cross_entropy, by=by_portable_core)
+
+RNG = np.random.default_rng(RNG_SEED)
+LOGITS = RNG.normal(0, 2, (4, 5))
+LOGITS[0, :2] = 3.0  # tied maxima
+TARGET = np.array([1, 2, 0, -100])
+SOFT = RNG.gamma(1.0, size=(4, 5))
+WEIGHT = RNG.uniform(0.5, 2, 5)
+SAMPLE_WEIGHT = RNG.uniform(0.5, 2, 4)
+
+
+def calls(function, *arrays):
+    """How often the compiled function calls the kernel."""
+    return jax.jit(function).lower(*arrays).as_text().count("@xentx(")
+
+
+def assert_bits(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        assert a.dtype == b.dtype
+
+
+def assert_near(actual, expected, rtol=1e-5, atol=1e-6):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        wide = (np.asarray(x).astype(np.float64) for x in (a, b))
+        np.testing.assert_allclose(*wide, rtol=rtol, atol=atol)
+
+
+def pulled(logits, target, cotangent, **options):
+    """Value and gradient for a cotangent."""
+    value, pull = jax.vjp(lambda x: cross_entropy(x, target, **options), logits)
+    return value, pull(cotangent)[0]
+
+
+def check_truth(problem, wrap):
+    """Compare with the truth, twice: for the cotangent and for ones."""
+    logits, target, options, cotangent = problem
+    arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    static = {k: v for k, v in options.items() if k not in arrays}
+    function = wrap(functools.partial(pulled, **static))
+    for seed in (cotangent, np.ones_like(cotangent)):
+        value, gradient = function(*map(jnp.asarray, (logits, target, seed)), **arrays)
+        value, gradient = np.asarray(value), np.asarray(gradient)
+        truth = oracle.cross_entropy(logits, target, **options, cotangent=seed)
+        assert value.dtype == gradient.dtype == logits.dtype
+        oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
+        oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, GRADIENT_UNITS)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options, soft, reduction):
+    rng = np.random.default_rng(RNG_SEED)
+    problem = draw_problem(
+        rng, (6, 5), 1, np.float32, soft=soft, reduction=reduction, options=options
+    )
+    check_truth(problem, jax.jit)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dtypes(dtype, reduction, wrap):
+    rng = np.random.default_rng(RNG_SEED)
+    options = {"weight": True, "label_smoothing": 0.1, "ignore": True}
+    with enable_x64(dtype == np.float64):
+        for soft in (False, True):
+            problem = draw_problem(
+                rng, (20, 7), -1, dtype, soft=soft, reduction=reduction, options=options
+            )
+            check_truth(problem, wrap)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_axes(axis):
+    rng = np.random.default_rng(RNG_SEED)
+    options = {"weight": True, "sample_weight": True}
+    for soft in (False, True):
+        for reduction in ("none", "mean"):
+            problem = draw_problem(
+                rng, (2, 3, 4, 5), axis, np.float32, soft=soft, reduction=reduction, options=options
+            )
+            check_truth(problem, jax.jit)
+
+
+def test_one_row():
+    problem = draw_problem(
+        np.random.default_rng(1), (5,), 0, np.float32, soft=False, reduction="none", options={}
+    )
+    check_truth(problem, jax.jit)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
+def test_no_rows(shape):
+    logits, target = jnp.zeros(shape), jnp.zeros(shape[:-1], int)
+    for reduction in REDUCTIONS:
+        value, gradient = jax.vjp(
+            lambda x, r=reduction: cross_entropy(x, target, reduction=r), logits
+        )
+        assert_bits(value, reference(logits, target, reduction=reduction))
+        assert gradient(jnp.ones_like(value))[0].shape == shape
+    assert log_softmax(logits).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_index_dtypes(dtype):
+    with enable_x64():
+        target = jnp.asarray(TARGET, dtype)
+        logits = jnp.asarray(LOGITS, jnp.float32)
+        assert calls(cross_entropy, logits, target) == 1
+        assert_near(cross_entropy(logits, target), reference(logits, target))
+
+
+def test_row_out_of_range_is_nan():
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.array([1, 5, -1, -100])
+    value, gradient = jax.jit(functools.partial(pulled, reduction="none"))(
+        logits, target, jnp.ones(4)
+    )
+    assert np.array_equal(np.isnan(value), [False, True, True, False])
+    assert np.array_equal(np.isnan(gradient).all(1), [False, True, True, False])
+    assert value[3] == 0
+    assert np.all(gradient[3] == 0)
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_log_softmax(dtype, axis):
+    with enable_x64(dtype == np.float64):
+        logits, seed = jnp.asarray(LOGITS, dtype), jnp.asarray(SOFT, dtype)
+        rtol = 4 * oracle.epsilon(dtype)
+
+        def both(x, g, by):
+            value, pull = jax.vjp(lambda x: log_softmax(x, axis, by), x)
+            return value, pull(g)[0]
+
+        ours = functools.partial(both, by=native.solve)
+        assert calls(ours, logits, seed) == 2
+        assert_near(
+            jax.jit(ours)(logits, seed), both(logits, seed, by_portable_core), rtol, 8 * rtol
+        )
+        assert_bits(jax.jit(ours)(logits, seed), ours(logits, seed))
+        mapped = jax.vmap(lambda x, g: ours(x, g), 2, 2)(
+            *(jnp.stack([a, 2 * a, -a], 2) for a in (logits, seed))
+        )
+        assert_bits([x[..., 1] for x in mapped], ours(2 * logits, 2 * seed))
+
+
+# Transformations. Each makes of a loss of the logits a function of them.
+
+TRANSFORMATIONS = {
+    "grad": jax.grad,
+    "value_and_grad": jax.value_and_grad,
+    "grad of a multiple": lambda f: jax.grad(lambda x: 3.5 * f(x)),
+    "jvp": lambda f: lambda x: jax.jvp(f, (x,), (jnp.sin(x),)),
+    "vjp": lambda f: lambda x: jax.vjp(f, x)[1](jnp.asarray(0.3, x.dtype)),
+    "vjp, used twice": lambda f: lambda x: [jax.vjp(f, x)[1](jnp.asarray(u, x.dtype)) for u in (1, 2)],
+    "linearize": lambda f: lambda x: jax.linearize(f, x)[1](jnp.cos(x)),
+    "linear_transpose": lambda f: lambda x: jax.linear_transpose(jax.linearize(f, x)[1], x)(
+        jnp.asarray(0.7, x.dtype)
+    ),
+    "jacfwd": jax.jacfwd,
+    "jacrev": jax.jacrev,
+    "hessian": jax.hessian,
+    "jacrev of jacrev": lambda f: jax.jacrev(jax.jacrev(f)),
+    "jacfwd of jacfwd": lambda f: jax.jacfwd(jax.jacfwd(f)),
+    "jacrev of jacfwd": lambda f: jax.jacrev(jax.jacfwd(f)),
+    "third": lambda f: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x) ** 2)),
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
+    "checkpoint of a chain": lambda f: jax.grad(jax.checkpoint(lambda x: jnp.sin(f(jnp.tanh(x))))),
+    "scan": lambda f: jax.grad(
+        lambda x: jax.lax.scan(lambda c, s: (c + f(x * s), None), 0.0 * x[0, 0], jnp.arange(1.0, 4.0, dtype=x.dtype))[0]
+    ),
+    "cond": lambda f: jax.grad(lambda x: jax.lax.cond(x[0, 0] > 0, f, lambda x: 2 * f(x), x)),
+    "while": lambda f: lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x - jax.grad(f)(x), x),
+    "jit inside": lambda f: jax.grad(jax.jit(f)),
+    "vmap": lambda f: jax.vmap(lambda s: f(s)) and (lambda x: jax.vmap(lambda s: f(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype))),
+    "grad of vmap": lambda f: jax.grad(lambda x: jax.vmap(lambda s: f(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype)).mean()),
+    "vmap of grad": lambda f: lambda x: jax.vmap(lambda s: jax.grad(f)(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype)),
+    "hessian-vector product": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (jnp.sin(x),)),
+    "reverse hessian-vector product": lambda f: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), jnp.sin(x))),
+    "custom_vjp outside": lambda f: jax.grad(lambda x: jnp.exp(f(x)) + f(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("transform", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_transformations(transform, soft, wrap):
+    with enable_x64():
+        target = jnp.asarray(SOFT if soft else TARGET)
+        options = {"weight": WEIGHT, "label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0}
+        ours, core = (
+            transform(lambda x, f=f: f(x, target, **options)) for f in (cross_entropy, reference)
+        )
+        logits = jnp.asarray(LOGITS)
+        assert_near(wrap(ours)(logits), jax.jit(core)(logits), 1e-11, 1e-12)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_by_every_array(soft, reduction):
+    """Derivatives by targets and weights, forward and reverse, to second order."""
+    with enable_x64():
+        arrays = [jnp.asarray(a) for a in (LOGITS, WEIGHT, SAMPLE_WEIGHT)]
+        arrays += [jnp.asarray(SOFT)] if soft else []
+        arrays += [jnp.asarray(3.5)] if reduction == "mean" else []
+
+        def loss(function, arrays):
+            arrays = list(arrays)
+            normalizer = arrays.pop() if reduction == "mean" else None
+            target = arrays.pop() if soft else jnp.asarray(TARGET)
+            logits, weight, sample_weight = arrays
+            return function(
+                logits,
+                target,
+                weight=weight,
+                sample_weight=sample_weight,
+                normalizer=normalizer,
+                reduction=reduction,
+                label_smoothing=0.1,
+            ).sum()
+
+        for transform in (jax.jacrev, jax.jacfwd, jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+            ours, core = (
+                jax.jit(transform(functools.partial(loss, f))) for f in (cross_entropy, reference)
+            )
+            assert_near(ours(arrays), core(arrays), 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_checked_by_jax(reduction):
+    """Finite differences, which know nothing of either core."""
+    from jax.test_util import check_grads
+
+    with enable_x64():
+        for target in (jnp.asarray(TARGET), jnp.asarray(SOFT)):
+            check_grads(
+                lambda x, t=target: cross_entropy(
+                    jnp.asarray(x), t, reduction=reduction, z_loss=0.1, weight=WEIGHT
+                ),
+                [jnp.asarray(LOGITS)],
+                order=2,
+            )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_log_softmax_to_second_order(reduction):
+    with enable_x64():
+        logits = jnp.asarray(LOGITS)
+        for transform in (jax.jacfwd, jax.jacrev, jax.hessian):
+            ours, core = (
+                jax.jit(transform(lambda x, by=by: jnp.sin(log_softmax(x, 1, by)).sum(0)))
+                for by in (native.solve, by_portable_core)
+            )
+            assert_near(ours(logits), core(logits), 1e-11, 1e-12)
+
+
+# How often the kernel is called, and what for.
+
+
+def test_what_is_compiled():
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+
+    def loss(x):
+        return cross_entropy(x, target)
+
+    def text(function, *arrays):
+        return jax.jit(function).lower(*arrays).as_text()
+
+    assert text(loss, logits).count("@xentx(") == 1
+    for transform in (jax.grad, jax.value_and_grad):
+        program = text(transform(loss), logits)
+        assert program.count("@xentx(") == 1  # for a cotangent of 1 there is nothing to pull back
+        assert program.count("wanted = 3") == 1
+    program = text(jax.grad(lambda x: 3 * loss(x)), logits)
+    assert program.count("@xentx(") == 2
+    assert program.count("output_operand_alias<") == 1
+    program = text(lambda x, v: jax.jvp(loss, (x,), (v,)), logits, logits)
+    assert program.count("@xentx(") == 1
+    assert program.count("wanted = 1") == 1  # forward mode needs no gradient
+    rows = functools.partial(cross_entropy, target=target, reduction="none")
+    program = text(lambda x, u: jax.vjp(lambda x: rows(x), x)[1](u), logits, jnp.ones(4))
+    assert program.count("@xentx(") == 1
+    assert program.count("wanted = 2") == 1  # the value is not asked for
+    assert text(jax.grad(jax.checkpoint(lambda x: jnp.sin(loss(x)))), logits).count("wanted = 3") == 0
+
+
+def test_other_platforms():
+    """Programs for another device, and those to be stored, don't know the kernel."""
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+    step = jax.jit(jax.value_and_grad(cross_entropy))
+    traced = step.trace(logits, target)
+    for platform in ("cuda", "tpu"):
+        assert "@xentx(" not in traced.lower(lowering_platforms=(platform,)).as_text()
+    exported = jax.export.export(step)(logits, target)
+    assert_near(exported.call(logits, target), step(logits, target))
+    (rows,) = jax.export.symbolic_shape("rows")
+    shapes = (jax.ShapeDtypeStruct((rows, 5), "float32"), jax.ShapeDtypeStruct((rows,), "int32"))
+    rows_of = jax.jit(functools.partial(cross_entropy, reduction="none"))
+    exported = jax.export.export(rows_of)(*shapes)
+    assert_near(exported.call(logits, target), rows_of(logits, target))
+
+
+def test_ahead_of_time():
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+    step = jax.jit(jax.value_and_grad(cross_entropy))
+    compiled = step.lower(
+        jax.ShapeDtypeStruct(logits.shape, logits.dtype),
+        jax.ShapeDtypeStruct(target.shape, target.dtype),
+    ).compile()
+    assert_bits(compiled(logits, target), step(logits, target))
+    assert jax.eval_shape(step, logits, target)[1].shape == logits.shape
+
+
+def test_memory():
+    """The gradient is written where it is returned: nothing of its size beside it."""
+    logits, target = jnp.zeros((64, 1000)), jnp.zeros(64, int)
+    for function in (cross_entropy, lambda x, t: 2 * cross_entropy(x, t)):
+        compiled = jax.jit(jax.value_and_grad(function)).lower(logits, target).compile()
+        memory = compiled.memory_analysis()
+        assert memory.temp_size_in_bytes < logits.nbytes / 20
+        assert memory.output_size_in_bytes < 1.05 * logits.nbytes
+
+
+def test_donated_logits():
+    logits, target = np.float32(LOGITS), jnp.asarray(TARGET)
+    step = jax.jit(jax.value_and_grad(cross_entropy), donate_argnums=0)
+    expected = jax.value_and_grad(cross_entropy)(jnp.asarray(logits), target)
+    assert_bits(step(jnp.array(logits), target), expected)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def descend(x):
+        return x - jax.grad(lambda x: 2 * cross_entropy(x, target))(x)
+
+    x = jnp.array(logits)
+    gradient = jax.grad(lambda x: 2 * cross_entropy(x, target))(jnp.asarray(logits))
+    assert_near(descend(x), jnp.asarray(logits) - gradient)
+    assert x.is_deleted()
+
+
+def test_arguments_stay_as_they_are():
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+    before = np.array(logits)
+    value, pull = jax.vjp(lambda x: cross_entropy(x, target), logits)
+    one, half = (pull(jnp.float32(u))[0] for u in (1, 0.5))
+    again = np.array(pull(jnp.float32(1))[0])
+    assert np.array_equal(logits, before)
+    assert np.array_equal(one, again)
+    np.testing.assert_allclose(half, one / 2, rtol=1e-6)
+
+
+def test_modes_agree_in_every_bit():
+    """Eager and compiled, the gradient kept or computed anew."""
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+    for seed in (1.0, 0.37, 3e-5):
+        u = jnp.float32(seed)
+        expected = pulled(logits, target, u)
+        assert_bits(jax.jit(pulled)(logits, target, u), expected)
+        anew = jax.vjp(jax.checkpoint(lambda x: cross_entropy(x, target)), logits)[1](u)
+        assert_bits(anew, expected[1:])
+
+
+# vmap.
+
+
+def mapped_in_turn(function, axes, *arrays):
+    size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
+    results = [
+        function(*(a if i is None else jnp.take(a, n, i) for a, i in zip(arrays, axes, strict=True)))
+        for n in range(size)
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *results)
+
+
+BATCH = {
+    "logits": (0, None, None, None),
+    "target": (None, 0, None, None),
+    "weight": (None, None, 0, None),
+    "all": (0, 0, 0, 0),
+    "last axes": (2, 1, 1, None),
+    "logits and target": (1, 0, None, None),
+}
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("axes", BATCH.values(), ids=BATCH)
+def test_vmap_changes_no_bit(axes, soft, wrap):
+    rng = np.random.default_rng(RNG_SEED)
+
+    def draw(i, *shape):
+        return np.insert(shape, axes[i], 3) if axes[i] is not None else shape
+
+    logits = jnp.asarray(rng.normal(0, 3, draw(0, 4, 5)), jnp.float32)
+    if soft and axes[1] is not None:
+        axes = (axes[0], 0, *axes[2:])
+    if soft:
+        target = jnp.asarray(rng.gamma(1.0, size=draw(1, 4, 5)), jnp.float32)
+    else:
+        target = jnp.asarray(rng.integers(0, 5, draw(1, 4)), jnp.int32)
+    weight = jnp.asarray(rng.uniform(0.5, 2, draw(2, 5)), jnp.float32)
+    sample_weight = jnp.asarray(rng.uniform(0.5, 2, draw(3, 4)), jnp.float32)
+    arrays = (logits, target, weight, sample_weight)
+
+    def loss(x, t, w, s, reduction="mean"):
+        return cross_entropy(x, t, weight=w, sample_weight=s, reduction=reduction)
+
+    def scaled(x, t, w, s):
+        return 0.7 * loss(x, t, w, s)
+
+    def rows(x, t, w, s):
+        value, pull = jax.vjp(lambda x: loss(x, t, w, s, "none"), x)
+        return value, pull(jnp.arange(4.0, dtype=jnp.float32))
+
+    for function in (loss, jax.value_and_grad(loss), jax.grad(scaled), rows):
+        mapped = wrap(jax.vmap(function, axes))
+        assert calls(mapped, *arrays) == calls(function, *(
+            a if i is None else jnp.take(a, 0, i) for a, i in zip(arrays, axes, strict=True)
+        ))  # fmt: skip
+        assert_bits(mapped(*arrays), mapped_in_turn(jax.jit(function), axes, *arrays))
+
+
+def test_vmap_with_axis_of_classes_first():
+    logits = jnp.asarray(RNG.normal(size=(5, 3, 2, 4)), jnp.float32)
+    target = jnp.asarray(RNG.integers(0, 5, (2, 4, 3)), jnp.int32)
+
+    def step(x, t):
+        return jax.value_and_grad(lambda x: cross_entropy(x, t, axis=0, label_smoothing=0.1))(x)
+
+    ours = jax.jit(jax.vmap(step, (1, 2)))(logits, target)
+    assert_bits(ours, mapped_in_turn(jax.jit(step), (1, 2), logits, target))
+
+
+def test_nested_vmap():
+    logits = jnp.asarray(RNG.normal(size=(2, 3, 4, 5)), jnp.float32)
+    target = jnp.asarray(RNG.integers(0, 5, (3, 4)), jnp.int32)
+    weight = jnp.asarray(RNG.uniform(0.5, 2, (2, 5)), jnp.float32)
+
+    def step(x, t, w):
+        return jax.value_and_grad(lambda x: cross_entropy(x, t, weight=w))(x)
+
+    inner = jax.vmap(step, (0, 0, None))
+    outer = jax.jit(jax.vmap(inner, (0, None, 0)))
+    assert calls(outer, logits, target, weight) == 1
+    ours = outer(logits, target, weight)
+    for i in range(2):
+        for j in range(3):
+            expected = jax.jit(step)(logits[i, j], target[j], weight[i])
+            assert_bits(jax.tree.map(lambda a, i=i, j=j: a[i, j], ours), expected)
+
+
+def test_gradient_of_mapped_losses():
+    """The usual mean of per-example losses, and its derivatives."""
+    with enable_x64():
+        logits, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
+
+        def mean(function, x, scale):
+            losses = jax.vmap(lambda x, t, s: function(s * x, t, reduction="sum"))(x, target, scale)
+            return jnp.mean(losses**2)
+
+        scale = jnp.arange(1.0, 5.0)
+        for transform in (jax.grad, jax.hessian):
+            ours, core = (
+                jax.jit(transform(functools.partial(mean, f), argnums=(0, 1)))
+                for f in (cross_entropy, reference)
+            )
+            assert_near(ours(logits, scale), core(logits, scale), 1e-11, 1e-12)
+
+
+def test_vmap_over_nothing():
+    step = jax.jit(jax.vmap(jax.value_and_grad(cross_entropy)))
+    value, gradient = step(jnp.zeros((0, 4, 5)), jnp.zeros((0, 4), int))
+    assert value.shape == (0,)
+    assert gradient.shape == (0, 4, 5)
+
+
+# Threads, devices and versions.
+
+
+def test_two_threads():
+    """Callers share XLA's threads and nothing else."""
+    rng = np.random.default_rng(RNG_SEED)
+    arrays = [
+        (jnp.asarray(rng.normal(size=(200, 999)), jnp.float32), jnp.asarray(rng.integers(0, 999, 200)))
+        for _ in range(2)
+    ]
+    step = jax.jit(jax.value_and_grad(cross_entropy))
+    expected = [jax.block_until_ready(step(*a)) for a in arrays]
+    failures = []
+
+    def work(i):
+        for _ in range(20):
+            try:
+                assert_bits(step(*arrays[i]), expected[i])
+            except BaseException as failure:  # noqa: BLE001
+                failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def run(program, **environment):
+    """Run a program in an interpreter of its own, beside this module."""
+    import os
+
+    head = f"import sys; sys.path[:0] = {sys.path!r}; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", head + textwrap.dedent(program)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+DEVICES = """
+    import functools
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec as P
+    import test_jax
+    from test_jax import *
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(16, 32)), jnp.float32)
+    t = jnp.asarray(rng.integers(0, 32, 16), jnp.int32)
+    w = jnp.asarray(rng.uniform(1, 2, 32), jnp.float32)
+    assert jax.device_count() == 4
+    def loss(x, w, t):
+        return cross_entropy(x, t, weight=w)
+    step = jax.value_and_grad(loss, argnums=(0, 1))
+    expected = step(x, w, t)
+"""
+
+
+def test_sharded_arrays():
+    """XLA partitions the portable core, and need not gather the rows for the kernel."""
+    run(
+        DEVICES
+        + """
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for spec in (P("data"), P(None, "data"), P()):
+        xs = jax.device_put(x, NamedSharding(mesh, spec))
+        ts = jax.device_put(t, NamedSharding(mesh, P(*spec[:1])))
+        ws = jax.device_put(w, NamedSharding(mesh, P()))
+        for function in (step, jax.jit(step)):
+            assert_near(function(xs, ws, ts), expected)
+        compiled = jax.jit(step).lower(xs, ws, ts).compile().as_text()
+        assert "all-gather" not in compiled
+        if spec == P("data"):
+            assert jax.jit(step)(xs, ws, ts)[1][0].sharding.is_equivalent_to(xs.sharding, 2)
+    # An array on one device of several is whole.
+    one = [jax.device_put(a, jax.devices()[2]) for a in (x, w, t)]
+    assert jax.jit(step).lower(*one).as_text().count("@xentx(") == 1
+    assert_near(jax.jit(step)(*one), expected)
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+
+
+def test_explicit_mesh():
+    run(
+        DEVICES
+        + """
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh), enable_x64():  # without, the portable core's sum cuts rows apart
+        for spec in (P("data"), P()):
+            xs = jax.device_put(x, NamedSharding(mesh, spec))
+            ts = jax.device_put(t, NamedSharding(mesh, P(*spec[:1])))
+            ws = jax.device_put(w, NamedSharding(mesh, P()))
+            assert_near(jax.jit(step)(xs, ws, ts), expected)
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+
+
+def test_shard_map():
+    run(
+        DEVICES
+        + """
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    for check in (True, False):
+        @functools.partial(
+            jax.shard_map, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P(),
+            check_vma=check,
+        )
+        def mean(x, w, t):
+            both = cross_entropy(x, t, weight=w, reduction="sum"), jnp.sum(w[t])
+            return jax.lax.psum(both[0], "data") / jax.lax.psum(both[1], "data")
+        sharded = jax.value_and_grad(mean, argnums=(0, 1))
+        assert jax.jit(sharded).lower(x, w, t).as_text().count("@xentx(") == 2
+        for function in (sharded, jax.jit(sharded)):
+            assert_near(function(x, w, t), expected)
+    h = jax.jit(jax.jacfwd(jax.grad(mean)))(x, w, t)
+    assert_near(h, jax.jit(jax.hessian(functools.partial(reference)))(x, t, weight=w))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P("data"))
+    def inside(x, w, t):
+        return jax.grad(loss)(x, w, t)
+    pieces = [jax.grad(loss)(x[i:i+4], w, t[i:i+4]) for i in range(0, 16, 4)]
+    assert_bits(jax.jit(inside)(x, w, t), jnp.concatenate(pieces))
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+
+
+def test_pmap():
+    run(
+        DEVICES
+        + """
+    step = jax.pmap(jax.value_and_grad(cross_entropy))
+    value, gradient = step(x.reshape(4, 4, 32), t.reshape(4, 4))
+    for i in range(4):
+        v, g = jax.value_and_grad(cross_entropy)(x[4*i:4*i+4], t[4*i:4*i+4])
+        assert_bits((value[i], gradient[i]), (v, g))
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+
+
+GUARD = """
+    import xentx._native
+    kernel = xentx._native.KERNEL
+    registered = []
+    import jax
+    register = jax.ffi.register_ffi_target
+    def spy(name, handler, **options):
+        registered.append(name)
+        {register}
+    jax.ffi.register_ffi_target = spy
+    {fake}
+    import jax.numpy as jnp
+    from xentx_jax import _native as native
+    task = xentx._native.Task("cross_entropy", 1, reduction="mean")
+    def portable(task, arrays):
+        return jax.nn.log_softmax(arrays[0])[0, 0]
+    def loss(x):
+        return native.solve(task, (x, jnp.zeros(2, int), None, None, None), portable)
+    value = jax.jit(loss)(jnp.zeros((2, 3)))
+    assert abs(abs(value) - 1.0986123) < 1e-6, value
+    assert jax.grad(loss)(jnp.zeros((2, 3))).shape == (2, 3)
+    assert jnp.zeros(2) + 1 is not None
+    print(len(registered), "portable" if value < 0 else "kernel")
+"""
+REGISTER = "return register(name, handler, **options)"
+
+
+@pytest.mark.parametrize(
+    ("fake", "register", "outcome"),
+    [
+        ("", REGISTER, "1 kernel"),
+        ("kernel.xla_ffi_api_version = (0, 1000)", REGISTER, "0 portable"),
+        ("kernel.xla_ffi_api_version = (1, 0)", REGISTER, "0 portable"),
+        ("jax.ffi.include_dir = lambda: '/nowhere'", REGISTER, "0 portable"),
+        ("xentx._native.KERNEL = None", REGISTER, "0 portable"),
+        ("", "raise ValueError(name)", "1 portable"),
+    ],
+    ids=["as it is", "newer kernel", "older XLA", "unknown XLA", "no kernel", "refused"],
+)
+def test_version_guard(fake, register, outcome):
+    """Where XLA might refuse the kernel it isn't offered, and JAX works."""
+    assert run(GUARD.format(fake=fake, register=register)).split("\n")[-2] == outcome
+
+
+def test_registered_late():
+    """Nothing is registered before the CPU backend has started."""
+    run("""
+    import jax
+    from jax._src import xla_bridge
+    seen = []
+    register = jax.ffi.register_ffi_target
+    jax.ffi.register_ffi_target = lambda *a, **k: (
+        seen.append(xla_bridge.backends_are_initialized()), register(*a, **k)
+    )
+    import jax.numpy as jnp
+    import test_jax
+    step = jax.jit(jax.grad(test_jax.cross_entropy))
+    step.lower(jax.ShapeDtypeStruct((4, 5), "float32"), jax.ShapeDtypeStruct((4,), "int32"))
+    assert seen == [True]
+    """)
