@@ -162,7 +162,9 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
     task.weight = arguments.next(per_class);
     task.sample_weight = arguments.next(rows);
     task.normalizer = arguments.next(scalar);
-    task.cotangent = arguments.next(task.reduction == Reduction::none ? rows : scalar);
+    task.cotangent = arguments.next(task.operation == Operation::log_softmax_pullback ? everything
+                                    : task.reduction == Reduction::none               ? rows
+                                                                                      : scalar);
     const Array known = arguments.next(everything);  // the gradient for a cotangent of ones
 
     int position = 0;
@@ -210,15 +212,14 @@ XLA_FFI_DEFINE_HANDLER(handler, solve,
                            .Attr<bool>("exact"));
 
 }  // namespace
+}  // namespace xentx
 
 void bind_xla(nb::module_& m) {
     m.attr("xla_ffi_api_version") = nb::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
     m.def("xla_handlers", [] {
         nb::dict handlers;
         handlers["xentx"] =
-            nb::capsule(reinterpret_cast<void*>(handler), "xla._CUSTOM_CALL_TARGET");
+            nb::capsule(reinterpret_cast<void*>(xentx::handler), "xla._CUSTOM_CALL_TARGET");
         return handlers;
     });
 }
-
-}  // namespace xentx

@@ -20,7 +20,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,27 @@ from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xentx import _native
-from xentx._native import Task
+from xentx import _evaluate, _problem
+from xentx._native import KERNEL
+from xentx._problem import Kind
 
 Array = Any
 Aval = Any
 Arrays = tuple[Array | None, ...]
-Portable = Callable[[Task, Arrays], Array]
 
 TARGET = "xentx"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Call:
     """The static half of a primitive. Its operands: the arrays, then a seed, a known gradient.
 
+    Made by `_call`, which makes one of each: JAX looks at identity, at no cost in every call.
+
     Parameters
     ----------
-    task
+    kind
         What to compute.
-    portable
-        What computes it where the kernel doesn't: a function of a module, since JAX keys on it.
     given
         Which of the five arrays are there.
     groups
@@ -63,48 +63,107 @@ class Call:
         Whether the last operand is the gradient for ones.
     """
 
-    task: Task
-    portable: Portable
+    kind: Kind
     given: tuple[bool, ...]
-    groups: int | None = None
-    grouped: tuple[bool, ...] = ()
-    known: bool = False
+    groups: int | None
+    grouped: tuple[bool, ...]
+    known: bool
+
+    @property
+    def count(self) -> int:
+        """How many arrays there are: where the seed is."""
+        return len(self.grouped)
 
     @property
     def reduced(self) -> bool:
         """Whether the value is one number."""
-        return self.task.operation == "cross_entropy" and self.task.reduction != "none"
+        task = self.kind.task
+        return task.operation == "cross_entropy" and task.reduction != "none"
+
+    def knowing(self, known: bool) -> "Call":  # noqa: FBT001
+        """Return the same with or without a known gradient."""
+        return _call(self.kind, self.given, self.groups, self.grouped, known)
+
+
+@functools.cache
+def _call(
+    kind: Kind,
+    given: tuple[bool, ...],
+    groups: int | None,
+    grouped: tuple[bool, ...],
+    known: bool = False,  # noqa: FBT001, FBT002
+) -> Call:
+    return Call(kind, given, groups, grouped, known)
 
 
 loss_p = Primitive("xentx_loss")
 loss_and_gradient_p = Primitive("xentx_loss_and_gradient")
 tangent_p = Primitive("xentx_tangent")
 pullback_p = Primitive("xentx_pullback")
-SEEDED = (tangent_p, pullback_p)
 
 
-def solve(task: Task, arrays: Arrays, portable: Portable) -> Array:
-    """Value of the task, differentiable to any order, forward and reverse.
+def takes(array: Array) -> bool:
+    """Whether the kernel computes losses of `array`: where it lies on one CPU."""
+    if isinstance(array, jax.core.Tracer):
+        return _is_plain(array)
+    return {device.platform for device in array.devices()} == {"cpu"} and _is_plain(array)
 
-    Parameters
-    ----------
-    task, arrays
-        What `xentx._native.Task` describes.
-    portable
-        A function of a module, ``portable(task, arrays)``: the same by the portable core.
 
-    Returns
-    -------
-    array
-        The value.
-    """
-    present = [array for array in arrays if array is not None]
-    if not is_usable() or not all(map(_is_plain, present)):
-        return portable(task, arrays)
+def solve(kind: Kind, arrays: Arrays) -> Array:
+    """Value, which JAX can differentiate and batch."""
+    present = _present(kind, arrays)
+    if present is None:
+        return _evaluate.portable(kind, arrays)
+    return loss_p.bind(*present, call=_plan(kind, arrays))[0]
+
+
+def solve_with_gradient(
+    kind: Kind, arrays: Arrays, cotangent: object | None
+) -> tuple[Array, Array]:
+    """Value, and the gradient by the logits in the same pass over them."""
+    present = _present(kind, arrays)
+    if present is None:
+        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+    call = _plan(kind, arrays)
+    seeds = []
+    if cotangent is not None:
+        shape = _value_shape(call, present[0].shape)
+        like = jnp.zeros(shape, present[0].dtype)
+        seed = _problem.cotangent(kind.backend, cotangent, like)
+        seeds = [seed.astype(kind.spec.precision.compute)]
+    if kind.task.operation == "log_softmax":
+        (value,) = loss_p.bind(*present, call=call)
+        operands = _vary_alike([*present, *(seeds or [jnp.ones_like(value)])])
+        return value, pullback_p.bind(*operands, call=call)[0]
+    value, gradient = loss_and_gradient_p.bind(*_vary_alike([*present, *seeds]), call=call)
+    return value, gradient
+
+
+def _plan(kind: Kind, arrays: Arrays) -> Call:
     given = tuple(array is not None for array in arrays)
-    call = Call(task, portable, given, grouped=(False,) * len(present))
-    (value,) = loss_p.bind(*_vary_alike(present), call=call)
-    return value
+    call = kind.plans.get(given)
+    if call is None:
+        call = kind.plans[given] = _call(kind, given, None, (False,) * sum(given))
+    return call
+
+
+def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
+    """Return the arrays that there are; None where they are not for the kernel."""
+    present = [array for array in arrays if array is not None]
+    if not all(map(_is_plain, present)) or _is_out_of_range(kind, arrays[1]):
+        return None
+    return _vary_alike(present)
+
+
+def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
+    """Whether a class index is seen to be wrong, of which the core will say more."""
+    if target is None or kind.task.soft or isinstance(target, jax.core.Tracer):
+        return False
+    if not target.is_fully_addressable:
+        return False
+    values = np.asarray(target)
+    wrong = values.view(f"u{values.itemsize}") >= kind.spec.classes
+    return bool(wrong.any() and (wrong & (values != kind.task.ignore_index)).any())
 
 
 # Whether there is a kernel for this JAX.
@@ -113,10 +172,9 @@ def solve(task: Task, arrays: Arrays, portable: Portable) -> Array:
 @functools.cache
 def is_usable() -> bool:
     """Whether the kernel was built, and for an XLA no newer than the one that runs."""
-    kernel = _native.KERNEL
-    if kernel is None or not hasattr(jax, "ffi"):
+    if KERNEL is None or not hasattr(KERNEL, "xla_handlers") or not hasattr(jax, "ffi"):
         return False
-    major, minor = kernel.xla_ffi_api_version
+    major, minor = KERNEL.xla_ffi_api_version
     running = _running_api_version()
     return running is not None and running[0] == major and running[1] >= minor
 
@@ -143,7 +201,7 @@ def _is_registered() -> bool:
     """
     try:
         jax.devices("cpu")
-        for name, handler in _native.KERNEL.xla_handlers().items():
+        for name, handler in KERNEL.xla_handlers().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception:  # noqa: BLE001 -- whatever it is, the portable core serves
         return False
@@ -180,7 +238,8 @@ def _varying(array: Array) -> frozenset[str]:
 def _function(call: Call) -> Callable[..., Array]:
     def function(*present: Array) -> Array:
         values = iter(present)
-        return call.portable(call.task, tuple(next(values) if g else None for g in call.given))
+        arrays = tuple(next(values) if given else None for given in call.given)
+        return _evaluate.portable(call.kind, arrays)
 
     return function
 
@@ -193,18 +252,20 @@ def _loss(call: Call, *arrays: Array) -> tuple[Array, ...]:
     return (_function(call)(*arrays),)
 
 
-def _loss_and_gradient(call: Call, *arrays: Array) -> tuple[Array, ...]:
+def _loss_and_gradient(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seeds = operands[: call.count], operands[call.count :]
     value, pull = jax.vjp(_by_logits(call, arrays), arrays[0])
-    return value, pull(jnp.ones_like(value))[0]
+    seed = seeds[0].astype(value.dtype) if seeds else jnp.ones_like(value)
+    return value, pull(seed)[0]
 
 
 def _tangent(call: Call, *operands: Array) -> tuple[Array, ...]:
-    arrays, seed = operands[: sum(call.given)], operands[sum(call.given)]
+    arrays, seed = operands[: call.count], operands[call.count]
     return (jax.jvp(_by_logits(call, arrays), arrays[:1], (seed,))[1],)
 
 
 def _pullback(call: Call, *operands: Array) -> tuple[Array, ...]:
-    arrays, seed = operands[: sum(call.given)], operands[sum(call.given)]
+    arrays, seed = operands[: call.count], operands[call.count]
     return jax.vjp(_by_logits(call, arrays), arrays[0])[1](seed)
 
 
@@ -233,17 +294,24 @@ def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
     return aval.update(shape=shape, weak_type=False, sharding=sharding)
 
 
-def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
-    full = avals[0].shape[1:] if call.groups is not None and call.grouped[0] else avals[0].shape
-    groups = () if call.groups is None else (call.groups,)
-    axis = call.task.axis
+def _value_shape(call: Call, logits: tuple[int, ...]) -> tuple[int, ...]:
     if call.reduced:
-        shape: tuple[int, ...] = ()
-    elif call.task.operation == "log_softmax":
-        shape = full
-    else:
-        shape = full[:axis] + full[axis + 1 :]
-    value, gradient = (_resized(avals[0], groups + s) for s in (shape, full))
+        return ()
+    axis = call.kind.task.axis
+    rowwise = call.kind.task.operation == "cross_entropy"
+    return logits[:axis] + logits[axis + 1 :] if rowwise else logits
+
+
+def _logits_shape(call: Call, logits: Aval) -> tuple[int, ...]:
+    return logits.shape[1:] if call.groups is not None and call.grouped[0] else logits.shape
+
+
+def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
+    full = _logits_shape(call, avals[0])
+    groups = () if call.groups is None else (call.groups,)
+    value, gradient = (
+        _resized(avals[0], groups + shape) for shape in (_value_shape(call, full), full)
+    )
     if primitive is loss_and_gradient_p:
         return [value, gradient]
     return [gradient] if primitive is pullback_p else [value]
@@ -291,28 +359,34 @@ def _loss_jvp(
         value, *known = loss_and_gradient_p.bind(*primals, call=call)
     else:
         (value,), known = loss_p.bind(*primals, call=call), []
-    return [value], [_value_tangent(primals, tangents, known, call)]
+    return [value], [_value_tangent(value, primals, tangents, known, call)]
 
 
 def _value_tangent(
-    primals: Sequence[Array], tangents: Sequence[Any], known: Sequence[Array], call: Call
+    value: Array,
+    primals: Sequence[Array],
+    tangents: Sequence[Any],
+    known: Sequence[Array],
+    call: Call,
 ) -> Any:
     terms = list(_portable_tangents(loss_p, primals, tangents, range(1, len(primals)), call))
     if _moves(tangents[0]):
-        linear = replace(call, known=bool(known))
+        linear = call.knowing(bool(known))
         terms += tangent_p.bind(*primals, tangents[0], *known, call=linear)
-    return functools.reduce(ad.add_tangents, terms)
+    return functools.reduce(ad.add_tangents, terms, ad.Zero(jax.typeof(value)))
 
 
 def _loss_and_gradient_jvp(
     primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
 ) -> tuple[list[Array], list[Any]]:
+    at = call.count
     value, gradient = loss_and_gradient_p.bind(*primals, call=call)
     everywhere = range(len(primals))
     _, gradient_tangent = _portable_tangents(
         loss_and_gradient_p, primals, tangents, everywhere, call
     )
-    value_tangent = _value_tangent(primals, tangents, [gradient], call)
+    known = [gradient] if call.reduced and len(primals) == at else []  # for ones, that is
+    value_tangent = _value_tangent(value, primals[:at], tangents[:at], known, call)
     return [value, gradient], [value_tangent, gradient_tangent]
 
 
@@ -320,7 +394,7 @@ def _seeded_jvp(
     primitive: Primitive, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
 ) -> tuple[list[Array], list[Any]]:
     """Linear in the seed. A known gradient is no variable: it follows from the arrays."""
-    at = sum(call.given)
+    at = call.count
     terms = list(_portable_tangents(primitive, primals, tangents, range(at), call))
     if _moves(tangents[at]):
         operands = [*primals[:at], tangents[at], *primals[at + 1 :]]
@@ -333,7 +407,7 @@ def _seeded_transpose(
 ) -> list[Any]:
     """The two seeded primitives are each other's transpose."""
     (cotangent,) = cotangents
-    at = sum(call.given)
+    at = call.count
     result: list[Any] = [None] * len(operands)
     if not _moves(cotangent):
         result[at] = ad.Zero(operands[at].aval)
@@ -367,7 +441,7 @@ def _batch(
     primitive: Primitive, operands: Sequence[Array], axes: Sequence[int | None], *, call: Call
 ) -> tuple[list[Array], list[int]]:
     """Make a group of each problem: the kernel's groups are reduced apart, and bits stay."""
-    at = sum(call.given)
+    at = call.count
     (size,) = {x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None}
     known = call.known and axes[-1] is not None
     if call.known and not known:
@@ -379,7 +453,7 @@ def _batch(
         for i, (x, axis) in enumerate(zip(operands, axes, strict=True))
     ]
     groups = size if call.groups is None else size * call.groups
-    batched = replace(call, groups=groups, grouped=tuple(has[:at]), known=known)
+    batched = _call(call.kind, call.given, groups, tuple(has[:at]), known)
     results = primitive.bind(*moved, call=batched)
     if call.groups is not None:
         results = [jnp.reshape(x, (size, call.groups, *x.shape[1:])) for x in results]
@@ -410,7 +484,7 @@ def _run(primitive: Primitive, *operands: Array, call: Call) -> list[Array]:
         if primitive is pullback_p and _is_ones(operands[-2]):
             return [operands[-1]]
         # Outside of a larger computation XLA could not overwrite it, and would copy it first.
-        operands, call = operands[:-1], replace(call, known=False)
+        operands, call = operands[:-1], call.knowing(False)  # noqa: FBT003
     disabled = jax.config.jax_disable_jit
     with jax.disable_jit(disable=False) if disabled else contextlib.nullcontext():
         return _compiled(primitive, call, *operands)
@@ -419,15 +493,10 @@ def _run(primitive: Primitive, *operands: Array, call: Call) -> list[Array]:
 def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
     if not _is_for_one_device(ctx.module_context) or not _is_registered():
         return _lower_portable[primitive](ctx, *operands, call=call)
-    task = call.task
-    logits = ctx.avals_in[0].shape[1 if call.groups is not None and call.grouped[0] else 0 :]
-    seeds = len(operands) - sum(call.given)
-    if task.operation == "log_softmax":
-        operation = "log_softmax_pullback" if seeds else "log_softmax"
-        given = [True] * len(operands)
-    else:
-        operation = task.operation
-        given = [*call.given, seeds > 0, call.known]
+    task = call.kind.task
+    logits = _logits_shape(call, ctx.avals_in[0])
+    seeds = len(operands) - call.count
+    pulls = task.operation == "log_softmax" and seeds > 0
     wanted = [primitive is not pullback_p, primitive is not loss_p]
     lower = jax.ffi.ffi_lowering(
         TARGET, operand_output_aliases={len(operands) - 1: 0} if call.known else None
@@ -435,15 +504,15 @@ def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, 
     return lower(
         ctx,
         *operands,
-        operation=_OPERATIONS[operation],
+        operation=_OPERATIONS["log_softmax_pullback" if pulls else task.operation],
         reduction=_REDUCTIONS[task.reduction],
         groups=np.int64(1 if call.groups is None else call.groups),
         outer=np.int64(np.prod(logits[: task.axis], dtype=np.int64)),
         classes=np.int64(logits[task.axis]),
         inner=np.int64(np.prod(logits[task.axis + 1 :], dtype=np.int64)),
-        given=_bits(given),
+        given=_bits([*call.given, seeds > 0, call.known]),
         wanted=_bits(wanted),
-        soft=task.soft or operation == "log_softmax_pullback",
+        soft=task.soft,
         ignore_index=np.int64(task.ignore_index),
         label_smoothing=np.float64(task.label_smoothing),
         z_loss=np.float64(task.z_loss),
@@ -497,6 +566,6 @@ for _primitive in _PORTABLE:
         )
 ad.primitive_jvps[loss_p] = _loss_jvp
 ad.primitive_jvps[loss_and_gradient_p] = _loss_and_gradient_jvp
-for _primitive in SEEDED:
+for _primitive in (tangent_p, pullback_p):
     ad.primitive_jvps[_primitive] = functools.partial(_seeded_jvp, _primitive)
     ad.primitive_transposes[_primitive] = functools.partial(_seeded_transpose, _primitive)

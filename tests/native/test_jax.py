@@ -16,10 +16,9 @@ import pytest
 import oracle
 from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 from routes import enable_x64, requested_frameworks
-from xentx import _evaluate, _native, _problem
+from xentx import _evaluate, _problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
-from xentx._native import Task
 
 if "jax" not in requested_frameworks():
     pytest.skip("JAX is not asked for", allow_module_level=True)
@@ -37,63 +36,38 @@ VALUE_UNITS = 6
 GRADIENT_UNITS = 12
 
 
-def portable(task, arrays):
-    """Value of the task by the portable core."""
-    logits, target, weight, sample_weight, normalizer = arrays
-    if task.operation == "log_softmax":
-        return _evaluate.value(
-            _problem.elementwise(BACKEND, _log_softmax, logits, axis=task.axis)
-        )
-    return _evaluate.value(
-        _problem.rowwise(
-            BACKEND,
-            _cross_entropy,
-            logits,
-            target,
-            axis=task.axis,
-            weight=weight,
-            sample_weight=sample_weight,
-            ignore_index=task.ignore_index,
-            label_smoothing=task.label_smoothing,
-            z_loss=task.z_loss,
-            logit_softcap=task.logit_softcap,
-            reduction=task.reduction,
-            normalizer=normalizer,
-        )
+def solve(problem):
+    """Value by the kernel."""
+    kind, arrays = problem
+    return native.solve(kind, _evaluate._for_kernel(kind, arrays))  # noqa: SLF001
+
+
+def solve_portably(problem):
+    """Value by the core."""
+    return _evaluate.portable(*problem)
+
+
+def cross_entropy_problem(logits, target, **options):
+    defaults = {
+        "axis": -1,
+        "weight": None,
+        "ignore_index": -100,
+        "reduction": "mean",
+    }
+    return _problem.rowwise(BACKEND, _cross_entropy, logits, target, **{**defaults, **options})
+
+
+def cross_entropy(logits, target, *, by=solve, **options):
+    return by(cross_entropy_problem(logits, target, **options))
+
+
+def log_softmax(logits, axis=-1, by=solve):
+    return by(
+        _problem.elementwise(BACKEND, _log_softmax, logits, axis=axis, precision="default")
     )
 
 
-def cross_entropy(
-    logits,
-    target,
-    *,
-    axis=-1,
-    weight=None,
-    sample_weight=None,
-    normalizer=None,
-    by=native.solve,
-    **options,
-):
-    """Cross-entropy by the kernel, or by whatever `by` is."""
-    compute = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
-    weights = [
-        None if a is None else jnp.asarray(a, compute) for a in (weight, sample_weight, normalizer)
-    ]
-    soft = jnp.issubdtype(target.dtype, jnp.floating)
-    task = Task("cross_entropy", axis % logits.ndim, soft=soft, **{"reduction": "mean", **options})
-    arrays = (logits, target, *weights)
-    return by(task, arrays, portable)
-
-
-def log_softmax(logits, axis=-1, by=native.solve):
-    return by(Task("log_softmax", axis % logits.ndim), (logits, None, None, None, None), portable)
-
-
-def by_portable_core(task, arrays, portable):
-    return portable(task, arrays)
-
-
-reference = functools.partial(cross_entropy, by=by_portable_core)
+reference = functools.partial(cross_entropy, by=solve_portably)
 
 RNG = np.random.default_rng(RNG_SEED)
 LOGITS = RNG.normal(0, 2, (4, 5))
@@ -230,10 +204,10 @@ def test_log_softmax(dtype, axis):
             value, pull = jax.vjp(lambda x: log_softmax(x, axis, by), x)
             return value, pull(g)[0]
 
-        ours = functools.partial(both, by=native.solve)
+        ours = functools.partial(both, by=solve)
         assert calls(ours, logits, seed) == 2
         assert_near(
-            jax.jit(ours)(logits, seed), both(logits, seed, by_portable_core), rtol, 8 * rtol
+            jax.jit(ours)(logits, seed), both(logits, seed, solve_portably), rtol, 8 * rtol
         )
         assert_bits(jax.jit(ours)(logits, seed), ours(logits, seed))
         mapped = jax.vmap(lambda x, g: ours(x, g), 2, 2)(
@@ -347,7 +321,7 @@ def test_log_softmax_to_second_order(reduction):
         for transform in (jax.jacfwd, jax.jacrev, jax.hessian):
             ours, core = (
                 jax.jit(transform(lambda x, by=by: jnp.sin(log_softmax(x, 1, by)).sum(0)))
-                for by in (native.solve, by_portable_core)
+                for by in (solve, solve_portably)
             )
             assert_near(ours(logits), core(logits), 1e-11, 1e-12)
 
@@ -731,17 +705,20 @@ GUARD = """
     jax.ffi.register_ffi_target = spy
     {fake}
     import jax.numpy as jnp
+    from xentx import _evaluate, _problem
+    from xentx._core import cross_entropy
+    from xentx_jax import BACKEND
     from xentx_jax import _native as native
-    task = xentx._native.Task("cross_entropy", 1, reduction="mean")
-    def portable(task, arrays):
-        return jax.nn.log_softmax(arrays[0])[0, 0]
     def loss(x):
-        return native.solve(task, (x, jnp.zeros(2, int), None, None, None), portable)
-    value = jax.jit(loss)(jnp.zeros((2, 3)))
-    assert abs(abs(value) - 1.0986123) < 1e-6, value
-    assert jax.grad(loss)(jnp.zeros((2, 3))).shape == (2, 3)
-    assert jnp.zeros(2) + 1 is not None
-    print(len(registered), "portable" if value < 0 else "kernel")
+        return native.solve(*_problem.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int), axis=-1,
+            weight=None, ignore_index=-100, reduction="mean"))
+    step = jax.jit(jax.value_and_grad(loss))
+    value, gradient = step(jnp.zeros((2, 3)))
+    assert abs(value - 1.0986123) < 1e-6, value
+    assert gradient.shape == (2, 3)
+    assert abs(jax.grad(loss)(jnp.zeros((2, 3))) - gradient).max() < 1e-6
+    called = 'custom_call_target="xentx"' in step.lower(jnp.zeros((2, 3))).compile().as_text()
+    print(len(registered), "kernel" if called else "portable")
 """
 REGISTER = "return register(name, handler, **options)"
 
