@@ -9,7 +9,7 @@ import numpy as np
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_jax import _autodiff
+from xentx_jax import _autodiff, _native
 
 Array = jax.Array
 
@@ -18,7 +18,7 @@ class JAXBackend:
     """jax.Array, concrete or traced."""
 
     name = "jax"
-    native = None
+    native = _native if _native.is_usable() else None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)

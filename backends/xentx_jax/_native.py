@@ -4,12 +4,12 @@ A custom_jvp around jax.ffi would cost most of them: vmap would loop or broadcas
 could not choose what to keep. Four primitives instead, all of one static half, a `Call`:
 
 - ``loss``: the value.
-- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass. Chosen
-  where the loss is reduced and may be transposed, which makes it the better half of a training step.
+- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass: for a
+  reduced loss that is to be transposed, which is the better half of a training step.
 - ``tangent``: the value's tangent, linear in that of the logits. What is transposed.
-- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known and
-  the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within, since
-  scaling would round twice.
+- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known
+  and the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within,
+  since scaling would round twice.
 
 On CPUs three of them call the kernel. ``tangent``, every other platform, and whatever XLA is to
 partition itself are the portable core. So is each derivative that the kernel lacks: the second, and
@@ -18,6 +18,7 @@ those by targets and weights.
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ Aval = Any
 Arrays = tuple[Array | None, ...]
 
 TARGET = "xentx"
+# Before it, reverse mode and shard_map went other ways. Older ones have the portable core.
+OLDEST_JAX = (0, 7)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -96,17 +99,19 @@ def _call(
     return Call(kind, given, groups, grouped, known)
 
 
-loss_p = Primitive("xentx_loss")
-loss_and_gradient_p = Primitive("xentx_loss_and_gradient")
-tangent_p = Primitive("xentx_tangent")
-pullback_p = Primitive("xentx_pullback")
+loss_p: Any = Primitive("xentx_loss")
+loss_and_gradient_p: Any = Primitive("xentx_loss_and_gradient")
+tangent_p: Any = Primitive("xentx_tangent")
+pullback_p: Any = Primitive("xentx_pullback")
 
 
 def takes(array: Array) -> bool:
     """Whether the kernel computes losses of `array`: where it lies on one CPU."""
+    if not _is_plain(jax.typeof(array)):
+        return False
     if isinstance(array, jax.core.Tracer):
-        return _is_plain(array)
-    return {device.platform for device in array.devices()} == {"cpu"} and _is_plain(array)
+        return True  # on CPUs, as will be seen when it is compiled
+    return [device.platform for device in array.devices()] == ["cpu"]
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:
@@ -114,7 +119,7 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable(kind, arrays)
-    return loss_p.bind(*present, call=_plan(kind, arrays))[0]
+    return loss_p.bind(*present, call=_call_for(kind, arrays))[0]
 
 
 def solve_with_gradient(
@@ -124,7 +129,7 @@ def solve_with_gradient(
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    call = _plan(kind, arrays)
+    call = _call_for(kind, arrays)
     seeds = []
     if cotangent is not None:
         shape = _value_shape(call, present[0].shape)
@@ -139,9 +144,9 @@ def solve_with_gradient(
     return value, gradient
 
 
-def _plan(kind: Kind, arrays: Arrays) -> Call:
+def _call_for(kind: Kind, arrays: Arrays) -> Call:
     given = tuple(array is not None for array in arrays)
-    call = kind.plans.get(given)
+    call: Call | None = kind.plans.get(given)
     if call is None:
         call = kind.plans[given] = _call(kind, given, None, (False,) * sum(given))
     return call
@@ -150,7 +155,9 @@ def _plan(kind: Kind, arrays: Arrays) -> Call:
 def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
     """Return the arrays that there are; None where they are not for the kernel."""
     present = [array for array in arrays if array is not None]
-    if not all(map(_is_plain, present)) or _is_out_of_range(kind, arrays[1]):
+    if not all(_is_plain(jax.typeof(array)) for array in present):
+        return None
+    if _is_out_of_range(kind, arrays[1]):
         return None
     return _vary_alike(present)
 
@@ -172,7 +179,7 @@ def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
 @functools.cache
 def is_usable() -> bool:
     """Whether the kernel was built, and for an XLA no newer than the one that runs."""
-    if KERNEL is None or not hasattr(KERNEL, "xla_handlers") or not hasattr(jax, "ffi"):
+    if not hasattr(KERNEL, "xla_handlers") or jax.__version_info__ < OLDEST_JAX:
         return False
     major, minor = KERNEL.xla_ffi_api_version
     running = _running_api_version()
@@ -199,6 +206,8 @@ def _is_registered() -> bool:
     Before the CPU backend has started, XLA would only note the handler, and not start at all if it
     then turned out not to suit. To a backend that runs, an unsuitable handler is an error here.
     """
+    if not is_usable():
+        return False
     try:
         jax.devices("cpu")
         for name, handler in KERNEL.xla_handlers().items():
@@ -208,28 +217,34 @@ def _is_registered() -> bool:
     return True
 
 
-def _is_plain(array: Array) -> bool:
+def _is_plain(aval: Aval) -> bool:
     """Whether the shape is known, and no part of the sharding is in the type."""
-    aval = jax.typeof(array)
-    explicit = jax.sharding.AxisType.Explicit
-    return (
-        all(isinstance(n, int) for n in aval.shape) and explicit not in aval.sharding.mesh.axis_types
-    )
+    mesh = aval.sharding.mesh
+    if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        return False
+    return all(isinstance(size, int) for size in aval.shape)
 
 
 def _vary_alike(arrays: Sequence[Array]) -> list[Array]:
     """Under shard_map, let all arrays vary over the mesh axes that any of them varies over."""
-    varying = [_varying(array) for array in arrays]
+    varying = [_varying(jax.typeof(array)) for array in arrays]
+    if not any(varying):
+        return list(arrays)
     union = frozenset[str]().union(*varying)
     return [
-        jax.lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
+        _vary(array, tuple(union - axes)) if union - axes else array
         for array, axes in zip(arrays, varying, strict=True)
     ]
 
 
-def _varying(array: Array) -> frozenset[str]:
-    aval = jax.typeof(array)
+# Both go by other names in older versions.
+def _varying(aval: Aval) -> frozenset[str]:
     return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
+
+
+def _vary(array: Array, axes: tuple[str, ...]) -> Array:
+    lax: Any = jax.lax
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
 
 
 # The portable core's answer to each primitive.
@@ -277,7 +292,7 @@ _PORTABLE = {
 }
 
 
-def _by_portable_core(primitive: Primitive, *operands: Array, call: Call) -> tuple[Array, ...]:
+def _by_portable_core(primitive: Any, *operands: Array, call: Call) -> tuple[Array, ...]:
     function = functools.partial(_PORTABLE[primitive], call)
     if call.groups is None:
         return function(*operands)
@@ -290,7 +305,8 @@ def _by_portable_core(primitive: Primitive, *operands: Array, call: Call) -> tup
 
 
 def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
-    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*(None for _ in shape)))
+    spec = PartitionSpec(*(None for _ in shape))  # type: ignore[no-untyped-call]
+    sharding = NamedSharding(aval.sharding.mesh, spec)
     return aval.update(shape=shape, weak_type=False, sharding=sharding)
 
 
@@ -306,7 +322,7 @@ def _logits_shape(call: Call, logits: Aval) -> tuple[int, ...]:
     return logits.shape[1:] if call.groups is not None and call.grouped[0] else logits.shape
 
 
-def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
+def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
     full = _logits_shape(call, avals[0])
     groups = () if call.groups is None else (call.groups,)
     value, gradient = (
@@ -321,7 +337,7 @@ def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
 
 
 def _portable_tangents(
-    primitive: Primitive,
+    primitive: Any,
     primals: Sequence[Array],
     tangents: Sequence[Any],
     places: Sequence[int],
@@ -391,7 +407,7 @@ def _loss_and_gradient_jvp(
 
 
 def _seeded_jvp(
-    primitive: Primitive, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
+    primitive: Any, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
 ) -> tuple[list[Array], list[Any]]:
     """Linear in the seed. A known gradient is no variable: it follows from the arrays."""
     at = call.count
@@ -403,7 +419,7 @@ def _seeded_jvp(
 
 
 def _seeded_transpose(
-    primitive: Primitive, cotangents: Sequence[Any], *operands: Any, call: Call
+    primitive: Any, cotangents: Sequence[Any], *operands: Any, call: Call
 ) -> list[Any]:
     """The two seeded primitives are each other's transpose."""
     (cotangent,) = cotangents
@@ -412,15 +428,11 @@ def _seeded_transpose(
     if not _moves(cotangent):
         result[at] = ad.Zero(operands[at].aval)
     elif primitive is pullback_p:
-        (result[at],) = tangent_p.bind(
-            *operands[:at], cotangent, *operands[at + 1 :], call=call
-        )
+        (result[at],) = tangent_p.bind(*operands[:at], cotangent, *operands[at + 1 :], call=call)
     elif call.known and _is_ones(cotangent):
         result[at] = operands[-1]
     else:
-        (result[at],) = pullback_p.bind(
-            *operands[:at], cotangent, *operands[at + 1 :], call=call
-        )
+        (result[at],) = pullback_p.bind(*operands[:at], cotangent, *operands[at + 1 :], call=call)
     return result
 
 
@@ -438,7 +450,7 @@ def _is_ones(array: Array) -> bool:
 
 
 def _batch(
-    primitive: Primitive, operands: Sequence[Array], axes: Sequence[int | None], *, call: Call
+    primitive: Any, operands: Sequence[Array], axes: Sequence[int | None], *, call: Call
 ) -> tuple[list[Array], list[int]]:
     """Make a group of each problem: the kernel's groups are reduced apart, and bits stay."""
     at = call.count
@@ -475,22 +487,22 @@ def _grouped(x: Array, axis: int | None, size: int, groups: int | None, had: boo
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(primitive: Primitive, call: Call, *operands: Array) -> list[Array]:
+def _compiled(primitive: Any, call: Call, *operands: Array) -> list[Array]:
     return primitive.bind(*operands, call=call)
 
 
-def _run(primitive: Primitive, *operands: Array, call: Call) -> list[Array]:
+def _run(primitive: Any, *operands: Array, call: Call) -> list[Array]:
     if call.known:
         if primitive is pullback_p and _is_ones(operands[-2]):
             return [operands[-1]]
         # Outside of a larger computation XLA could not overwrite it, and would copy it first.
         operands, call = operands[:-1], call.knowing(False)  # noqa: FBT003
-    disabled = jax.config.jax_disable_jit
-    with jax.disable_jit(disable=False) if disabled else contextlib.nullcontext():
+    config: Any = jax.config
+    with jax.disable_jit(disable=False) if config.jax_disable_jit else contextlib.nullcontext():
         return _compiled(primitive, call, *operands)
 
 
-def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
+def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
     if not _is_for_one_device(ctx.module_context) or not _is_registered():
         return _lower_portable[primitive](ctx, *operands, call=call)
     task = call.kind.task
@@ -507,9 +519,9 @@ def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, 
         operation=_OPERATIONS["log_softmax_pullback" if pulls else task.operation],
         reduction=_REDUCTIONS[task.reduction],
         groups=np.int64(1 if call.groups is None else call.groups),
-        outer=np.int64(np.prod(logits[: task.axis], dtype=np.int64)),
+        outer=np.int64(math.prod(logits[: task.axis])),
         classes=np.int64(logits[task.axis]),
-        inner=np.int64(np.prod(logits[task.axis + 1 :], dtype=np.int64)),
+        inner=np.int64(math.prod(logits[task.axis + 1 :])),
         given=_bits([*call.given, seeds > 0, call.known]),
         wanted=_bits(wanted),
         soft=task.soft,
@@ -526,9 +538,7 @@ _OPERATIONS = {
     name: np.int64(i)
     for i, name in enumerate(("cross_entropy", "log_softmax", "log_softmax_pullback"))
 }
-_REDUCTIONS = {
-    name: np.int64(i) for i, name in enumerate(("none", "sum", "mean", "weighted_mean"))
-}
+_REDUCTIONS = {name: np.int64(i) for i, name in enumerate(("none", "sum", "mean", "weighted_mean"))}
 
 
 def _bits(flags: Sequence[bool]) -> np.int64:
@@ -561,9 +571,7 @@ for _primitive in _PORTABLE:
     )
     mlir.register_lowering(_primitive, _lower_portable[_primitive])
     if _primitive is not tangent_p:
-        mlir.register_lowering(
-            _primitive, functools.partial(_lower, _primitive), platform="cpu"
-        )
+        mlir.register_lowering(_primitive, functools.partial(_lower, _primitive), platform="cpu")
 ad.primitive_jvps[loss_p] = _loss_jvp
 ad.primitive_jvps[loss_and_gradient_p] = _loss_and_gradient_jvp
 for _primitive in (tangent_p, pullback_p):
