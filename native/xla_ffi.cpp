@@ -5,12 +5,14 @@
 // that they lack; one that vmap has not batched lacks the groups too, and is seen by all of them.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
 #include <thread>
 
 #include "kernel.h"
+#include "pool.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace nb = nanobind;
@@ -39,13 +41,15 @@ struct Round {
 
 // The caller helps, and then waits for those only that have begun: a pool whose threads are all
 // busy, perhaps with calls that wait like this one, costs parallelism and never a deadlock.
-void parallel(void* self, int count, void (*body)(void*, int), void* state) {
+void parallel_in_pool(void* self, int count, void (*body)(void*, int), void* state) {
     auto* pool = static_cast<ffi::ThreadPool*>(self);
     auto round = std::make_shared<Round>(body, state, count);
     for (int i = 1; i < count; i++) pool->Schedule([round] { round->help(); });
     round->help();
-    for (int spins = 0; round->finished.load(std::memory_order_acquire) < count; spins++)
-        if (spins > 1000) std::this_thread::yield();
+    int spins = 0;
+    while (round->finished.load(std::memory_order_acquire) < count)
+        if (spins < 1000) spins++;
+        else std::this_thread::yield();
 }
 
 bool convert(ffi::DataType type, DType& dtype) {
@@ -98,7 +102,7 @@ class Arguments {
                 break;
             case scalar: break;
         }
-        const auto count = static_cast<int64_t>(buffer->element_count());
+        const auto count = int64_t(buffer->element_count());
         if (count == size * task_.groups) {
             array.group = size;
         } else if (count != size) {
@@ -182,9 +186,10 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
         if (known.data != task.gradient) std::memcpy(task.gradient, known.data, gradient_bytes);
         return ffi::Error::Success();
     }
-    const Executor executor{parallel, &pool};
-    const int64_t threads = pool.num_threads();
-    task.threads = threads > 0 ? static_cast<int>(threads) : 1;  // without a pool there are none
+    // Where XLA runs without a pool it says that there are no threads.
+    const auto threads = std::min<int64_t>(pool.num_threads(), default_threads());
+    task.threads = threads > 0 ? int(threads) : 1;
+    const Executor executor{parallel_in_pool, &pool};
     run(task, &executor);
     return ffi::Error::Success();
 }

@@ -4,12 +4,12 @@ A custom_jvp around jax.ffi would cost most of them: vmap would loop or broadcas
 could not choose what to keep. Four primitives instead, all of one static half, a `Call`:
 
 - ``loss``: the value.
-- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass. Chosen
-  where the loss is reduced and may be transposed, which makes it the better half of a training step.
+- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass: for a
+  reduced loss that is to be transposed, which is the better half of a training step.
 - ``tangent``: the value's tangent, linear in that of the logits. What is transposed.
-- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known and
-  the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within, since
-  scaling would round twice.
+- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known
+  and the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within,
+  since scaling would round twice.
 
 On CPUs three of them call the kernel. ``tangent``, every other platform, and whatever XLA is to
 partition itself are the portable core. So is each derivative that the kernel lacks: the second, and
@@ -18,6 +18,7 @@ those by targets and weights.
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,10 +99,10 @@ def _call(
     return Call(kind, given, groups, grouped, known)
 
 
-loss_p = Primitive("xentx_loss")
-loss_and_gradient_p = Primitive("xentx_loss_and_gradient")
-tangent_p = Primitive("xentx_tangent")
-pullback_p = Primitive("xentx_pullback")
+loss_p: Any = Primitive("xentx_loss")
+loss_and_gradient_p: Any = Primitive("xentx_loss_and_gradient")
+tangent_p: Any = Primitive("xentx_tangent")
+pullback_p: Any = Primitive("xentx_pullback")
 
 
 def takes(array: Array) -> bool:
@@ -242,9 +243,8 @@ def _varying(aval: Aval) -> frozenset[str]:
 
 
 def _vary(array: Array, axes: tuple[str, ...]) -> Array:
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(array, axes, to="varying")
-    return jax.lax.pvary(array, axes)
+    lax: Any = jax.lax
+    return lax.pcast(array, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(array, axes)
 
 
 # The portable core's answer to each primitive.
@@ -292,7 +292,7 @@ _PORTABLE = {
 }
 
 
-def _by_portable_core(primitive: Primitive, *operands: Array, call: Call) -> tuple[Array, ...]:
+def _by_portable_core(primitive: Any, *operands: Array, call: Call) -> tuple[Array, ...]:
     function = functools.partial(_PORTABLE[primitive], call)
     if call.groups is None:
         return function(*operands)
@@ -305,7 +305,8 @@ def _by_portable_core(primitive: Primitive, *operands: Array, call: Call) -> tup
 
 
 def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
-    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*(None for _ in shape)))
+    spec = PartitionSpec(*(None for _ in shape))  # type: ignore[no-untyped-call]
+    sharding = NamedSharding(aval.sharding.mesh, spec)
     return aval.update(shape=shape, weak_type=False, sharding=sharding)
 
 
@@ -321,7 +322,7 @@ def _logits_shape(call: Call, logits: Aval) -> tuple[int, ...]:
     return logits.shape[1:] if call.groups is not None and call.grouped[0] else logits.shape
 
 
-def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
+def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
     full = _logits_shape(call, avals[0])
     groups = () if call.groups is None else (call.groups,)
     value, gradient = (
@@ -336,7 +337,7 @@ def _avals(primitive: Primitive, *avals: Aval, call: Call) -> list[Aval]:
 
 
 def _portable_tangents(
-    primitive: Primitive,
+    primitive: Any,
     primals: Sequence[Array],
     tangents: Sequence[Any],
     places: Sequence[int],
@@ -406,7 +407,7 @@ def _loss_and_gradient_jvp(
 
 
 def _seeded_jvp(
-    primitive: Primitive, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
+    primitive: Any, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
 ) -> tuple[list[Array], list[Any]]:
     """Linear in the seed. A known gradient is no variable: it follows from the arrays."""
     at = call.count
@@ -418,7 +419,7 @@ def _seeded_jvp(
 
 
 def _seeded_transpose(
-    primitive: Primitive, cotangents: Sequence[Any], *operands: Any, call: Call
+    primitive: Any, cotangents: Sequence[Any], *operands: Any, call: Call
 ) -> list[Any]:
     """The two seeded primitives are each other's transpose."""
     (cotangent,) = cotangents
@@ -449,7 +450,7 @@ def _is_ones(array: Array) -> bool:
 
 
 def _batch(
-    primitive: Primitive, operands: Sequence[Array], axes: Sequence[int | None], *, call: Call
+    primitive: Any, operands: Sequence[Array], axes: Sequence[int | None], *, call: Call
 ) -> tuple[list[Array], list[int]]:
     """Make a group of each problem: the kernel's groups are reduced apart, and bits stay."""
     at = call.count
@@ -486,22 +487,22 @@ def _grouped(x: Array, axis: int | None, size: int, groups: int | None, had: boo
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(primitive: Primitive, call: Call, *operands: Array) -> list[Array]:
+def _compiled(primitive: Any, call: Call, *operands: Array) -> list[Array]:
     return primitive.bind(*operands, call=call)
 
 
-def _run(primitive: Primitive, *operands: Array, call: Call) -> list[Array]:
+def _run(primitive: Any, *operands: Array, call: Call) -> list[Array]:
     if call.known:
         if primitive is pullback_p and _is_ones(operands[-2]):
             return [operands[-1]]
         # Outside of a larger computation XLA could not overwrite it, and would copy it first.
         operands, call = operands[:-1], call.knowing(False)  # noqa: FBT003
-    disabled = jax.config.jax_disable_jit
-    with jax.disable_jit(disable=False) if disabled else contextlib.nullcontext():
+    config: Any = jax.config
+    with jax.disable_jit(disable=False) if config.jax_disable_jit else contextlib.nullcontext():
         return _compiled(primitive, call, *operands)
 
 
-def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
+def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
     if not _is_for_one_device(ctx.module_context) or not _is_registered():
         return _lower_portable[primitive](ctx, *operands, call=call)
     task = call.kind.task
@@ -518,9 +519,9 @@ def _lower(primitive: Primitive, ctx: mlir.LoweringRuleContext, *operands: Any, 
         operation=_OPERATIONS["log_softmax_pullback" if pulls else task.operation],
         reduction=_REDUCTIONS[task.reduction],
         groups=np.int64(1 if call.groups is None else call.groups),
-        outer=np.int64(np.prod(logits[: task.axis], dtype=np.int64)),
+        outer=np.int64(math.prod(logits[: task.axis])),
         classes=np.int64(logits[task.axis]),
-        inner=np.int64(np.prod(logits[task.axis + 1 :], dtype=np.int64)),
+        inner=np.int64(math.prod(logits[task.axis + 1 :])),
         given=_bits([*call.given, seeds > 0, call.known]),
         wanted=_bits(wanted),
         soft=task.soft,

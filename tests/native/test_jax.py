@@ -1,14 +1,15 @@
 """The kernel as JAX's primitives: every transformation, against the truth and the portable core.
 
-`solve` is called with tasks of its own here, so that what is tested is the primitives and not the
-public functions' way to them.
+`solve` is called here and not the public functions, so that nothing chooses between the two.
 """
 
 import functools
+import os
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,47 +209,71 @@ def test_log_softmax(dtype, axis):
         assert calls(ours, logits, seed) == 2
         assert_near(jax.jit(ours)(logits, seed), both(logits, seed, solve_portably), rtol, 8 * rtol)
         assert_bits(jax.jit(ours)(logits, seed), ours(logits, seed))
-        mapped = jax.vmap(lambda x, g: ours(x, g), 2, 2)(
-            *(jnp.stack([a, 2 * a, -a], 2) for a in (logits, seed))
-        )
+        stacked = (jnp.stack([a, 2 * a, -a], 2) for a in (logits, seed))
+        mapped = jax.vmap(ours, 2, 2)(*stacked)
         assert_bits([x[..., 1] for x in mapped], ours(2 * logits, 2 * seed))
 
 
 # Transformations. Each makes of a loss of the logits a function of them.
 
+
+def scales(x):
+    return jnp.arange(1.0, 4.0, dtype=x.dtype)
+
+
+def pulled_back(loss, *seeds):
+    def function(x):
+        pull = jax.vjp(loss, x)[1]
+        return [pull(jnp.asarray(seed, x.dtype)) for seed in seeds]
+
+    return function
+
+
+def scanned(loss):
+    def total(x):
+        def body(carry, scale):
+            return carry + loss(scale * x), None
+
+        return jax.lax.scan(body, jnp.zeros((), x.dtype), scales(x))[0]
+
+    return jax.grad(total)
+
+
+def third_order(loss):
+    def squared(function):
+        return lambda x: jnp.sum(jax.grad(function)(x) ** 2)
+
+    return jax.grad(squared(squared(loss)))
+
+
 TRANSFORMATIONS = {
     "grad": jax.grad,
     "value_and_grad": jax.value_and_grad,
     "grad of a multiple": lambda f: jax.grad(lambda x: 3.5 * f(x)),
+    "grad of a function": lambda f: jax.grad(lambda x: jnp.exp(f(x)) + f(x)),
     "jvp": lambda f: lambda x: jax.jvp(f, (x,), (jnp.sin(x),)),
-    "vjp": lambda f: lambda x: jax.vjp(f, x)[1](jnp.asarray(0.3, x.dtype)),
-    "vjp, used twice": lambda f: lambda x: [jax.vjp(f, x)[1](jnp.asarray(u, x.dtype)) for u in (1, 2)],
+    "vjp": lambda f: pulled_back(f, 0.3),
+    "vjp, twice": lambda f: pulled_back(f, 1.0, 2.0),
     "linearize": lambda f: lambda x: jax.linearize(f, x)[1](jnp.cos(x)),
-    "linear_transpose": lambda f: lambda x: jax.linear_transpose(jax.linearize(f, x)[1], x)(
-        jnp.asarray(0.7, x.dtype)
-    ),
     "jacfwd": jax.jacfwd,
     "jacrev": jax.jacrev,
     "hessian": jax.hessian,
     "jacrev of jacrev": lambda f: jax.jacrev(jax.jacrev(f)),
     "jacfwd of jacfwd": lambda f: jax.jacfwd(jax.jacfwd(f)),
     "jacrev of jacfwd": lambda f: jax.jacrev(jax.jacfwd(f)),
-    "third": lambda f: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x) ** 2)),
+    "forward over reverse": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (jnp.sin(x),)),
+    "reverse over reverse": lambda f: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), jnp.sin(x))),
+    "third order": third_order,
     "checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
-    "checkpoint of a chain": lambda f: jax.grad(jax.checkpoint(lambda x: jnp.sin(f(jnp.tanh(x))))),
-    "scan": lambda f: jax.grad(
-        lambda x: jax.lax.scan(lambda c, s: (c + f(x * s), None), 0.0 * x[0, 0], jnp.arange(1.0, 4.0, dtype=x.dtype))[0]
-    ),
+    "checkpoint of a chain": lambda f: jax.grad(jax.checkpoint(lambda x: jnp.sin(f(jnp.sin(x))))),
+    "scan": scanned,
     "cond": lambda f: jax.grad(lambda x: jax.lax.cond(x[0, 0] > 0, f, lambda x: 2 * f(x), x)),
-    "while": lambda f: lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x - jax.grad(f)(x), x),
+    "loop": lambda f: lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x - jax.grad(f)(x), x),
     "jit inside": lambda f: jax.grad(jax.jit(f)),
-    "vmap": lambda f: jax.vmap(lambda s: f(s)) and (lambda x: jax.vmap(lambda s: f(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype))),
-    "grad of vmap": lambda f: jax.grad(lambda x: jax.vmap(lambda s: f(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype)).mean()),
-    "vmap of grad": lambda f: lambda x: jax.vmap(lambda s: jax.grad(f)(s * x))(jnp.arange(1.0, 4.0, dtype=x.dtype)),
-    "hessian-vector product": lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (jnp.sin(x),)),
-    "reverse hessian-vector product": lambda f: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), jnp.sin(x))),
-    "custom_vjp outside": lambda f: jax.grad(lambda x: jnp.exp(f(x)) + f(x)),
-}  # fmt: skip
+    "vmap": lambda f: lambda x: jax.vmap(lambda s: f(s * x))(scales(x)),
+    "grad of vmap": lambda f: jax.grad(lambda x: jax.vmap(lambda s: f(s * x))(scales(x)).mean()),
+    "vmap of grad": lambda f: lambda x: jax.vmap(lambda s: jax.grad(f)(s * x))(scales(x)),
+}
 
 
 @pytest.mark.parametrize("target", [TARGET, SOFT], ids=["hard, eager", "soft, jit"])
@@ -351,12 +376,11 @@ def test_what_is_compiled():
     assert program.count("@xentx(") == 1
     assert program.count("wanted = 1") == 1  # forward mode needs no gradient
     rows = functools.partial(cross_entropy, target=target, reduction="none")
-    program = text(lambda x, u: jax.vjp(lambda x: rows(x), x)[1](u), logits, jnp.ones(4))
+    program = text(lambda x, u: jax.vjp(rows, x)[1](u), logits, jnp.ones(4))
     assert program.count("@xentx(") == 1
     assert program.count("wanted = 2") == 1  # the value is not asked for
-    assert (
-        text(jax.grad(jax.checkpoint(lambda x: jnp.sin(loss(x)))), logits).count("wanted = 3") == 0
-    )
+    chain = jax.checkpoint(lambda x: jnp.sin(loss(x)))
+    assert text(jax.grad(chain), logits).count("wanted = 3") == 0
 
 
 def test_other_platforms():
@@ -415,7 +439,7 @@ def test_donated_logits():
 def test_arguments_stay_as_they_are():
     logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
     before = np.array(logits)
-    value, pull = jax.vjp(lambda x: cross_entropy(x, target), logits)
+    _, pull = jax.vjp(lambda x: cross_entropy(x, target), logits)
     one, half = (pull(jnp.float32(u))[0] for u in (1, 0.5))
     again = np.array(pull(jnp.float32(1))[0])
     assert np.array_equal(logits, before)
@@ -439,29 +463,29 @@ def test_modes_agree_in_every_bit():
 def test_same_bits_as_numpy(dtype, reduction):
     """One kernel: the framework makes no difference, nor whether the gradient comes beside."""
     rng = np.random.default_rng(RNG_SEED)
+
+    def beside(x, t, w, u=None):
+        problem = cross_entropy_problem(x, t, weight=w, reduction=reduction)
+        return native.solve_with_gradient(*problem, u)
+
+    def pulled_back(x, t, w, u=None):
+        value, pull = jax.vjp(lambda x: cross_entropy(x, t, weight=w, reduction=reduction), x)
+        return value, pull(jnp.ones_like(value) if u is None else u)[0]
+
     with enable_x64(dtype == np.float64):
         for soft in (False, True):
             logits, target, options, seed = draw_problem(
                 rng, (40, 33), 1, dtype, soft=soft, reduction=reduction, options={"weight": True}
             )
-            static = {"axis": 1, "reduction": reduction}
-            arrays = tuple(map(jnp.asarray, (logits, target, options["weight"])))
-            for cotangent in (None, seed):
+            arrays = (logits, target, options["weight"])
+            for seeds in ((), (seed,)):
                 expected = xentx.value_and_grad(xentx.cross_entropy)(
-                    logits, target, **options, cotangent=cotangent
+                    logits, target, **options, cotangent=seeds[0] if seeds else None
                 )
-
-                def beside(x, t, w, u=cotangent):
-                    problem = cross_entropy_problem(x, t, weight=w, **static)
-                    return native.solve_with_gradient(*problem, u)
-
-                def pulled(x, t, w, u=cotangent):
-                    value, pull = jax.vjp(lambda x: cross_entropy(x, t, weight=w, **static), x)
-                    return value, pull(jnp.ones_like(value) if u is None else jnp.asarray(u))[0]
-
-                for function in (beside, pulled):
-                    assert_bits(jax.jit(function)(*arrays), expected)
-                    assert_bits(function(*arrays), expected)
+                converted = tuple(map(jnp.asarray, (*arrays, *seeds)))
+                for function in (beside, pulled_back):
+                    assert_bits(jax.jit(function)(*converted), expected)
+                    assert_bits(function(*converted), expected)
 
 
 def test_gradient_beside_the_value():
@@ -521,14 +545,13 @@ def test_debugging_modes():
 # vmap.
 
 
+def taken(n, axes, arrays):
+    return [a if i is None else jnp.take(a, n, i) for a, i in zip(arrays, axes, strict=True)]
+
+
 def mapped_in_turn(function, axes, *arrays):
     size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
-    results = [
-        function(
-            *(a if i is None else jnp.take(a, n, i) for a, i in zip(arrays, axes, strict=True))
-        )
-        for n in range(size)
-    ]
+    results = [function(*taken(n, axes, arrays)) for n in range(size)]
     return jax.tree.map(lambda *x: jnp.stack(x), *results)
 
 
@@ -574,9 +597,7 @@ def test_vmap_changes_no_bit(axes, soft, wrap):
 
     for function in (loss, jax.value_and_grad(loss), jax.grad(scaled), rows):
         mapped = wrap(jax.vmap(function, axes))
-        assert calls(mapped, *arrays) == calls(function, *(
-            a if i is None else jnp.take(a, 0, i) for a, i in zip(arrays, axes, strict=True)
-        ))  # fmt: skip
+        assert calls(mapped, *arrays) == calls(function, *taken(0, axes, arrays))
         assert_bits(mapped(*arrays), mapped_in_turn(jax.jit(function), axes, *arrays))
 
 
@@ -640,13 +661,8 @@ def test_vmap_over_nothing():
 def test_two_threads():
     """Callers share XLA's threads and nothing else."""
     rng = np.random.default_rng(RNG_SEED)
-    arrays = [
-        (
-            jnp.asarray(rng.normal(size=(200, 999)), jnp.float32),
-            jnp.asarray(rng.integers(0, 999, 200)),
-        )
-        for _ in range(2)
-    ]
+    logits, target = rng.normal(size=(2, 200, 999)), rng.integers(0, 999, (2, 200))
+    arrays = [(jnp.asarray(logits[i], jnp.float32), jnp.asarray(target[i])) for i in range(2)]
     step = jax.jit(jax.value_and_grad(cross_entropy))
     expected = [jax.block_until_ready(step(*a)) for a in arrays]
     failures = []
@@ -683,9 +699,8 @@ def test_without_threads():
 
 def run(program, **environment):
     """Run a program in an interpreter of its own, beside this module."""
-    import os
-
-    head = f"import sys; sys.path[:0] = {sys.path!r}; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+    path = [str(Path(__file__).parent), *sys.path]
+    head = f"import sys; sys.path[:0] = {path!r}\n"
     done = subprocess.run(
         [sys.executable, "-P", "-c", head + textwrap.dedent(program)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
@@ -777,7 +792,9 @@ def test_shard_map():
     h = jax.jit(jax.jacfwd(jax.grad(mean)))(x, w, t)
     assert_near(h, jax.jit(jax.hessian(functools.partial(reference)))(x, t, weight=w))
 
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P("data"))
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=P("data")
+    )
     def inside(x, w, t):
         return jax.grad(loss)(x, w, t)
     pieces = [jax.grad(loss)(x[i:i+4], w, t[i:i+4]) for i in range(0, 16, 4)]
