@@ -4,6 +4,7 @@ The core's way goes through the framework's autodiff, or forms the gradient besi
 also what the kernel's adapters fall back on, for every derivative that the kernel lacks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from xentx import _problem
@@ -12,7 +13,7 @@ from xentx._core import reduction as reductions
 from xentx._problem import Kind, Prepared, Problem
 
 Array = Any
-Arrays = tuple[Array | None, ...]
+Arrays = Sequence[Array | None]
 
 
 def value(problem: Problem) -> Array:
@@ -33,7 +34,7 @@ def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Arra
     return native.solve_with_gradient(kind, _for_kernel(kind, arrays), cotangent)
 
 
-def _for_kernel(kind: Kind, arrays: Arrays) -> Arrays:
+def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Give the small arrays the dtypes that the kernel reads."""
     logits, target, weight, sample_weight, normalizer = arrays
     if kind.fits and weight is sample_weight is normalizer is None:
@@ -55,7 +56,7 @@ def _for_kernel(kind: Kind, arrays: Arrays) -> Arrays:
 def portable(kind: Kind, arrays: Arrays) -> Array:
     """Value by the core, attached to the framework's autodiff."""
     backend = kind.backend
-    prepared = _problem.prepare(Problem(kind, arrays))
+    prepared = _problem.prepare(Problem(kind, tuple(arrays)))
     with backend.evaluating():
         raw = backend.attach(kind.operation, prepared.spec, prepared.arrays)
         return _finish(kind, prepared, raw)
@@ -69,7 +70,7 @@ def portable_with_gradient(
     So it serves NumPy and every other library.
     """
     backend, operation = kind.backend, kind.operation
-    prepared = _problem.prepare(Problem(kind, arrays))
+    prepared = _problem.prepare(Problem(kind, tuple(arrays)))
     spec, inputs = prepared.spec, prepared.arrays
     xp = backend.namespace(inputs[0])
     with backend.evaluating():

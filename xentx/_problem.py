@@ -380,7 +380,7 @@ def _form(array: Array) -> Hashable:
     return array.dtype, tuple(array.shape)
 
 
-def _remembered(backend: Backend, key: tuple[Hashable, ...]) -> Kind | None:
+def _remembered(backend: Backend, key: tuple[object, ...]) -> Kind | None:
     """Return the kind that was found for `key` before.
 
     Shapes of symbols are not remembered, and an option that can't be hashed is an error that the
@@ -394,7 +394,7 @@ def _remembered(backend: Backend, key: tuple[Hashable, ...]) -> Kind | None:
         return None
 
 
-def _remember(backend: Backend, key: tuple[Hashable, ...], kind: Kind) -> Kind:
+def _remember(backend: Backend, key: tuple[object, ...], kind: Kind) -> Kind:
     if not backend.is_compiling():
         if len(_KINDS) >= _MOST_KINDS:
             _KINDS.clear()
@@ -424,7 +424,7 @@ def rowwise(
     backend: Backend,
     operation: Operation,
     logits: Array,
-    target: object,
+    target: Any,
     *,
     first: str = "logits",
     axis: object,

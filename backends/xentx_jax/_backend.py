@@ -18,7 +18,7 @@ class JAXBackend:
     """jax.Array, concrete or traced."""
 
     name = "jax"
-    native = _native if _native.is_usable() else None
+    native: NativeAdapter | None = _native if _native.is_usable() else None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)

@@ -305,7 +305,7 @@ def _by_portable_core(primitive: Any, *operands: Array, call: Call) -> tuple[Arr
 
 
 def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
-    spec = PartitionSpec(*(None for _ in shape))  # type: ignore[no-untyped-call]
+    spec = PartitionSpec(*(None for _ in shape))
     sharding = NamedSharding(aval.sharding.mesh, spec)
     return aval.update(shape=shape, weak_type=False, sharding=sharding)
 

@@ -171,7 +171,7 @@ def _pull_back(
 def _pull_back_twice(
     kind: Kind, arrays: Arrays, cotangent: Array, second: Array, wanted: Sequence[int]
 ) -> list[Array | None]:
-    """Pull `second`, a cotangent of the gradient, back to the arrays and to `cotangent`, the last."""
+    """Pull `second`, a cotangent of the gradient, back to the arrays and, last, `cotangent`."""
     inputs = [tf.identity(array) for array in (*_present(arrays), cotangent)]
     sources = [inputs[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -187,4 +187,4 @@ class _Eager(torch.autograd.Function):
 _BY_LOGITS = (True, False, False, False, False)
 
 # What Function.apply does beside this is for torch.func, which doesn't come here.
-_eager: Callable[..., Any] = super(torch.autograd.Function, _Eager).apply  # type: ignore[misc]
+_eager: Callable[..., Any] = super(torch.autograd.Function, _Eager).apply

@@ -203,14 +203,12 @@ def _attached(operator: Function, derivative: type[torch.autograd.Function]) -> 
     # Function.apply looks for torch.func's transformations, and the dispatcher has done that.
     apply: Function = super(torch.autograd.Function, derivative).apply  # type: ignore[misc]
 
-    def function(*args: Any) -> Array:
+    def function(*args: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             with torch._functorch.utils.enable_single_level_autograd_function():
-                value: Array = apply(*args)
-            return value
+                return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
-            value = operator(*args)
-        return value
+            return operator(*args)
 
     return function
 
@@ -268,7 +266,7 @@ def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: A
             given[i] = value
         return function(*given)
 
-    _, pull = torch.func.vjp(of_chosen, *(arrays[i] for i in chosen))
+    pull = torch.func.vjp(of_chosen, *(arrays[i] for i in chosen))[1]
     found = dict(zip(chosen, pull(cotangent), strict=True))
     return tuple(found.get(i) for i in range(len(arrays)))
 

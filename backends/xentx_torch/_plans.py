@@ -1,4 +1,4 @@
-"""What is prepared once for arrays that lie alike: the kernel's plan, and how results are allocated.
+"""What is prepared once for arrays that lie alike: the kernel's plan, and results to fill.
 
 All that depends on no values is found again by the arrays' strides, since for ten classes it takes
 longer than the loss.
@@ -233,7 +233,7 @@ def _make(
         in_order=in_order,
     )
     dtypes = (*(None if array is None else array.dtype for array in arrays), dtype)
-    described = {
+    described: Any = {
         name: None if dtype is None else (str(dtype).removeprefix("torch."), strides)
         for name, dtype, strides in zip(_NAMES, dtypes, layout.strides, strict=True)
     }
