@@ -1,9 +1,9 @@
 // The functions of TensorFlow's C API that an operator needs, found in the TensorFlow that runs.
 //
-// They are declared here and looked up by name, so that the build needs neither TensorFlow's headers
-// nor its libraries, one build serves every version, and a TensorFlow that lacks one of them is
-// noticed before anything is registered. Linking by the library's name would do for Linux too, but
-// then every tool that repairs wheels wants to pack TensorFlow itself into this one.
+// They are declared here and looked up by name: so the build needs neither headers nor libraries of
+// TensorFlow, one build serves every version, and a TensorFlow that lacks one of them is noticed
+// before anything is registered. Linking by the library's name would do on Linux, but then every
+// tool that repairs wheels wants to pack TensorFlow itself into ours.
 #pragma once
 #include <dlfcn.h>
 

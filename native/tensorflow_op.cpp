@@ -11,9 +11,8 @@
 //   XentxLossGradient      what a cotangent of either is pulled back to
 //   XentxLogSoftmax, XentxLogSoftmaxGradient
 //
-// What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". An attribute
-// an option would be usual, but TensorFlow's attributes know no float64, and each one costs time in
-// every eager call.
+// What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". Usual would
+// be an attribute for each, but TensorFlow has none of float64, and each costs time in eager calls.
 #include <atomic>
 #include <locale>
 #include <memory>
@@ -99,7 +98,7 @@ DType dtype_of(const Tensor& tensor) {
 
 enum class Kind { loss, row_losses, loss_and_gradient, loss_gradient, log_softmax, pullback };
 
-// Shape of the logits, as the kernel sees it.
+// Shape of the logits, and as the kernel sees it.
 struct Layout {
     static constexpr int max_rank = 254;  // TensorFlow's own
 
@@ -116,32 +115,48 @@ struct Layout {
             if (i == axis) classes = dims[i];
             if (i > axis) inner *= dims[i];
         }
-    }
-
-    // Of the rows: without the class axis.
-    void row_dims(int64_t* rows) const {
-        for (int i = 0, j = 0; i < rank; ++i) {
-            if (i != axis) rows[j++] = dims[i];
-        }
+        require(classes > 0, "logits: got no classes");
     }
 
     int64_t rows() const { return outer * inner; }
-    int64_t size() const { return rows() * classes; }
+};
 
-    enum Axes { all, row, per_class, scalar };
+enum class Axes { all, row, per_class, scalar };
 
-    // The tensor on some of the axes. Its memory must be that large, whatever a graph may hold.
-    Array view(const Tensor& tensor, Axes axes, const char* message) const {
-        const int64_t sizes[] = {size(), rows(), classes, 1};
-        require(TF_TensorElementCount(tensor.get()) == sizes[axes], message);
-        static char nothing[64];  // an array without elements is given nevertheless
+// Reads inputs one after another, and keeps them.
+class Arguments {
+  public:
+    Arguments(TF_OpKernelContext* context, const Layout& layout)
+        : context_(context), layout_(layout) {}
+
+    // The next input, whose memory must be as large as these axes are, whatever a graph may hold.
+    Array next(Axes axes, const char* message) {
+        const Layout& l = layout_;
+        const Tensor& tensor = tensors_[next_] = input(context_, next_);
+        ++next_;
         void* data = TF_TensorData(tensor.get());
+        static char nothing[64];  // an array without elements is given nevertheless
         Array array{data ? data : nothing, dtype_of(tensor)};
-        if (axes == all) array.outer = classes * inner, array.classes = inner, array.inner = 1;
-        if (axes == row) array.outer = inner, array.inner = 1;
-        if (axes == per_class) array.classes = 1;
+        int64_t size = 1;
+        if (axes == Axes::all) {
+            size = l.rows() * l.classes;
+            array.outer = l.classes * l.inner, array.classes = l.inner, array.inner = 1;
+        } else if (axes == Axes::row) {
+            size = l.rows();
+            array.outer = l.inner, array.inner = 1;
+        } else if (axes == Axes::per_class) {
+            size = l.classes;
+            array.classes = 1;
+        }
+        require(TF_TensorElementCount(tensor.get()) == size, message);
         return array;
     }
+
+  private:
+    TF_OpKernelContext* context_;
+    const Layout& layout_;
+    Tensor tensors_[6];
+    int next_ = 0;
 };
 
 bool is_one(const Tensor& tensor) {
@@ -157,19 +172,34 @@ bool is_one(const Tensor& tensor) {
 }
 
 class Operator {
-public:
+  public:
     Operator(Kind kind, const std::string& options) : kind_(kind) {
         for (std::istringstream words(options); words >> word_;) set();
     }
 
     void compute(TF_OpKernelContext* context) const;
 
-private:
+  private:
     Kind kind_;
     Task task_;  // without its arrays
     int64_t axis_ = 0;
     bool weight_ = false, sample_weight_ = false, normalizer_ = false;
     bool strict_ = false;  // an index out of range is an error, not NaN
+
+    bool softmax() const { return kind_ == Kind::log_softmax || kind_ == Kind::pullback; }
+    bool has_cotangent() const { return kind_ == Kind::loss_gradient || kind_ == Kind::pullback; }
+    bool has_gradient() const { return kind_ == Kind::loss_and_gradient || has_cotangent(); }
+
+    // Which input is what is known: after logits, target, the weights there are, and cotangent.
+    int known() const {
+        const int weights = int(weight_) + int(sample_weight_) + int(normalizer_);
+        return 1 + (softmax() ? 0 : 1 + weights) + int(has_cotangent());
+    }
+
+    bool hands_out_what_is_known(TF_OpKernelContext* context) const;
+    Tensor allocate_value(TF_OpKernelContext* context, const Layout& layout,
+                          TF_DataType dtype) const;
+    Tensor allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const;
 
     std::string word_;
 
@@ -220,104 +250,91 @@ private:
     }
 };
 
-void Operator::compute(TF_OpKernelContext* context) const {
+// Value and gradient for a cotangent of 1 may have been computed together.
+bool Operator::hands_out_what_is_known(TF_OpKernelContext* context) const {
+    if (TF_NumInputs(context) <= known() || task_.reduction == Reduction::none) return false;
+    if (kind_ == Kind::loss_gradient && !is_one(input(context, known() - 1))) return false;
     const Status status = new_status();
+    TF_SetOutput(context, 0, input(context, known()).get(), status.get());
+    check(status);
+    return true;
+}
+
+Tensor Operator::allocate_value(TF_OpKernelContext* context, const Layout& layout,
+                                TF_DataType dtype) const {
+    int64_t dims[Layout::max_rank], size = 1;
+    int rank = 0;
+    if (kind_ == Kind::row_losses || kind_ == Kind::log_softmax) {
+        for (int i = 0; i < layout.rank; ++i) {
+            if (i == layout.axis && kind_ == Kind::row_losses) continue;
+            size *= dims[rank++] = layout.dims[i];
+        }
+    }
+    const size_t bytes = size * (dtype == TF_DOUBLE ? 8 : dtype == TF_FLOAT ? 4 : 2);
+    const Status status = new_status();
+    Tensor value(TF_AllocateOutput(context, 0, dtype, dims, rank, bytes, status.get()));
+    check(status);
+    return value;
+}
+
+// Over the logits, or over a gradient that is known but for another cotangent, if nobody else will
+// read them. TensorFlow can tell only before the inputs are taken from it.
+Tensor Operator::allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const {
+    const int candidates[] = {0, known()}, count = TF_NumInputs(context) > known() ? 2 : 1;
+    const Status status = new_status();
+    Tensor gradient(TF_ForwardInputOrAllocateOutput(
+        context, candidates, count, kind_ == Kind::loss_and_gradient ? 1 : 0, layout.dims,
+        layout.rank, nullptr, status.get()));
+    check(status);
+    return gradient;
+}
+
+void Operator::compute(TF_OpKernelContext* context) const {
     require(run, "xentx: import xentx_tensorflow before a graph that uses it is run");
-    Tensor logits = input(context, 0);
-    const Layout layout(logits, axis_);
-    const TF_DataType dtype = TF_TensorType(logits.get());
-
-    const bool softmax = kind_ == Kind::log_softmax || kind_ == Kind::pullback;
-    const bool cotangent = kind_ == Kind::loss_gradient || kind_ == Kind::pullback;
-    // logits; target; those weights that there are; cotangent; what is known of the results.
-    const int weights = softmax ? 0 : int(weight_) + int(sample_weight_) + int(normalizer_);
-    const int after_weights = (softmax ? 1 : 2) + weights;
-    const int known = after_weights + int(cotangent);
-    const bool is_known = TF_NumInputs(context) > known && task_.reduction != Reduction::none;
-
-    // The value and gradient for a cotangent of 1 may have been computed together.
-    if (is_known && kind_ == Kind::loss) {
-        const Tensor value = input(context, known);
-        TF_SetOutput(context, 0, value.get(), status.get());
-        return check(status);
-    }
-    if (is_known && kind_ == Kind::loss_gradient && is_one(input(context, after_weights))) {
-        const Tensor gradient = input(context, known);
-        TF_SetOutput(context, 0, gradient.get(), status.get());
-        return check(status);
-    }
-
-    // Outputs first: TensorFlow gives away the memory of an input only while nobody else holds it.
-    const auto allocate = [&](int i, const int64_t* dims, int rank) {
-        int64_t size = xentx::size_of(dtype_of(logits));
-        for (int d = 0; d < rank; ++d) size *= dims[d];
-        Tensor tensor(TF_AllocateOutput(context, i, dtype, dims, rank, size, status.get()));
-        check(status);
-        return tensor;
-    };
+    Tensor first = input(context, 0);
+    const TF_DataType dtype = TF_TensorType(first.get());
+    const Layout layout(first, axis_);
+    first.reset();
+    if (hands_out_what_is_known(context)) return;
     Tensor value, gradient;
-    if (kind_ == Kind::loss || kind_ == Kind::loss_and_gradient) {
-        value = allocate(0, nullptr, 0);
-    } else if (kind_ == Kind::row_losses) {
-        int64_t rows[Layout::max_rank];
-        layout.row_dims(rows);
-        value = allocate(0, rows, layout.rank - 1);
-    } else if (kind_ == Kind::log_softmax) {
-        value = allocate(0, layout.dims, layout.rank);
-    }
-    if (kind_ == Kind::loss_and_gradient || cotangent) {
-        const DType held = dtype_of(logits);
-        logits.reset();
-        const int candidates[] = {0, known};
-        gradient.reset(TF_ForwardInputOrAllocateOutput(
-            context, candidates, is_known ? 2 : 1, kind_ == Kind::loss_and_gradient ? 1 : 0,
-            layout.dims, layout.rank, nullptr, status.get()));
-        check(status);
-        logits = input(context, 0);
-        require(dtype_of(logits) == held, "logits: got them in another dtype than before");
-    }
+    if (!has_cotangent()) value = allocate_value(context, layout, dtype);
+    if (has_gradient()) gradient = allocate_gradient(context, layout);
 
     Task task = task_;
-    task.operation = softmax ? Operation::log_softmax : Operation::cross_entropy;
-    if (kind_ == Kind::pullback) task.operation = Operation::log_softmax_pullback;
     task.outer = layout.outer;
     task.classes = layout.classes;
     task.inner = layout.inner;
-    task.logits = layout.view(logits, Layout::all, "logits: got another size than before");
-    Tensor target, weight, sample_weight, normalizer, seed;
-    int next = 1;
-    if (!softmax) {
-        target = input(context, next++);
-        const bool hard = dtype_of(target) == DType::int32 || dtype_of(target) == DType::int64;
-        task.target = layout.view(target, hard ? Layout::row : Layout::all,
-                                  "target: got another size than the logits have");
-        task.has_ignore = hard;
-        if (weight_) {
-            weight = input(context, next++);
-            task.weight = layout.view(weight, Layout::per_class,
-                                      "weight: got another size than there are classes");
-        }
-        if (sample_weight_) {
-            sample_weight = input(context, next++);
-            task.sample_weight = layout.view(sample_weight, Layout::row,
-                                             "sample_weight: got another size than there are rows");
-        }
-        if (normalizer_) {
-            normalizer = input(context, next++);
-            task.normalizer =
-                layout.view(normalizer, Layout::scalar, "normalizer: got an array that is no scalar");
-        }
-    }
-    if (cotangent) {
-        seed = input(context, next++);
-        const bool rows = task.reduction == Reduction::none;
-        const auto axes = softmax ? Layout::all : rows ? Layout::row : Layout::scalar;
-        task.cotangent = layout.view(seed, axes, "cotangent: got another size than the value has");
-    }
     task.value = value ? TF_TensorData(value.get()) : nullptr;
     task.gradient = gradient ? TF_TensorData(gradient.get()) : nullptr;
-
     task.threads = threads;
+
+    Arguments arguments(context, layout);
+    task.logits = arguments.next(Axes::all, "logits: got fewer than their shape has");
+    if (softmax()) {
+        task.operation = has_cotangent() ? Operation::log_softmax_pullback : Operation::log_softmax;
+    } else {
+        const DType target = dtype_of(input(context, 1));
+        task.has_ignore = target == DType::int32 || target == DType::int64;
+        task.target = arguments.next(task.has_ignore ? Axes::row : Axes::all,
+                                     "target: got another size than the logits have");
+    }
+    if (weight_ && !softmax()) {
+        task.weight = arguments.next(Axes::per_class,
+                                     "weight: got another size than there are classes");
+    }
+    if (sample_weight_ && !softmax()) {
+        task.sample_weight =
+            arguments.next(Axes::row, "sample_weight: got another size than there are rows");
+    }
+    if (normalizer_ && !softmax()) {
+        task.normalizer = arguments.next(Axes::scalar, "normalizer: got more than a number");
+    }
+    if (has_cotangent()) {
+        const bool rows = task.reduction == Reduction::none;
+        task.cotangent = arguments.next(softmax() ? Axes::all : rows ? Axes::row : Axes::scalar,
+                                        "cotangent: got another size than the value has");
+    }
+
     const int64_t wrong = run(task, nullptr);
     if (wrong >= 0 && strict_) {
         throw std::invalid_argument("target: got a class index out of range in row " +
