@@ -276,15 +276,22 @@ TRANSFORMATIONS = {
 }
 
 
-@pytest.mark.parametrize("target", [TARGET, SOFT], ids=["hard, eager", "soft, jit"])
-@pytest.mark.parametrize("transform", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
-def test_transformations(transform, target):
+EAGER = ("value_and_grad", "grad of a multiple", "jvp", "vjp, twice", "hessian", "grad of vmap")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap", "target"),
+    [(name, jax.jit, (TARGET, SOFT)[i % 2]) for i, name in enumerate(TRANSFORMATIONS)]
+    + [(name, lambda f: f, TARGET) for name in EAGER],
+    ids=[*TRANSFORMATIONS, *(f"{name}, eager" for name in EAGER)],
+)
+def test_transformations(name, wrap, target):
     with enable_x64():
-        wrap = jax.jit if target is SOFT else lambda f: f
         target = jnp.asarray(target)
         options = {"weight": WEIGHT, "label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0}
         ours, core = (
-            transform(lambda x, f=f: f(x, target, **options)) for f in (cross_entropy, reference)
+            TRANSFORMATIONS[name](lambda x, f=f: f(x, target, **options))
+            for f in (cross_entropy, reference)
         )
         logits = jnp.asarray(LOGITS)
         assert_near(wrap(ours)(logits), jax.jit(core)(logits), 1e-11, 1e-12)
@@ -324,27 +331,10 @@ def test_by_every_array(soft, reduction):
         assert_near(ours(arrays), core(arrays), 1e-10, 1e-12)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_checked_by_jax(reduction):
-    """Finite differences, which know nothing of either core."""
-    from jax.test_util import check_grads
-
-    with enable_x64():
-        for target in (jnp.asarray(TARGET), jnp.asarray(SOFT)):
-            check_grads(
-                lambda x, t=target: cross_entropy(
-                    jnp.asarray(x), t, reduction=reduction, z_loss=0.1, weight=WEIGHT
-                ),
-                [jnp.asarray(LOGITS)],
-                order=2,
-            )
-
-
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_log_softmax_to_second_order(reduction):
+def test_log_softmax_to_second_order():
     with enable_x64():
         logits = jnp.asarray(LOGITS)
-        for transform in (jax.jacfwd, jax.jacrev, jax.hessian):
+        for transform in (jax.jacfwd, jax.hessian):
             ours, core = (
                 jax.jit(transform(lambda x, by=by: jnp.sin(log_softmax(x, 1, by)).sum(0)))
                 for by in (solve, solve_portably)
