@@ -795,14 +795,19 @@ def test_shard_map():
 
 
 def test_pmap():
+    """More callers at once than XLA has threads."""
     run(
         DEVICES
         + """
-    step = jax.pmap(jax.value_and_grad(cross_entropy))
-    value, gradient = step(x.reshape(4, 4, 32), t.reshape(4, 4))
-    for i in range(4):
-        v, g = jax.value_and_grad(cross_entropy)(x[4*i:4*i+4], t[4*i:4*i+4])
-        assert_bits((value[i], gradient[i]), (v, g))
+    x = jnp.asarray(rng.normal(size=(4, 200, 999)), jnp.float32)
+    t = jnp.asarray(rng.integers(0, 999, (4, 200)), jnp.int32)
+    step = jax.value_and_grad(cross_entropy)
+    expected = [jax.jit(step)(x[i], t[i]) for i in range(4)]
+    mapped = jax.pmap(step)
+    for _ in range(20):
+        value, gradient = mapped(x, t)
+        for i in range(4):
+            assert_bits((value[i], gradient[i]), expected[i])
     """,
         XLA_FLAGS="--xla_force_host_platform_device_count=4",
     )
