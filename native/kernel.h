@@ -31,7 +31,7 @@ inline int64_t size_of(DType dtype) {
 enum class Operation : int32_t {
     cross_entropy,         // value and, where it is asked for, gradient
     log_softmax,           // value in the shape of the logits
-    log_softmax_pullback,  // gradient: the cotangent, in the shape of the logits, is the target
+    log_softmax_pullback,  // gradient, for a cotangent in the shape of the logits
 };
 
 enum class Reduction : int32_t { none, sum, mean, weighted_mean };
