@@ -5,13 +5,14 @@ core wrote to its framework's automatic differentiation. `ArrayAPIBackend` is th
 any Array API library; the adapters under backends/ serve the frameworks with autodiff.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
 from xentx._core._spec import Spec
+from xentx._core.tiles import Tiles
 from xentx._namespace import array_namespace, is_array_api_obj
 
 Array = Any
@@ -61,11 +62,43 @@ class NativeAdapter(Protocol):
         """Value and gradient by the logits."""
 
 
+class LinearAdapter(Protocol):
+    """An adapter's module for `linear_cross_entropy`: tiles of its arrays, and its autodiff.
+
+    ``linear`` is a `xentx._problem.Linear`.
+    """
+
+    def tiles(self, array: Array) -> Tiles:
+        """Return how arrays like this one are taken by tiles."""
+
+    def attach(self, linear: Any, arrays: tuple[Array | None, ...]) -> Array:
+        """Value of the problem, differentiable by every array and to any order."""
+
+    def solve_with_gradients(
+        self,
+        linear: Any,
+        arrays: tuple[Array | None, ...],
+        cotangent: Array | None,
+        needs: Sequence[bool],
+    ) -> tuple[Array, Any]:
+        """Value, and the gradients by hidden, head, bias and target that are needed."""
+
+    def by_chunks(
+        self,
+        function: Callable[..., tuple[Array, ...]],
+        size: int,
+        mapped: tuple[Array, ...],
+        whole: tuple[Array | None, ...],
+    ) -> tuple[Array, ...]:
+        """Join ``function(*chunks of mapped, *whole)``, to be differentiated chunk by chunk."""
+
+
 class Backend(Protocol):
     """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
 
     name: str
     native: NativeAdapter | None  # None without a kernel
+    linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""
@@ -103,6 +136,7 @@ class ArrayAPIBackend:
 
     name = "array-api"
     native: NativeAdapter | None = None
+    linear: LinearAdapter | None = None
 
     def owns(self, value: object) -> bool:
         return is_array_api_obj(value)

@@ -10,34 +10,42 @@ The way on: `_problem` checks the arguments, `_evaluate` computes, `_core` holds
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec
 
-from xentx import _backend, _evaluate, _problem, _registry
+from xentx import _backend, _evaluate, _linear, _problem, _registry
 from xentx._backend import Backend
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
-from xentx._problem import Accuracy, Problem, Reduction
+from xentx._problem import Accuracy, LinearProblem, Problem, Reduction
 
 Array = Any
 P = ParamSpec("P")
 
-_PROBLEMS: dict[Callable[..., Any], Callable[..., Problem]] = {}
+# What poses a function's problem, and what evaluates that with its gradient.
+_PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Callable[..., Any]]] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
 
 
+# The module that evaluates what a function poses, where it isn't `_evaluate`.
+_SOLVERS: dict[Callable[..., Any], Any] = {}
+
+
 def _public(
-    pose: Callable[Concatenate[Backend, P], Problem],
+    pose: Callable[Concatenate[Backend, P], Any],
     find: Callable[[object], Backend],
 ) -> Callable[P, Array]:
-    def problem(*args: P.args, **kwargs: P.kwargs) -> Problem:
+    solver = _SOLVERS.get(pose, _evaluate)
+    value = solver.value
+
+    def problem(*args: P.args, **kwargs: P.kwargs) -> Any:
         # Without arguments there is nothing to find, and Python's own error names what is missing.
         backend = find(args[0]) if args else _backend.BACKEND
         return pose(backend, *args, **kwargs)
 
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
-        return _evaluate.value(problem(*args, **kwargs))
+        return value(problem(*args, **kwargs))
 
     signature = inspect.signature(pose)
     parameters = list(signature.parameters.values())[1:]  # the backend is not the user's
@@ -47,14 +55,20 @@ def _public(
     # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
     # they branch on no values. This is the mark that its own do_not_convert leaves.
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    _PROBLEMS[evaluated] = problem
+    _PROBLEMS[evaluated] = problem, solver.value_and_gradient
     return evaluated
 
 
-def loss(pose: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
+def loss(pose: Callable[Concatenate[Backend, P], Any]) -> Callable[P, Array]:
     """Make a function that poses a problem the public function that solves it."""
     first = list(inspect.signature(pose).parameters)[1]
     return _public(pose, functools.partial(_registry.require, first))
+
+
+def linear_loss(pose: Callable[Concatenate[Backend, P], LinearProblem]) -> Callable[P, Array]:
+    """Make the same of a function that poses a linear problem."""
+    _SOLVERS[pose] = _linear
+    return loss(pose)
 
 
 def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]:
@@ -342,6 +356,122 @@ def cross_entropy(
     )
 
 
+@linear_loss
+def linear_cross_entropy(
+    backend: Backend,
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+    precision: Accuracy = "default",
+    chunk: int | Literal["auto"] = "auto",
+) -> LinearProblem:
+    r"""Cross-entropy of the logits ``hidden @ head.T + bias``, which are never all in memory.
+
+    .. math:: \ell = \mathrm{cross\_entropy}(H W^\top + b, \text{target})
+
+    A language model's logits, one for each token and entry of the vocabulary, take more memory than
+    all else in its last layer. Here they, and their gradient, exist for a chunk of the rows at a
+    time; rows to ignore are left out of the products.
+
+    Parameters
+    ----------
+    hidden : array
+        The last layer's input, features on the last axis, of dtype float16, bfloat16, float32 or
+        float64.
+    head : array
+        The last layer's weights in shape ``(classes, features)``, of one of these dtypes.
+    target : array or list of int
+        Class indices of any integer dtype, in the shape of `hidden` without its last axis; or
+        class probabilities of any float dtype, with an axis of classes in its place.
+    bias : array, optional
+        The last layer's bias, one number for each class.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, \
+normalizer, precision
+        As in `cross_entropy`, for logits whose last axis holds the classes.
+    chunk : int or "auto", default: "auto"
+        How many rows to take at a time. More are faster up to a point, and need more memory.
+
+    Returns
+    -------
+    array
+        The loss: 0-d, or one for each row with ``reduction="none"``. It is float32, and float64
+        where one of the operands is.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is none of those above, a framework differs from that of `hidden`, an integer
+        target has the shape of a soft one or the reverse, or `ignore_index` comes with a soft
+        target.
+    ValueError
+        If a shape or an option is out of range, `normalizer` comes without "mean", or `precision`
+        is "exact" where there is no float64.
+    IndexError
+        If a class index is out of range, where its value can be seen. Under a tracing compiler
+        that row's loss and gradient are NaN.
+
+    See Also
+    --------
+    cross_entropy : The same loss of logits.
+    value_and_grad : The loss and its gradients by hidden, head and bias, in every framework.
+
+    Notes
+    -----
+    float16 and bfloat16 operands are multiplied and summed up in float32; each gradient is rounded
+    once to the dtype of its operand. The gradient of a reduced loss is formed beside its value
+    [1]_, at the price of three matrix products for both, as without chunks. With
+    ``reduction="none"``, narrow operands, or derivatives of second order the logits are formed
+    again: a product more, or, for second order, all logits at once in some frameworks.
+
+    References
+    ----------
+    .. [1] P.-L. Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024.
+       https://arxiv.org/abs/2410.10989
+    .. [2] E. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025.
+       https://arxiv.org/abs/2411.09009
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> hidden = np.asarray([[1.0, 2.0], [0.5, -1.0]])
+    >>> head = np.asarray([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> round(float(xentx.linear_cross_entropy(hidden, head, [0, 2])), 6)
+    0.408012
+    >>> round(float(xentx.cross_entropy(hidden @ head.T, [0, 2])), 6)
+    0.408012
+    """
+    return _problem.linear(
+        backend,
+        _cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction=reduction,
+        normalizer=normalizer,
+        precision=precision,
+        chunk=chunk,
+    )
+
+
 def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Array, Array]]:
     """Make a function that returns a loss and its gradient by the logits, in every framework.
 
@@ -351,15 +481,16 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
     Parameters
     ----------
     loss_fn : callable
-        One of xentx's functions: `log_softmax`, `nll_loss` or `cross_entropy`, or the same of one
-        backend, such as ``xentx_torch.cross_entropy``.
+        One of xentx's functions: `log_softmax`, `nll_loss`, `cross_entropy` or
+        `linear_cross_entropy`, or the same of one backend, such as ``xentx_torch.cross_entropy``.
 
     Returns
     -------
     callable
         Takes the arguments of `loss_fn` and ``cotangent``, an array in the shape of the value
         (ones by default) which is pulled back; returns ``(value, gradient)``. The gradient has
-        the shape and dtype of the first argument.
+        the shape and dtype of the first argument. That of `linear_cross_entropy` is a named tuple
+        of those by ``hidden``, ``head``, ``bias`` and a soft ``target``.
 
     Raises
     ------
@@ -380,16 +511,18 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
         return _GRADIENTS[loss_fn]
     except (KeyError, TypeError):
         pass  # not asked for before, or nothing that can be
-    problem = _PROBLEMS.get(loss_fn) if callable(loss_fn) else None
-    if problem is None:
-        names = ", ".join(function.__name__ for function in (log_softmax, nll_loss, cross_entropy))
+    known = _PROBLEMS.get(loss_fn) if callable(loss_fn) else None
+    if known is None:
+        functions = (log_softmax, nll_loss, cross_entropy, linear_cross_entropy)
+        names = ", ".join(function.__name__ for function in functions)
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
         raise TypeError(msg)
+    problem, evaluate = known
 
     @functools.wraps(loss_fn)
     def evaluated(*args: Any, cotangent: Array | None = None, **kwargs: Any) -> tuple[Array, Array]:
-        return _evaluate.value_and_gradient(problem(*args, **kwargs), cotangent)
+        return evaluate(problem(*args, **kwargs), cotangent)
 
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
     signature = inspect.signature(loss_fn)

@@ -80,6 +80,50 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Linear:
+    """All of a problem of `linear_cross_entropy` but its arrays: hashable.
+
+    Parameters
+    ----------
+    backend
+        Whose arrays they are.
+    kind
+        The dense problem of a chunk of rows: one loss a row, the classes on axis 1.
+    reduction
+        What becomes of the rows' losses.
+    rows
+        Shape of the rows; an entry is None where it isn't known yet.
+    chunk
+        How many rows to take at a time; None for as many as is good.
+    by_classes
+        Which of the two ways of `xentx._core.linear` is taken.
+    """
+
+    backend: Backend
+    kind: Kind
+    reduction: str
+    rows: tuple[int | None, ...]
+    chunk: int | None
+    by_classes: bool
+
+
+class LinearProblem(NamedTuple):
+    """What `xentx._linear` evaluates.
+
+    Parameters
+    ----------
+    linear
+        What is known without seeing a value.
+    arrays
+        Hidden, head, bias, target, class weights, sample weights and normalizer; None where there
+        is none.
+    """
+
+    linear: Linear
+    arrays: tuple[Array | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A problem laid out for the core, in the dtypes and shapes that it computes with.
 
@@ -282,10 +326,10 @@ def _target(
     raise ValueError(msg)
 
 
-def _indices(
+def indices(
     backend: Backend, target: Array, like: Array, spec: Spec, ignore_index: int
 ) -> tuple[Array, bool, int | None]:
-    """Check class indices wherever they can be seen, and lay them beside their rows.
+    """Check class indices wherever they can be seen, and give them the core's dtype.
 
     Returns them with whether they were seen, and the index of the rows to ignore: None where there
     was seen to be no such row.
@@ -308,7 +352,7 @@ def _indices(
             raise IndexError(msg)
     xp = backend.namespace(like)
     dtype = xp.int64 if backend.has_float64(like) else xp.int32
-    return xp.expand_dims(xp.astype(target, dtype, copy=False), axis=spec.axis), seen, ignored
+    return xp.astype(target, dtype, copy=False), seen, ignored
 
 
 def _check_weight(
@@ -518,6 +562,119 @@ def _check_rowwise(
     return Kind(backend, operation, task, spec, native, fits)
 
 
+class _StandIn:
+    """Logits that are never formed, as far as the checks look at any."""
+
+    def __init__(self, xp: Any, hidden: Array, shape: tuple[int | None, ...], dtype: Any) -> None:
+        self._xp = xp
+        self.shape = shape
+        self.dtype = dtype
+        self.device = getattr(hidden, "device", None)
+
+    def __array_namespace__(self, **_: Any) -> Any:
+        return self._xp
+
+
+def linear(
+    backend: Backend,
+    operation: Operation,
+    hidden: Array,
+    head: Array,
+    target: Array,
+    *,
+    bias: object,
+    weight: object,
+    sample_weight: object,
+    normalizer: object,
+    ignore_index: object,
+    label_smoothing: object,
+    z_loss: object,
+    logit_softcap: object,
+    reduction: object,
+    precision: object,
+    chunk: object,
+) -> LinearProblem:
+    """Pose the problem of `cross_entropy` on logits that stand for ``hidden @ head.T + bias``."""
+    hidden = backend.array(hidden, hidden)
+    head = _convert(backend, "head", head, hidden, "hidden")
+    arrays = [
+        None if value is None else _convert(backend, name, value, hidden, "hidden")
+        for name, value in (
+            ("bias", bias),
+            ("target", target),
+            ("weight", weight),
+            ("sample_weight", sample_weight),
+            ("normalizer", normalizer),
+        )
+    ]
+    bias, target, *others = arrays
+    options = (-1, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
+    names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
+    dtypes = {name: _check_dtype(backend, name, array, FLOATS) for name, array in names.items()}
+    shape, classes = _check_shapes(hidden, head, bias)
+    if target is None:
+        msg = f"target: got {_registry.describe(None)}; expected an array or a list of numbers"
+        raise TypeError(msg)
+    xp = backend.namespace(hidden)
+    wide = "float64" if "float64" in dtypes.values() else "float32"
+    like = xp.zeros((), dtype=getattr(xp, wide)).dtype
+    logits = _StandIn(xp, hidden, (*shape, classes), like)
+    kind = _check_rowwise(backend, operation, (logits, target, *others), options, "hidden @ head.T")
+    compute = backend.dtype_name(xp.zeros((), dtype=kind.spec.precision.compute))
+    static = Linear(
+        backend=backend,
+        kind=replace(
+            kind,
+            task=replace(kind.task, axis=1, reduction="none"),
+            spec=replace(kind.spec, axis=1),
+            fits=True,
+            plans={},
+        ),
+        reduction=kind.task.reduction,
+        rows=shape,
+        chunk=_check_chunk(chunk),
+        by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,
+    )
+    return LinearProblem(static, (hidden, head, bias, target, *others))
+
+
+def _check_shapes(
+    hidden: Array, head: Array, bias: Array | None
+) -> tuple[tuple[int | None, ...], int]:
+    """Check that the factors fit; return the shape of the rows and the number of classes."""
+    shape, head_shape = shape_of(hidden), shape_of(head)
+    if not shape:
+        msg = "hidden: got a 0-dimensional array; expected at least an axis of features"
+        raise ValueError(msg)
+    if len(head_shape) != 2 or not _agree(head_shape[1:], shape[-1:]):  # noqa: PLR2004
+        msg = (
+            f"head: got shape {head_shape}; expected (classes, {shape[-1]}) for hidden of shape "
+            f"{shape}"
+        )
+        raise ValueError(msg)
+    classes = _check_classes(head_shape, 0, "head")
+    if bias is not None and not _agree(shape_of(bias), (classes,)):
+        msg = (
+            f"bias: got shape {shape_of(bias)}; expected {(classes,)} for head of shape "
+            f"{head_shape}"
+        )
+        raise ValueError(msg)
+    return shape[:-1], classes
+
+
+def _check_chunk(chunk: object) -> int | None:
+    if isinstance(chunk, str):
+        if chunk == "auto":
+            return None
+        msg = f"chunk: got {chunk!r}; expected 'auto' or a number of rows"
+        raise ValueError(msg)
+    size = _check_integer("chunk", chunk)
+    if size < 1:
+        msg = f"chunk: got {size}; expected at least 1 row"
+        raise ValueError(msg)
+    return size
+
+
 def prepare(problem: Problem) -> Prepared:
     """Lay a problem out for the core, and check class indices wherever they can be seen."""
     kind = problem.kind
@@ -526,9 +683,11 @@ def prepare(problem: Problem) -> Prepared:
     if target is None:
         return Prepared(spec, (logits,))
     if not spec.soft:
-        target, seen, ignored = _indices(backend, target, logits, spec, task.ignore_index)
+        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
         spec = replace(spec, checked=seen, ignore_index=ignored)
     xp = backend.namespace(logits)
+    if not spec.soft:
+        target = xp.expand_dims(target, axis=spec.axis)
     compute = spec.precision.compute
     if weight is not None:
         shape = tuple(spec.classes if d == spec.axis else 1 for d in range(len(shape_of(logits))))
@@ -545,14 +704,14 @@ def prepare(problem: Problem) -> Prepared:
     return Prepared(spec, (logits, target, weight), sample_weight, divisor)
 
 
-def cotangent(backend: Backend, value: object, result: Array) -> Array:
-    """Check the cotangent of a value."""
-    array = _convert(backend, "cotangent", value, result, "the value")
+def cotangent(
+    backend: Backend, value: object, like: Array, shape: tuple[int | None, ...] | None = None
+) -> Array:
+    """Check the cotangent of a value: of an array like it, or of a `shape`."""
+    shape = shape_of(like) if shape is None else shape
+    array = _convert(backend, "cotangent", value, like, "the value")
     _check_dtype(backend, "cotangent", array, FLOATS + INTEGERS)
-    if not _agree(shape_of(array), shape_of(result)):
-        msg = (
-            f"cotangent: got shape {shape_of(array)}; expected {shape_of(result)}, "
-            "the shape of the value"
-        )
+    if not _agree(shape_of(array), shape):
+        msg = f"cotangent: got shape {shape_of(array)}; expected {shape}, the shape of the value"
         raise ValueError(msg)
     return array

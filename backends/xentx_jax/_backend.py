@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentx._backend import NativeAdapter, Operation
+from xentx._backend import LinearAdapter, NativeAdapter, Operation
 from xentx._core._spec import Spec
-from xentx_jax import _autodiff, _native
+from xentx_jax import _autodiff, _linear, _native
 
 Array = jax.Array
 
@@ -19,6 +19,7 @@ class JAXBackend:
 
     name = "jax"
     native: NativeAdapter | None = _native if _native.is_usable() else None
+    linear: LinearAdapter | None = _linear
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)

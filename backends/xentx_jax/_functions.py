@@ -7,4 +7,5 @@ from xentx_jax._backend import BACKEND
 log_softmax = direct(xentx.log_softmax, BACKEND)
 nll_loss = direct(xentx.nll_loss, BACKEND)
 cross_entropy = direct(xentx.cross_entropy, BACKEND)
+linear_cross_entropy = direct(xentx.linear_cross_entropy, BACKEND)
 value_and_grad = xentx.value_and_grad

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xentx._backend import NativeAdapter, Operation
+from xentx._backend import LinearAdapter, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
-from xentx_tensorflow import _autodiff, _native
+from xentx_tensorflow import _autodiff, _linear, _native
 
 Array = Any
 
@@ -19,6 +19,7 @@ class TensorFlowBackend:
 
     name = "tensorflow"
     native: NativeAdapter | None = None if KERNEL is None else _native
+    linear: LinearAdapter | None = _linear
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)

@@ -413,6 +413,24 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     return tf.concat(arrays, axis)
 
 
+def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
+    """Pick elements along `axis`, which only an `x` of one dimension need not name."""
+    axis = 0 if axis is None else axis
+    return tf.gather(
+        x, tf.where(indices < 0, indices + tf.shape(x, indices.dtype)[axis], indices), axis=axis
+    )
+
+
+def argmax(x: Array, /, *, axis: int | None = None, keepdims: builtins.bool = False) -> Array:
+    """Find the first of the largest elements along `axis`, or in all of `x`."""
+    if axis is None:
+        rank, x, axis = x.shape.rank, tf.reshape(x, (-1,)), 0
+        index = tf.argmax(x, axis)
+        return tf.reshape(index, (1,) * rank) if keepdims else index
+    index = tf.argmax(x, axis)
+    return tf.expand_dims(index, axis) if keepdims else index
+
+
 # ---- inspection
 
 

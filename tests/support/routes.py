@@ -89,9 +89,9 @@ class Route:
             COMPILED[key] = self.compiled(function, keys)
         return COMPILED[key](*arrays.values())
 
-    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
-        """Value and gradient of ``function(logits)``."""
-        return xentx.value_and_grad(function)(logits, cotangent=cotangent)
+    def differentiate(self, function: Function, variables: Any, cotangent: Any) -> tuple[Any, Any]:
+        """Value and gradients of ``function(*variables)``."""
+        raise NotImplementedError
 
     # What tests call:
 
@@ -114,7 +114,10 @@ class Route:
         wrt: Any = 0,
         **options: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Value, and gradient by argument or option `wrt`, for `cotangent` (ones by default)."""
+        """Value, and gradient by argument or option `wrt`, for `cotangent` (ones by default).
+
+        For a tuple of them, a tuple; without autodiff, of all that the function has a gradient by.
+        """
         arrays, rest = split(args, options)
         if cotangent is not None:
             arrays["cotangent"] = cotangent
@@ -125,16 +128,27 @@ class Route:
                 given = dict(given)
                 seed = given.pop("cotangent", None)
                 if not self.has_autodiff:
-                    assert wrt == 0
                     own = xentx.value_and_grad(function)
-                    return _call(own, given, args, {**rest, "cotangent": seed})
-                variable = given.pop(wrt)
-                return self.differentiate(
-                    lambda v: _call(function, {**given, wrt: v}, args, rest), variable, seed
+                    value, gradient = _call(own, given, args, {**rest, "cotangent": seed})
+                    if isinstance(wrt, tuple):
+                        return value, tuple(g for g in gradient if g is not None)
+                    assert wrt == 0
+                    return value, gradient
+                several = wrt if isinstance(wrt, tuple) else (wrt,)
+                variables = [given.pop(key) for key in several]
+                value, gradients = self.differentiate(
+                    lambda *v: _call(
+                        function, {**given, **dict(zip(several, v, strict=True))}, args, rest
+                    ),
+                    variables,
+                    seed,
                 )
+                return value, tuple(gradients) if isinstance(wrt, tuple) else gradients[0]
 
             static = (function, [a for i, a in enumerate(args) if i not in arrays], rest)
             value, gradient = self.run(both, converted, "pull", wrt, static)
+            if isinstance(wrt, tuple):
+                return self.numpy(value), tuple(self.numpy(g) for g in gradient)
             return self.numpy(value), self.numpy(gradient)
 
     has_autodiff = False
@@ -185,12 +199,12 @@ class Torch(Route):
             return value.view(self.torch.int16).numpy().view(BFLOAT16)
         return value.numpy()
 
-    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
-        logits = logits.detach().requires_grad_()
-        value = function(logits)
+    def differentiate(self, function: Function, variables: Any, cotangent: Any) -> tuple[Any, Any]:
+        variables = [variable.detach().requires_grad_() for variable in variables]
+        value = function(*variables)
         seed = self.torch.ones_like(value) if cotangent is None else cotangent
         value.backward(seed)
-        return value, logits.grad
+        return value, [variable.grad for variable in variables]
 
 
 class JAX(Route):
@@ -206,10 +220,10 @@ class JAX(Route):
     def precision(self, *arrays: Any) -> contextlib.AbstractContextManager[Any]:
         return enable_x64(any(array.dtype == np.float64 for array in arrays))
 
-    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
-        value, pullback = self.jax.vjp(function, logits)
+    def differentiate(self, function: Function, variables: Any, cotangent: Any) -> tuple[Any, Any]:
+        value, pullback = self.jax.vjp(function, *variables)
         seed = self.jax.numpy.ones_like(value) if cotangent is None else cotangent
-        return value, pullback(seed)[0]
+        return value, pullback(seed)
 
 
 class JAXJit(JAX):
@@ -233,11 +247,11 @@ class TensorFlow(Route):
     def numpy(self, value: Any) -> np.ndarray:
         return np.asarray(value.numpy())  # np.asarray alone fails on a 0-d bfloat16
 
-    def differentiate(self, function: Function, logits: Any, cotangent: Any) -> tuple[Any, Any]:
+    def differentiate(self, function: Function, variables: Any, cotangent: Any) -> tuple[Any, Any]:
         with self.tf.GradientTape() as tape:
-            tape.watch(logits)
-            value = function(logits)
-        return value, tape.gradient(value, logits, output_gradients=cotangent)
+            tape.watch(variables)
+            value = function(*variables)
+        return value, tape.gradient(value, variables, output_gradients=cotangent)
 
 
 class TensorFlowFunction(TensorFlow):

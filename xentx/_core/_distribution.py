@@ -12,8 +12,18 @@ Array = Any
 Namespace = Any
 
 
-def distribution(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
-    """``q``, in the shape of the logits."""
+def distribution(
+    xp: Namespace,
+    spec: Spec,
+    target: Array,
+    weight: Array | None,
+    start: Any = 0,
+    size: int | None = None,
+) -> Array:
+    """``q``, in the shape of the logits, or in a block of so many classes from `start` on.
+
+    Probabilities and weights are the block's, class indices count from the first class of all.
+    """
     dtype = spec.precision.compute
     share = spec.label_smoothing / spec.classes
     if spec.soft:
@@ -23,8 +33,11 @@ def distribution(xp: Namespace, spec: Spec, target: Array, weight: Array | None)
         return q if weight is None else weight * q
     # Comparing and not gathering: it also works where the classes are sharded.
     shape = [1] * target.ndim
-    shape[spec.axis] = spec.classes
-    hit = xp.reshape(xp.arange(spec.classes, dtype=target.dtype), tuple(shape)) == target
+    shape[spec.axis] = size = spec.classes if size is None else size
+    classes = xp.reshape(xp.arange(size, dtype=target.dtype), tuple(shape))
+    if not isinstance(start, int):
+        start = xp.astype(start, target.dtype)
+    hit = classes == target - start
     if weight is None:
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)

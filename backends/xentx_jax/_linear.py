@@ -1,0 +1,275 @@
+"""JAX's `linear_cross_entropy`: tiles as XLA's loops, and every transformation.
+
+A reduced loss is a custom_jvp whose rule forms the gradients by the factors beside the value: the
+tangent is their product with those of the factors, and transposed it is them times the cotangent.
+Where they have to wait for the cotangent, the tangent is a primitive, which can be transposed. All
+else is the plain expression, in a loop whose body is computed again where it is transposed.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from xentx import _linear
+from xentx._core.tiles import BLOCK, Tiles
+from xentx._problem import Linear
+
+Array = Any
+Arrays = tuple[Array | None, ...]
+FACTORS = 3
+
+
+class JAXTiles(Tiles):
+    """Arrays that can't be written to, in loops that XLA sees, which writes in place."""
+
+    def loop(self, count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+        return step(0, carry) if count == 1 else lax.fori_loop(0, count, step, carry)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:  # noqa: ARG002
+        return jnp.zeros(shape, dtype)
+
+    def take(self, x: Array, start: Any, size: int, axis: int = 0) -> Array:
+        return lax.dynamic_slice_in_dim(x, start, size, axis)
+
+    def put(self, x: Array, start: Any, block: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), start, 0)
+
+    def add(self, x: Array, start: Any, block: Array) -> Array:
+        return self.put(x, start, self.take(x, start, block.shape[0]) + block)
+
+    def logits(self, hidden: Array, head: Array, bias: Array | None) -> Array:
+        product = lax.dot_general(hidden, head, (((1,), (1,)), ((), ())))
+        return product if bias is None else product + bias
+
+    def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
+        size = max(1, BLOCK // hidden.shape[1])
+
+        def step(start: Any, size: int, x: Array) -> Array:
+            block = self.take(slope, start, size, axis=1)
+            product = lax.dot_general(block, hidden, (((0,), (0,)), ((), ())))
+            return self.add(x, start, product)
+
+        whole, rest = divmod(slope.shape[1], size)
+        if whole:
+            x = self.loop(whole, lambda i, x: step(i * size, size, x), x)
+        return step(whole * size, rest, x) if rest else x
+
+
+_TILES = JAXTiles(jnp)
+
+
+def tiles(array: Array) -> Tiles:  # noqa: ARG001
+    """Return how arrays are taken by tiles."""
+    return _TILES
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attached(linear: Linear, arrays: Arrays) -> Array:
+    return _value(linear, *arrays)
+
+
+def attach(linear: Linear, arrays: Arrays) -> Array:
+    """Value of the problem, differentiable by every array and to any order."""
+    _linear.check_target(linear, arrays)
+    return _attached(linear, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _solved(
+    linear: Linear, arrays: Arrays, cotangent: Array | None, needs: tuple[bool, ...]
+) -> tuple[Array, _linear.LinearGradients]:
+    return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
+
+
+def solve_with_gradients(
+    linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
+) -> tuple[Array, _linear.LinearGradients]:
+    """Value and gradients."""
+    _linear.check_target(linear, arrays)
+    return _solved(linear, arrays, cotangent, tuple(needs))
+
+
+def by_chunks(
+    function: Callable[..., tuple[Array, ...]],
+    size: int,
+    mapped: tuple[Array, ...],
+    whole: Arrays,
+) -> tuple[Array, ...]:
+    """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
+    count = mapped[0].shape[0]
+    if count <= size:
+        return function(*mapped, *whole)
+    again = jax.checkpoint(function)
+    chunks, rest = divmod(count, size)
+    stacked = tuple(a[: chunks * size].reshape(chunks, size, *a.shape[1:]) for a in mapped)
+    joined = lax.map(lambda parts: again(*parts, *whole), stacked)
+    results = tuple(a.reshape(chunks * size, *a.shape[2:]) for a in joined)
+    if not rest:
+        return results
+    last = again(*(a[chunks * size :] for a in mapped), *whole)
+    return tuple(jnp.concatenate(parts) for parts in zip(results, last, strict=True))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _value(linear: Linear, *arrays: Array | None) -> Array:
+    return _linear.solve(linear, arrays)
+
+
+@functools.partial(_value.defjvp, symbolic_zeros=True)
+def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    known = _known(tangents)
+    if any(tangent is not None for tangent in known[FACTORS:]):
+        return _plain_jvp(functools.partial(_linear.plain, linear), arrays, known)
+    moved = tuple(i for i, tangent in enumerate(known) if tangent is not None)
+    if linear.reduction == "none" or linear.by_classes:
+        present = [array for array in arrays if array is not None]
+        given = tuple(array is not None for array in arrays)
+        directions = [known[i] for i in moved]
+        (tangent,) = tangent_p.bind(*directions, *present, linear=linear, moved=moved, given=given)
+        return _value(linear, *arrays), tangent
+    value, gradients = _with_gradients(linear, moved, *arrays)
+    terms = [jnp.sum(g * known[i]) for i, g in zip(moved, gradients, strict=True)]
+    return value, sum(terms[1:], start=terms[0])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _with_gradients(linear: Linear, moved: tuple[int, ...], *arrays: Array | None) -> Any:
+    """Value and gradients by the moved factors, for a cotangent of 1."""
+    needs = [i in moved for i in range(FACTORS + 1)]
+    value, gradients = _linear.solve_with_gradients(linear, arrays, None, needs)
+    return value, [gradients[i] for i in moved]
+
+
+@functools.partial(_with_gradients.defjvp, symbolic_zeros=True)
+def _with_gradients_jvp(
+    linear: Linear, moved: tuple[int, ...], arrays: Arrays, tangents: tuple[Any, ...]
+) -> Any:
+    def both(*arrays: Array | None) -> Any:
+        factors = [arrays[i] for i in moved]
+        return jax.value_and_grad(lambda v: _plain(linear, arrays, moved, v))(factors)
+
+    return _plain_jvp(both, arrays, _known(tangents))
+
+
+# The tangent by factors, where the gradients wait for the cotangent: those of rows do, and those
+# that are rounded to a narrow dtype. It is linear in its first operands, and this its transpose.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _gradients(
+    linear: Linear, moved: tuple[int, ...], cotangent: Array, *arrays: Array | None
+) -> list[Array]:
+    needs = [i in moved for i in range(FACTORS + 1)]
+    _, gradients = _linear.solve_with_gradients(linear, arrays, cotangent, needs)
+    return [gradients[i] for i in moved]
+
+
+@functools.partial(_gradients.defjvp, symbolic_zeros=True)
+def _gradients_jvp(
+    linear: Linear, moved: tuple[int, ...], operands: Arrays, tangents: tuple[Any, ...]
+) -> Any:
+    def pull(cotangent: Array, *arrays: Array | None) -> Any:
+        factors = [arrays[i] for i in moved]
+        return jax.vjp(lambda v: _plain(linear, arrays, moved, v), factors)[1](cotangent)[0]
+
+    return _plain_jvp(pull, operands, _known(tangents))
+
+
+tangent_p: Any = Primitive("xentx_linear_tangent")
+tangent_p.multiple_results = True
+
+
+def _split(
+    operands: Sequence[Array], moved: tuple[int, ...], given: tuple[bool, ...]
+) -> tuple[list[Array], Arrays]:
+    """Separate the factors' tangents from the arrays, with None for those that aren't there."""
+    present = iter(operands[len(moved) :])
+    return list(operands[: len(moved)]), tuple(next(present) if g else None for g in given)
+
+
+def _tangent(
+    *operands: Array, linear: Linear, moved: tuple[int, ...], given: tuple[bool, ...]
+) -> list[Array]:
+    directions, arrays = _split(operands, moved, given)
+    factors = [arrays[i] for i in moved]
+    return [jax.jvp(lambda v: _plain(linear, arrays, moved, v), [factors], [directions])[1]]
+
+
+def _tangent_aval(*avals: Any, linear: Linear, **_: Any) -> list[Any]:
+    shape = linear.rows if linear.reduction == "none" else ()
+    return [jax.core.ShapedArray(shape, linear.kind.spec.precision.compute)]
+
+
+def _tangent_transpose(
+    cotangents: Sequence[Any],
+    *operands: Any,
+    linear: Linear,
+    moved: tuple[int, ...],
+    given: tuple[bool, ...],
+) -> list[Any]:
+    (cotangent,) = cotangents
+    places, (_, arrays) = len(moved), _split(operands, moved, given)
+    if isinstance(cotangent, ad.Zero):
+        found: list[Any] = [ad.Zero(operand.aval) for operand in operands[:places]]
+    else:
+        found = _gradients(linear, moved, cotangent, *arrays)
+    return [*found, *(None for _ in operands[places:])]
+
+
+def _tangent_jvp(
+    primals: Sequence[Array], tangents: Sequence[Any], **static: Any
+) -> tuple[list[Array], list[Any]]:
+    known = tuple(None if isinstance(t, ad.Zero) else t for t in tangents)
+    return _plain_jvp(lambda *operands: _tangent(*operands, **static), tuple(primals), known)
+
+
+def _tangent_batch(
+    operands: Sequence[Array], axes: Sequence[int | None], **static: Any
+) -> tuple[list[Array], list[int]]:
+    results = jax.vmap(lambda *given: _tangent(*given, **static), tuple(axes))(*operands)
+    return results, [0]
+
+
+tangent_p.def_impl(
+    lambda *operands, **static: jax.jit(functools.partial(_tangent, **static))(*operands)
+)
+tangent_p.def_abstract_eval(_tangent_aval)
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+ad.primitive_jvps[tangent_p] = _tangent_jvp
+batching.primitive_batchers[tangent_p] = _tangent_batch
+mlir.register_lowering(tangent_p, mlir.lower_fun(_tangent, multiple_results=True))
+
+
+def _plain(
+    linear: Linear, arrays: Arrays, places: tuple[int, ...], values: Sequence[Array]
+) -> Array:
+    """Value by the plain expression, with other arrays at some places."""
+    given = list(arrays)
+    for i, value in zip(places, values, strict=True):
+        given[i] = value
+    return _linear.plain(linear, tuple(given))
+
+
+def _known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
+    """Return tangents that are not known to be zero; None for the others."""
+    zero = jax.custom_derivatives.SymbolicZero
+    return tuple(None if t is None or isinstance(t, zero) else t for t in tangents)
+
+
+def _plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -> Any:
+    """Differentiate ``function(*arrays)`` in the direction of the tangents that there are."""
+    moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
+
+    def of_moved(*values: Array) -> Any:
+        given = list(arrays)
+        for i, value in zip(moved, values, strict=True):
+            given[i] = value
+        return function(*given)
+
+    return jax.jvp(of_moved, [arrays[i] for i in moved], [tangents[i] for i in moved])

@@ -1,0 +1,127 @@
+"""linear_cross_entropy against the truth of dense logits, on every route and by chunks.
+
+The error allowed is that of forming the logits in the compute dtype and of summing products: the
+unit of rounding times the sum of the magnitudes of what is added.
+"""
+
+import numpy as np
+import pytest
+
+import oracle
+import xentx
+from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
+
+LONG = oracle.LONG
+UNITS = 12
+
+
+def draw(rng, rows, features, classes, dtype, *, soft, reduction, options, bias=True):
+    """Draw the arrays of a problem, its options and a cotangent."""
+    hidden = rng.normal(size=(*rows, features)).astype(dtype)
+    head = rng.normal(size=(classes, features)).astype(dtype)
+    shape = (*rows, classes)
+    _, target, options, _ = draw_problem(
+        rng, shape, len(rows), np.float32, soft=soft, reduction=reduction, options=options
+    )
+    del options["axis"]
+    if bias:
+        options["bias"] = rng.normal(size=classes).astype(dtype)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    cotangent = rng.normal(size=rows if reduction == "none" else ()).astype(wide)
+    return (hidden, head, target), options, cotangent
+
+
+def truth_of(arrays, options, cotangent):
+    """Value and gradients by hidden, head and bias, each with its scale."""
+    hidden, head, target = (np.asarray(a) for a in arrays)
+    rest = dict(options)
+    rest.pop("chunk", None)
+    bias = rest.pop("bias", None)
+    h, w = hidden.astype(LONG), head.astype(LONG)
+    b = np.zeros(len(w), LONG) if bias is None else bias.astype(LONG)
+    logits = np.matmul(h, w.T) + b
+    dense = oracle.cross_entropy(logits, target, axis=-1, **rest, cotangent=cotangent)
+    slope = dense.gradient
+    # What an error of the logits makes of the loss, and of its gradient.
+    blur = (np.matmul(np.abs(h), np.abs(w.T)) + np.abs(b)).max(initial=0)
+    flat = slope.reshape(-1, len(w))
+    size = np.abs(dense.gradient_scale).reshape(flat.shape) * (1 + 2 * blur)
+    rows, magnitude = h.reshape(len(flat), -1), np.abs(h).reshape(len(flat), -1)
+    unit = np.abs(cotangent) if rest.get("reduction") == "none" else 1
+    value_scale = dense.value_scale + 2 * blur * np.ones_like(dense.value) * _mass(
+        dense, flat, unit, cotangent, rest
+    )
+    return (
+        (dense.value, value_scale),
+        ((flat @ w).reshape(h.shape), (size @ np.abs(w)).reshape(h.shape)),
+        (flat.T @ rows, size.T @ magnitude),
+        (flat.sum(0), size.sum(0)),
+    )
+
+
+def _mass(dense, slope, unit, cotangent, options):
+    """Sum of the magnitudes of the loss's slopes: how much an error of the logits weighs."""
+    total = np.abs(dense.gradient_scale).reshape(slope.shape).sum(-1)
+    if options.get("reduction") == "none":
+        return (total / np.maximum(np.abs(cotangent).ravel(), 1e-30)).reshape(dense.value.shape)
+    return total.sum() / max(abs(float(cotangent)), 1e-30)
+
+
+def check(route, arrays, options, cotangent, units=UNITS):
+    """Compare the value and all gradients with the truth."""
+    truth, *gradients = truth_of(arrays, options, cotangent)
+    wrt = (0, 1, "bias") if "bias" in options else (0, 1)
+    value, found = route.pull(
+        xentx.linear_cross_entropy, *arrays, cotangent=cotangent, wrt=wrt, **options
+    )
+    assert value.dtype == cotangent.dtype
+    oracle.assert_within(value, *truth, units)
+    arguments = (*arrays[:2], options.get("bias"))
+    # Soft targets have a gradient too, where a function of NumPy returns all that there are.
+    for argument, gradient, (true, scale) in zip(arguments, found, gradients, strict=False):
+        assert gradient.dtype == argument.dtype
+        # Summed up in the compute dtype, then rounded once to that of the argument.
+        ratio = oracle.epsilon(value.dtype) / oracle.epsilon(gradient.dtype)
+        oracle.assert_within(gradient, true, scale * ratio + np.abs(true), units)
+
+
+# Everything is reduced in every way; of the rest two ways are enough, and compilers are slow.
+CASES = [
+    pytest.param(soft, reduction, options, id=f"{name}-{'soft' if soft else 'hard'}-{reduction}")
+    for name, options in OPTIONS.items()
+    for soft in (False, True)
+    for reduction in REDUCTIONS
+    if name in ("plain", "everything") or reduction in ("none", "mean")
+]
+
+
+@pytest.mark.parametrize(("soft", "reduction", "options"), CASES)
+def test_options(route, options, soft, reduction):
+    rng = np.random.default_rng(RNG_SEED)
+    arrays, options, cotangent = draw(
+        rng, (7,), 3, 5, np.float32, soft=soft, reduction=reduction, options=options
+    )
+    check(route, arrays, {**options, "chunk": 3}, cotangent)
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_dtypes(route, dtype, reduction):
+    if dtype.name not in route.dtypes:
+        pytest.skip(f"{route} has no {dtype}")
+    rng = np.random.default_rng(RNG_SEED)
+    options = {"weight": True, "label_smoothing": 0.1}
+    for soft in (False, True):
+        arrays, given_options, cotangent = draw(
+            rng, (20,), 4, 7, dtype, soft=soft, reduction=reduction, options=options
+        )
+        check(route, arrays, {**given_options, "chunk": 8}, cotangent)
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (0,), (2, 3)], ids=str)
+def test_rows(route, rows):
+    rng = np.random.default_rng(RNG_SEED)
+    arrays, options, cotangent = draw(
+        rng, rows, 3, 4, np.float32, soft=False, reduction="sum", options={}, bias=False
+    )
+    check(route, arrays, options, cotangent)

@@ -1,0 +1,340 @@
+"""Cross-entropy of ``hidden @ head.T + bias``, of which there is never more than a tile.
+
+Both ways take rows by chunks, and differ in what of the classes they take at a time:
+
+- ``by_rows``: all of them. A chunk's logits give its losses and their gradient at once, by
+  whatever computes a dense problem best, and that gradient is multiplied into those of hidden and
+  head before the next chunk: three matrix products, as many as without chunks. The head's gradient
+  is summed up in its own dtype, so this is for operands of the compute dtype.
+- ``by_classes``: a block of them, in the outer loop. The rows' states (`partials`) are combined
+  over the blocks; then each block's logits are formed once more, for its part of the gradient. A
+  fourth product, but float32 is needed for the head's gradient only a block at a time, beside that
+  of hidden: this is for float16 and bfloat16.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from xentx._core import cross_entropy
+from xentx._core import partials as monoid
+from xentx._core._distribution import distribution, kept
+from xentx._core._softmax import sum_classes
+from xentx._core._spec import Spec
+from xentx._core.partials import Partials
+from xentx._core.tiles import Tiles
+
+Array = Any
+# Logits, target, weight and the rows' cotangent -> the rows' losses and their gradient; without a
+# cotangent, the losses and None.
+Dense = Callable[[Array, Array, Array | None, Array | None], tuple[Array, Array | None]]
+# Hidden, head, bias, target and weight.
+Arrays = tuple[Array, Array, Array | None, Array, Array | None]
+
+# By hidden, head and bias: which of them are needed, and they.
+Needs = tuple[bool, bool, bool]
+Gradients = tuple[Array | None, Array | None, Array | None]
+
+# A chunk of so many logits keeps the products near their full speed, and is small beside a head.
+CHUNK = 1 << 25
+TILE_ROWS, TILE_CLASSES = 1024, 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How many rows, and for ``by_classes`` how many classes, a tile has.
+
+    Parameters
+    ----------
+    rows, classes
+        The size of a tile. All classes for ``by_rows``.
+    by_classes
+        Which of the two ways is taken.
+    """
+
+    rows: int
+    classes: int
+    by_classes: bool
+
+
+def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bool) -> Tiling:
+    """Choose the tiles for so many rows, of which a chunk may be asked to have `chunk`."""
+    rows = chunk
+    if rows is None:
+        rows = TILE_ROWS if by_classes else max(64, CHUNK // classes)
+        if count:  # of nearly equal sizes, since a small remainder is slow
+            rows = math.ceil(count / math.ceil(count / rows))
+    return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)
+
+
+def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, dense: Dense) -> Array:
+    """Return a loss for each row, in the compute dtype."""
+    if tiling.by_classes:
+        state = _states(tiles, spec, tiling, arrays)
+        return tiles.xp.astype(monoid.finish(tiles.xp, state, spec.z_loss), spec.precision.compute)
+    hidden, head, bias, target, weight = arrays
+
+    def step(start: Any, size: Any, rows: Array) -> Array:
+        logits = tiles.logits(tiles.take(hidden, start, size), head, bias)
+        loss, _ = dense(logits, tiles.take(target, start, size), weight, None)
+        return tiles.put(rows, start, loss)
+
+    rows = tiles.zeros((tiles.count(hidden),), spec.precision.compute, hidden)
+    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, rows)
+
+
+def losses_and_gradients(
+    tiles: Tiles,
+    spec: Spec,
+    tiling: Tiling,
+    arrays: Arrays,
+    cotangent: Array,
+    dense: Dense,
+    needs: Needs = (True, True, True),
+) -> tuple[Array, Gradients]:
+    """Return the rows' losses, and their cotangents pulled back to hidden, head and bias.
+
+    Only to those that need it: the others' are None.
+    """
+    needs = (*needs[:2], needs[2] and arrays[2] is not None)
+    way = _by_classes if tiling.by_classes else _by_rows
+    rows, gradients = way(tiles, spec, tiling, arrays, cotangent, dense, needs)
+    by_hidden, by_head, by_bias = (
+        None if gradient is None else tiles.xp.astype(gradient, array.dtype, copy=False)
+        for gradient, array in zip(gradients, arrays[:3], strict=True)
+    )
+    return rows, (by_hidden, by_head, by_bias)
+
+
+def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction: str) -> Array:
+    """Return what each row adds to the divisor of a mean, as `reduction.divisor` says."""
+    xp, compute = tiles.xp, spec.precision.compute
+    hidden, _, _, target, weight = arrays
+    weighted = reduction == "weighted_mean"
+    if not spec.soft:
+        amount = tiles.zeros((tiles.count(hidden),), compute, hidden) + 1.0
+        if weight is not None:
+            # Other indices are ignored rows, which the caller leaves out, or make the loss NaN.
+            known = xp.where((target >= 0) & (target < spec.classes), target, 0)
+            amount = xp.take(weight, known, axis=0)
+        if weighted and weight is not None and spec.label_smoothing:
+            mean = xp.sum(weight, dtype=spec.precision.accumulate) / spec.classes
+            mean = xp.astype(mean, compute, copy=False)
+            amount = (1.0 - spec.label_smoothing) * amount + spec.label_smoothing * mean
+        return amount
+
+    def step(start: Any, size: Any, rows: Array) -> Array:
+        q = distribution(xp, spec, tiles.take(target, start, size), _row(weight))
+        return tiles.put(rows, start, xp.squeeze(sum_classes(xp, spec, q), axis=1))
+
+    rows = tiles.zeros((tiles.count(hidden),), compute, hidden)
+    if not weighted:
+        return rows + 1.0
+    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, rows)
+
+
+def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangent: Array) -> Array:
+    """Pull the rows' cotangents back to class probabilities."""
+    xp = tiles.xp
+    hidden, head, bias, target, weight = arrays
+
+    def step(start: Any, size: Any, gradient: Array) -> Array:
+        logits = logits_of(tiles, spec, tiles.take(hidden, start, size), head, bias)
+        inputs = (logits, tiles.take(target, start, size), _row(weight))
+        _, residuals = cross_entropy.forward(xp, spec, *inputs)
+        seed = tiles.take(cotangent, start, size)[:, None]
+        needs = (False, True, False)
+        _, block, _ = cross_entropy.pullback(xp, spec, inputs, residuals, seed, needs)
+        return tiles.put(gradient, start, block)
+
+    zeros = tiles.zeros((tiles.count(hidden), spec.classes), target.dtype, hidden)
+    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, zeros)
+
+
+def logits_of(tiles: Tiles, spec: Spec, hidden: Array, head: Array, bias: Array | None) -> Array:
+    """Form whole rows of logits in the compute dtype."""
+    compute = spec.precision.compute
+    hidden, head, bias = (
+        None if array is None else tiles.xp.astype(array, compute, copy=False)
+        for array in (hidden, head, bias)
+    )
+    return tiles.logits(hidden, head, bias)
+
+
+def _row(weight: Array | None) -> Array | None:
+    return None if weight is None else weight[None, :]
+
+
+def _by_rows(
+    tiles: Tiles,
+    spec: Spec,
+    tiling: Tiling,
+    arrays: Arrays,
+    cotangent: Array,
+    dense: Dense,
+    needs: Needs,
+) -> tuple[Array, Gradients]:
+    xp, compute = tiles.xp, spec.precision.compute
+    hidden, head, bias, target, weight = arrays
+
+    def step(start: Any, size: Any, carry: Any) -> Any:
+        rows, by_hidden, by_head, by_bias = carry
+        x = tiles.take(hidden, start, size)
+        chosen = tiles.take(target, start, size)
+        logits = tiles.logits(x, head, bias)
+        loss, slope = dense(logits, chosen, weight, tiles.take(cotangent, start, size))
+        del logits
+        rows = tiles.put(rows, start, loss)
+        if by_hidden is not None:
+            by_hidden = tiles.put(by_hidden, start, tiles.product(slope, head))
+        if by_head is not None:
+            by_head = tiles.add_product(by_head, slope, _kept(xp, spec, x, chosen))
+        if by_bias is not None:
+            by_bias = by_bias + xp.sum(slope, axis=0, dtype=by_bias.dtype)
+        return rows, by_hidden, by_head, by_bias
+
+    def zeros(i: int, shape: tuple[Any, ...], dtype: Any = compute) -> Array | None:
+        return tiles.zeros(shape, dtype, hidden) if needs[i] else None
+
+    count = tiles.count(hidden)
+    carry = (
+        tiles.zeros((count,), compute, hidden),
+        zeros(0, (count, hidden.shape[1])),
+        zeros(1, tuple(head.shape)),
+        zeros(2, (spec.classes,), spec.precision.accumulate),
+    )
+    rows, *gradients = _chunks(tiles, tiles.count(hidden), tiling.rows, step, carry)
+    return rows, gradients
+
+
+def _by_classes(
+    tiles: Tiles,
+    spec: Spec,
+    tiling: Tiling,
+    arrays: Arrays,
+    cotangent: Array,
+    dense: Dense,  # noqa: ARG001 -- there is no whole row to give it
+    needs: Needs,
+) -> tuple[Array, Gradients]:
+    xp, compute = tiles.xp, spec.precision.compute
+    hidden, head, *_ = arrays
+    state = _states(tiles, spec, tiling, arrays)
+    features = hidden.shape[1]
+
+    def zeros(i: int, shape: tuple[Any, ...], dtype: Any) -> Array | None:
+        return tiles.zeros(shape, dtype, hidden) if needs[i] else None
+
+    def outer(first: Any, width: Any, carry: Any) -> Any:
+        by_hidden, by_head, by_bias = carry
+        block = xp.astype(tiles.take(head, first, width), compute, copy=False)
+        shift, scale, probabilities = _block(tiles, spec, arrays, first, width)
+
+        def inner(start: Any, size: Any, carry: Any) -> Any:
+            by_hidden, by_block, by_shift = carry
+            x = xp.astype(tiles.take(hidden, start, size), compute, copy=False)
+            chosen = tiles.take(probabilities, start, size)
+            slope = monoid.gradient(
+                xp,
+                spec,
+                tiles.logits(x, block, shift),
+                chosen if spec.soft else chosen[:, None],
+                scale,
+                first,
+                Partials(*(tiles.take(field, start, size) for field in state)),
+            )
+            slope = slope * tiles.take(cotangent, start, size)[:, None]
+            if by_hidden is not None:
+                by_hidden = tiles.add(by_hidden, start, tiles.product(slope, block))
+            if by_block is not None:
+                by_block = tiles.add_product(by_block, slope, _kept(xp, spec, x, chosen))
+            if by_shift is not None:
+                by_shift = by_shift + xp.sum(slope, axis=0, dtype=by_shift.dtype)
+            return by_hidden, by_block, by_shift
+
+        own = (
+            by_hidden,
+            zeros(1, (width, features), compute),
+            zeros(2, (width,), spec.precision.accumulate),
+        )
+        by_hidden, by_block, by_shift = _chunks(tiles, tiles.count(hidden), tiling.rows, inner, own)
+        if by_head is not None:
+            by_head = tiles.put(by_head, first, by_block)
+        if by_bias is not None:
+            by_bias = tiles.put(by_bias, first, by_shift)
+        return by_hidden, by_head, by_bias
+
+    carry = (
+        zeros(0, (tiles.count(hidden), features), compute),
+        zeros(1, tuple(head.shape), head.dtype),
+        zeros(2, (spec.classes,), compute),
+    )
+    gradients = _chunks(tiles, spec.classes, tiling.classes, outer, carry)
+    rows = xp.astype(monoid.finish(xp, state, spec.z_loss), compute, copy=False)
+    return rows, gradients
+
+
+def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays) -> Partials:
+    """Return the states of all rows, combined over blocks of the classes."""
+    xp, compute = tiles.xp, spec.precision.compute
+    hidden, head, *_ = arrays
+
+    def outer(first: Any, width: Any, state: Partials) -> Partials:
+        block = xp.astype(tiles.take(head, first, width), compute, copy=False)
+        shift, scale, probabilities = _block(tiles, spec, arrays, first, width)
+
+        def inner(start: Any, size: Any, state: Partials) -> Partials:
+            x = xp.astype(tiles.take(hidden, start, size), compute, copy=False)
+            chosen = tiles.take(probabilities, start, size)
+            new = monoid.partials(
+                xp,
+                spec,
+                tiles.logits(x, block, shift),
+                chosen if spec.soft else chosen[:, None],
+                scale,
+                first,
+            )
+            old = Partials(*(tiles.take(field, start, size) for field in state))
+            joined = monoid.combine(xp, old, new)
+            return Partials(*(tiles.put(a, start, b) for a, b in zip(state, joined, strict=True)))
+
+        return _chunks(tiles, tiles.count(hidden), tiling.rows, inner, state)
+
+    zero = tiles.zeros((tiles.count(hidden),), spec.precision.accumulate, hidden)
+    state = Partials(*(field + zero for field in monoid.empty(xp, spec, zero)))
+    return _chunks(tiles, spec.classes, tiling.classes, outer, state)
+
+
+def _block(
+    tiles: Tiles, spec: Spec, arrays: Arrays, first: Any, width: Any
+) -> tuple[Array | None, Array | None, Array]:
+    """Return the block's bias and weights, and the targets: its probabilities, or the indices."""
+    xp, compute = tiles.xp, spec.precision.compute
+    _, _, bias, target, weight = arrays
+    shift = scale = None
+    if bias is not None:
+        shift = xp.astype(tiles.take(bias, first, width), compute, copy=False)
+    if weight is not None:
+        scale = _row(tiles.take(weight, first, width))
+    return shift, scale, tiles.take(target, first, width, axis=1) if spec.soft else target
+
+
+def _kept(xp: Any, spec: Spec, hidden: Array, target: Array) -> Array:
+    """Replace the ignored rows of a factor by 0, since a slope of 0 times NaN is NaN."""
+    keep = kept(spec, target)
+    return hidden if keep is None else xp.where(keep[:, None], hidden, 0.0)
+
+
+def _chunks(
+    tiles: Tiles, count: Any, size: int, step: Callable[[Any, Any, Any], Any], carry: Any
+) -> Any:
+    """``step(start, size, carry)`` for each whole chunk, and for what remains."""
+    whole = count // size
+
+    def body(i: Any, carry: Any) -> Any:
+        return step(i * size, size, carry)
+
+    carry = tiles.loop(whole, body, carry)
+    if isinstance(count, int) and count % size == 0:
+        return carry
+    return step(whole * size, count - whole * size, carry)

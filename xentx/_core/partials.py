@@ -1,0 +1,157 @@
+"""Cross-entropy from blocks of the classes: a monoid of what each row is reduced to.
+
+`partials` reduces a block of logits, `combine` joins two blocks' states, in any order, and `finish`
+makes the loss of a state that has seen every class. With ``q`` the target distribution, a state is
+
+    top = max x,   ties = how often it occurs,   rest = sum over x_k < top of exp(x_k - top),
+    mass = sum q_k,   gaps = sum q_k (top - x_k)
+
+of its block, and the loss of the whole is ``mass log1p(rest + ties - 1) + gaps``. A block that is
+all -inf leaves everything at 0 beside the others' sums, its top -inf; a row that is all -inf is NaN
+in the end. Like `_softmax`'s, every expression is exactly independent of `top` as a function of the
+logits, so a framework may differentiate through it.
+
+`gradient` is the loss's gradient in one block, once the state of all of them is known.
+"""
+
+from typing import Any, NamedTuple
+
+from xentx._core import _distribution, _softmax
+from xentx._core._softmax import RowStats
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+class Partials(NamedTuple):
+    """What the rows of a block are reduced to, each in the rows' shape and a wide dtype.
+
+    Parameters
+    ----------
+    top, rest, ties
+        The rows' maxima, the sums of exponentials of what is below, and those of what is level.
+    mass, gaps
+        The sums of the target distribution, and of its products with the distances to `top`.
+    kept
+        1 for the rows that are not ignored, 0 for those that are.
+    """
+
+    top: Array
+    rest: Array
+    ties: Array
+    mass: Array
+    gaps: Array
+    kept: Array
+
+
+def empty(xp: Namespace, spec: Spec, like: Array) -> Partials:
+    """Return the state of no class, which changes no other, for rows as those of `like`."""
+    zero = xp.zeros_like(like, dtype=spec.precision.accumulate)
+    return Partials(zero - xp.inf, zero, zero, zero, zero, zero)
+
+
+def partials(
+    xp: Namespace, spec: Spec, block: Array, target: Array, weight: Array | None, start: Any = 0
+) -> Partials:
+    """Reduce a block of the classes from `start` on, its axis and that of `target` being kept.
+
+    Class indices count from the first class of all. Probabilities and weights are the block's.
+    """
+    size = block.shape[spec.axis]
+    x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, block))
+    top = xp.max(x, axis=spec.axis, keepdims=True)
+    level = _finite_or_zero(xp, top)
+    _, e = _softmax.exponentials(xp, spec, x, level)
+    is_top = x == top
+    q = _distribution.distribution(xp, spec, target, weight, start, size)
+    mass = _sum(xp, spec, q)
+    kept = _distribution.kept(spec, target)
+    kept = xp.ones_like(mass) if kept is None else xp.astype(kept, mass.dtype)
+    if spec.soft:
+        kept = xp.ones_like(mass)
+    state = Partials(
+        top=xp.astype(top, spec.precision.accumulate, copy=False),
+        rest=_sum(xp, spec, xp.where(is_top, 0.0, e)),
+        ties=_sum(xp, spec, xp.where(is_top, e, 0.0)),
+        mass=_distribution.no_class_is_nan(xp, spec, target, mass) * kept,
+        gaps=_sum(xp, spec, _distribution.times(xp, q, level - x)) * kept,
+        kept=kept,
+    )
+    return Partials(*(xp.squeeze(field, axis=spec.axis) for field in state))
+
+
+def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
+    """Join the states of two blocks of the same rows."""
+    top = xp.maximum(a.top, b.top)
+    level = _finite_or_zero(xp, top)
+    rest, ties, gaps = [], [], []
+    for state in (a, b):
+        leads = state.top == top
+        nothing = state.top == -xp.inf
+        own = xp.where(nothing, level, state.top)
+        below = (state.rest + state.ties) * xp.exp(xp.where(nothing, 0.0, own - level))
+        rest.append(xp.where(leads, state.rest, below))
+        ties.append(xp.where(leads, state.ties, 0.0))
+        shift = level - _finite_or_zero(xp, state.top)
+        gaps.append(state.gaps + xp.where(state.mass == 0.0, 0.0, state.mass * shift))
+    return Partials(
+        top,
+        rest[0] + rest[1],
+        ties[0] + ties[1],
+        a.mass + b.mass,
+        gaps[0] + gaps[1],
+        xp.maximum(a.kept, b.kept),
+    )
+
+
+def finish(xp: Namespace, state: Partials, z_loss: float) -> Array:
+    """Return a loss for each row."""
+    tail = xp.log1p(state.rest + (state.ties - 1.0))
+    loss = state.mass * tail + state.gaps
+    if z_loss:
+        lse = state.top + tail
+        loss = loss + z_loss * (lse * lse)
+    nothing = state.top == -xp.inf
+    loss = xp.where(nothing, xp.nan, loss)
+    return xp.where(state.kept == 0.0, 0.0, loss)
+
+
+def gradient(
+    xp: Namespace,
+    spec: Spec,
+    block: Array,
+    target: Array,
+    weight: Array | None,
+    start: Any,
+    state: Partials,
+) -> Array:
+    """Gradient of each row's loss in a block, from the state of all blocks, in `compute`."""
+    compute = spec.precision.compute
+    block = _distribution.keep_rows(xp, spec, target, block)
+    x = _softmax.capped(xp, spec, block)
+    whole = Partials(*(xp.expand_dims(field, axis=spec.axis) for field in state))
+    tail = xp.astype(xp.log1p(whole.rest + (whole.ties - 1.0)), compute, copy=False)
+    top, rest, ties, mass, _, kept = (xp.astype(f, compute, copy=False) for f in whole)
+    stats = RowStats(top, rest, ties)
+    _, e = _softmax.exponentials(xp, spec, x, top)
+    size = block.shape[spec.axis]
+    q = _distribution.distribution(xp, spec, target, weight, start, size)
+    p = _softmax.probabilities(e, stats)
+    # As in softmax_minus, but for what the other blocks hold of q, which is what is not here.
+    complement = rest / (rest + ties)
+    leader = _softmax.is_leader(x, stats)
+    slope = xp.where(leader, (mass - q) - mass * complement, mass * p - q)
+    if spec.z_loss:
+        slope = slope + (2.0 * spec.z_loss) * (top + tail) * p
+    if spec.logit_softcap is not None:
+        slope = slope * _softmax.cap_slope(xp, spec, block)
+    return xp.where(kept == 0.0, 0.0, slope)
+
+
+def _sum(xp: Namespace, spec: Spec, x: Array) -> Array:
+    return xp.sum(x, axis=spec.axis, keepdims=True, dtype=spec.precision.accumulate)
+
+
+def _finite_or_zero(xp: Namespace, top: Array) -> Array:
+    return xp.where(top == -xp.inf, 0.0, top)

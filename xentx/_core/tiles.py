@@ -1,0 +1,69 @@
+"""Arrays taken tile by tile: how `linear` loops, slices, multiplies and accumulates.
+
+`Tiles` serves arrays that can be written to, in Python's own loop. A framework whose arrays can't,
+or whose compilers must see a loop, has a subclass in its adapter. Nothing else of `linear` differs
+between frameworks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Array = Any
+Namespace = Any
+Carry = Any
+Index = Any  # an int, or a traced one
+
+# So many numbers at a time are what a product is before it is added to an accumulator.
+BLOCK = 1 << 23
+
+
+class Tiles:
+    """Tiles of arrays of the namespace `xp`."""
+
+    def __init__(self, xp: Namespace) -> None:
+        self.xp = xp
+
+    def loop(self, count: Any, step: Callable[[Index, Carry], Carry], carry: Carry) -> Carry:
+        """``step(i, carry)`` for each i below `count`, one after the other."""
+        for i in range(count):
+            carry = step(i, carry)
+        return carry
+
+    def count(self, x: Array) -> Any:
+        """Return the length of the first axis."""
+        return x.shape[0]
+
+    def zeros(self, shape: tuple[Any, ...], dtype: Any, like: Array) -> Array:
+        """Make zeros where `like` lives."""
+        return self.xp.zeros(shape, dtype=dtype, device=getattr(like, "device", None))
+
+    def take(self, x: Array, start: Index, size: Any, axis: int = 0) -> Array:
+        """Return so many entries along an axis."""
+        return x[(slice(None),) * axis + (slice(start, start + size), ...)]
+
+    def put(self, x: Array, start: Index, block: Array) -> Array:
+        """Return `x`, which may be overwritten, with a block at `start` of its first axis."""
+        x[start : start + block.shape[0], ...] = self.xp.astype(block, x.dtype, copy=False)
+        return x
+
+    def add(self, x: Array, start: Index, block: Array) -> Array:
+        """Return `x`, which may be overwritten, with a block added at `start` of its first axis."""
+        x[start : start + block.shape[0], ...] += block
+        return x
+
+    def logits(self, hidden: Array, head: Array, bias: Array | None) -> Array:
+        """``hidden @ head.T + bias``."""
+        product = self.xp.matmul(hidden, head.T)
+        return product if bias is None else product + bias
+
+    def product(self, slope: Array, head: Array) -> Array:
+        """``slope @ head``."""
+        return self.xp.matmul(slope, head)
+
+    def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
+        """Return ``x + slope.T @ hidden``, `x` may be overwritten."""
+        classes, size = slope.shape[1], max(1, BLOCK // hidden.shape[1])
+        for start in range(0, classes, size):
+            block = self.take(slope, start, min(size, classes - start), axis=1)
+            x = self.add(x, start, self.xp.matmul(block.T, hidden))
+        return x

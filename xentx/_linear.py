@@ -1,0 +1,315 @@
+"""From a problem of `linear_cross_entropy` to its value, tile by tile.
+
+The algorithm is `xentx._core.linear`; a chunk's whole rows go to whatever computes a dense problem
+in this framework, which is the native kernel where there is one.
+
+An adapter's ``_linear`` says how its framework takes tiles, and attaches the gradients that are
+formed here to its autodiff. Whatever needs more than those, such as second derivatives, starts from
+`plain`, an expression that the framework differentiates by itself, a chunk at a time where it can
+be told to compute chunks again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xentx import _evaluate, _problem
+from xentx._backend import Backend
+from xentx._core import linear as core
+from xentx._core import reduction as reductions
+from xentx._core._distribution import keep_rows
+from xentx._core._spec import Spec
+from xentx._core.tiles import Tiles
+from xentx._problem import Kind, Linear, LinearProblem, Problem
+
+Array = Any
+# Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none.
+Arrays = tuple[Array | None, ...]
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of `xentx.linear_cross_entropy`, each in the shape and dtype of its argument.
+
+    Parameters
+    ----------
+    hidden, head : array
+        By the two factors.
+    bias : array or None
+        By the bias; None without one.
+    target : array or None
+        By class probabilities; None for class indices.
+    """
+
+    hidden: Array
+    head: Array
+    bias: Array | None
+    target: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A problem laid out for the core, its rows on one axis.
+
+    Parameters
+    ----------
+    spec, tiling
+        As the core takes them.
+    arrays
+        Hidden, head, bias, target and weight.
+    sample_weight, divisor
+        What the rows' losses are multiplied by, and what a mean divides their sum by.
+    chosen, places
+        Which rows these are, where ignored ones have been dropped, and where among them each row is
+        found, an ignored one past their end; else None.
+    """
+
+    spec: Spec
+    tiling: core.Tiling
+    arrays: core.Arrays
+    sample_weight: Array | None
+    divisor: Array | None
+    chosen: Array | None = None
+    places: Array | None = None
+
+
+def value(problem: LinearProblem) -> Array:
+    """Value of the problem, which the framework can differentiate."""
+    linear, arrays = problem
+    adapter = linear.backend.linear
+    return solve(linear, arrays) if adapter is None else adapter.attach(linear, arrays)
+
+
+def value_and_gradient(
+    problem: LinearProblem, cotangent: object | None
+) -> tuple[Array, LinearGradients]:
+    """Value of the problem, and the cotangent pulled back to its factors."""
+    linear, arrays = problem
+    if cotangent is not None:
+        cotangent = _problem.cotangent(linear.backend, cotangent, arrays[0], _value_shape(linear))
+    needs = (True, True, True, linear.kind.spec.soft)
+    adapter = linear.backend.linear
+    evaluate = solve_with_gradients if adapter is None else adapter.solve_with_gradients
+    return evaluate(linear, arrays, cotangent, needs)
+
+
+def check_target(linear: Linear, arrays: Arrays) -> None:
+    """Raise an IndexError for a class index that is out of range, if its value can be seen."""
+    backend, kind = linear.backend, linear.kind
+    hidden, _, _, target, *_ = arrays
+    if not kind.spec.soft and backend.is_concrete(target):
+        _problem.indices(backend, target, hidden, kind.spec, kind.task.ignore_index)
+
+
+def solve(linear: Linear, arrays: Arrays) -> Array:
+    """Value with no autodiff."""
+    with linear.backend.evaluating():
+        prepared = _prepare(linear, arrays, drop=True)
+        rows = core.losses(
+            tiles_of(linear.backend, arrays[0]),
+            prepared.spec,
+            prepared.tiling,
+            prepared.arrays,
+            _dense(linear, prepared.spec),
+        )
+        return _finish(linear, prepared, rows)
+
+
+def solve_with_gradients(
+    linear: Linear,
+    arrays: Arrays,
+    cotangent: Array | None,
+    needs: Sequence[bool],
+) -> tuple[Array, LinearGradients]:
+    """Value, and the gradients that are needed, with no autodiff.
+
+    They are for a cotangent, ones by default, and by hidden, head, bias and a soft target.
+    """
+    backend = linear.backend
+    with backend.evaluating():
+        prepared = _prepare(linear, arrays, drop=True)
+        spec, tiling = prepared.spec, prepared.tiling
+        tiles = tiles_of(backend, arrays[0])
+        seed = _seed(linear, prepared, tiles, cotangent)
+        rows, (by_hidden, by_head, by_bias) = core.losses_and_gradients(
+            tiles, spec, tiling, prepared.arrays, seed, _dense(linear, spec), needs[:3]
+        )
+        probabilities = None
+        if needs[3]:
+            probabilities = core.by_target(tiles, spec, tiling, prepared.arrays, seed)
+            probabilities = _as_rows(linear, prepared, probabilities)
+        if by_hidden is not None:
+            by_hidden = _as_rows(linear, prepared, by_hidden)
+        gradients = LinearGradients(by_hidden, by_head, by_bias, probabilities)
+        return _finish(linear, prepared, rows), gradients
+
+
+def plain(linear: Linear, arrays: Arrays) -> Array:
+    """Value as an expression that the framework differentiates, chunk by chunk where it can."""
+    backend = linear.backend
+    with backend.evaluating():
+        prepared = _prepare(linear, arrays, drop=False)
+        spec = prepared.spec
+        tiles = tiles_of(backend, arrays[0])
+        hidden, head, bias, target, weight = prepared.arrays
+        of_shape = _kinds(linear, spec)
+
+        def losses(
+            hidden: Array, target: Array, head: Array, bias: Array | None, weight: Array | None
+        ) -> tuple[Array]:
+            logits = core.logits_of(tiles, spec, hidden, head, bias)
+            problem = Problem(of_shape(logits), (logits, target, weight, None, None))
+            return (_evaluate.value(problem),)
+
+        size = prepared.tiling.rows
+        (rows,) = by_chunks(backend, losses, size, (hidden, target), (head, bias, weight))
+        return _finish(linear, prepared, rows)
+
+
+def tiles_of(backend: Backend, array: Array) -> Tiles:
+    """Return how arrays like this one are taken by tiles."""
+    adapter = backend.linear
+    return Tiles(backend.namespace(array)) if adapter is None else adapter.tiles(array)
+
+
+def by_chunks(
+    backend: Backend,
+    function: Callable[..., tuple[Array, ...]],
+    size: int,
+    mapped: tuple[Array, ...],
+    whole: tuple[Array | None, ...],
+) -> tuple[Array, ...]:
+    """Join ``function(*chunks of mapped, *whole)``, to be differentiated chunk by chunk."""
+    if backend.linear is None:
+        return function(*mapped, *whole)
+    return backend.linear.by_chunks(function, size, mapped, whole)
+
+
+def _dense(linear: Linear, spec: Spec) -> core.Dense:
+    """Make what computes the losses of a chunk of whole rows, and their gradient."""
+    of_shape = _kinds(linear, spec)
+
+    def dense(
+        logits: Array, target: Array, weight: Array | None, cotangent: Array | None
+    ) -> tuple[Array, Array | None]:
+        problem = Problem(of_shape(logits), (logits, target, weight, None, None))
+        if cotangent is None:
+            return _evaluate.value(problem), None
+        return _evaluate.value_and_gradient(problem, cotangent)
+
+    return dense
+
+
+def _kinds(linear: Linear, spec: Spec) -> Callable[[Array], Kind]:
+    """Make what finds the kind of a chunk: one for each shape, as what it remembers is for one."""
+    known: dict[tuple[int | None, ...], Kind] = {}
+
+    def of_shape(logits: Array) -> Kind:
+        shape = _problem.shape_of(logits)
+        if shape not in known:
+            known[shape] = replace(linear.kind, spec=spec, plans={})
+        return known[shape]
+
+    return of_shape
+
+
+def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
+    backend, spec = linear.backend, linear.kind.spec
+    hidden, head, bias, target, weight, sample_weight, normalizer = arrays
+    tiles = tiles_of(backend, hidden)
+    xp, compute = tiles.xp, spec.precision.compute
+    hidden = xp.reshape(hidden, (_count(linear), head.shape[1]))
+    if spec.soft:
+        target = xp.reshape(target, (_count(linear), spec.classes))
+    else:
+        target, seen, ignored = _problem.indices(
+            backend, target, hidden, spec, linear.kind.task.ignore_index
+        )
+        target = xp.reshape(target, (_count(linear),))
+        spec = replace(spec, checked=seen, ignore_index=ignored)
+    if weight is not None:
+        weight = xp.astype(weight, compute, copy=False)
+    if sample_weight is not None:
+        sample_weight = xp.reshape(xp.astype(sample_weight, compute, copy=False), (_count(linear),))
+    chosen = places = None
+    if drop and spec.checked and spec.ignore_index is not None:
+        keeps = backend.to_numpy(target) != spec.ignore_index
+        chosen = backend.array(np.flatnonzero(keeps), hidden)
+        places = backend.array(np.where(keeps, np.cumsum(keeps) - 1, keeps.sum()), hidden)
+        hidden, target = (xp.take(a, chosen, axis=0) for a in (hidden, target))
+        if sample_weight is not None:
+            sample_weight = xp.take(sample_weight, chosen, axis=0)
+        spec = replace(spec, ignore_index=None)
+    tiling = core.tiling(hidden.shape[0], spec.classes, linear.chunk, by_classes=linear.by_classes)
+    laid_out = (hidden, head, bias, target, weight)
+    divisor = None
+    if normalizer is not None:
+        divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
+    elif linear.reduction in ("mean", "weighted_mean"):
+        amounts = core.amounts(tiles, spec, tiling, laid_out, linear.reduction)
+        if sample_weight is not None:
+            amounts = amounts * sample_weight
+        divisor = reductions.total(xp, spec, keep_rows(xp, spec, target, amounts))
+    return _Prepared(spec, tiling, laid_out, sample_weight, divisor, chosen, places)
+
+
+def _seed(linear: Linear, prepared: _Prepared, tiles: Tiles, cotangent: Array | None) -> Array:
+    """Return the rows' cotangents."""
+    xp, compute = tiles.xp, prepared.spec.precision.compute
+    ones = tiles.zeros((tiles.count(prepared.arrays[0]),), compute, prepared.arrays[0]) + 1.0
+    if cotangent is None:
+        cotangent = ones if linear.reduction == "none" else xp.ones((), dtype=compute)
+    else:
+        cotangent = xp.astype(cotangent, compute, copy=False)
+        if linear.reduction == "none":
+            cotangent = xp.reshape(cotangent, (_count(linear),))
+            if prepared.chosen is not None:
+                cotangent = xp.take(cotangent, prepared.chosen, axis=0)
+    scale = reductions.pullback(
+        xp,
+        prepared.spec,
+        cotangent,
+        _column(prepared.sample_weight),
+        linear.reduction,
+        prepared.divisor,
+    )
+    return xp.reshape(ones[:, None] * scale, (-1,))
+
+
+def _finish(linear: Linear, prepared: _Prepared, rows: Array) -> Array:
+    """Reduce the rows' losses."""
+    xp = linear.backend.namespace(rows)
+    reduced = reductions.forward(
+        xp,
+        prepared.spec,
+        rows[:, None],
+        _column(prepared.sample_weight),
+        linear.reduction,
+        prepared.divisor,
+    )
+    return _as_rows(linear, prepared, reduced) if linear.reduction == "none" else reduced
+
+
+def _column(x: Array | None) -> Array | None:
+    return None if x is None else x[:, None]
+
+
+def _as_rows(linear: Linear, prepared: _Prepared, x: Array) -> Array:
+    """Give an array of rows their shape, and zeros where rows were dropped."""
+    tiles = tiles_of(linear.backend, x)
+    if prepared.places is not None:
+        nothing = tiles.zeros((1, *x.shape[1:]), x.dtype, x)
+        x = tiles.xp.take(tiles.xp.concat([x, nothing]), prepared.places, axis=0)
+    shape = tuple(-1 if n is None else n for n in linear.rows)
+    return tiles.xp.reshape(x, (*shape, *x.shape[1:]))
+
+
+def _count(linear: Linear) -> int:
+    """Return the number of rows, or -1 where it is not known yet, as it is said to `reshape`."""
+    return -1 if None in linear.rows else math.prod(n or 0 for n in linear.rows)
+
+
+def _value_shape(linear: Linear) -> tuple[int | None, ...]:
+    return linear.rows if linear.reduction == "none" else ()
