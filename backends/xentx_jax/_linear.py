@@ -201,7 +201,7 @@ def _tangent(
     return [jax.jvp(lambda v: _plain(linear, arrays, moved, v), [factors], [directions])[1]]
 
 
-def _tangent_aval(*avals: Any, linear: Linear, **_: Any) -> list[Any]:
+def _tangent_aval(*_: Any, linear: Linear, **__: Any) -> list[Any]:
     shape = linear.rows if linear.reduction == "none" else ()
     return [jax.core.ShapedArray(shape, linear.kind.spec.precision.compute)]
 

@@ -46,7 +46,7 @@ def truth_of(arrays, options, cotangent):
     blur = (np.matmul(np.abs(h), np.abs(w.T)) + np.abs(b)).max(initial=0)
     flat = slope.reshape(-1, len(w))
     size = np.abs(dense.gradient_scale).reshape(flat.shape) * (1 + 2 * blur)
-    rows, magnitude = h.reshape(len(flat), -1), np.abs(h).reshape(len(flat), -1)
+    rows, magnitude = (a.reshape(-1, h.shape[-1]) for a in (h, np.abs(h)))
     unit = np.abs(cotangent) if rest.get("reduction") == "none" else 1
     value_scale = dense.value_scale + 2 * blur * np.ones_like(dense.value) * _mass(
         dense, flat, unit, cotangent, rest
