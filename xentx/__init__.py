@@ -1,8 +1,9 @@
 """One cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
 
-The functions live in `_losses`, which says where to read on.
+The functions live in `_losses`, which says where to read on, and those of rows in `_rows`.
 """
 
+from xentx._linear import LinearGradients
 from xentx._losses import (
     cross_entropy,
     linear_cross_entropy,
@@ -11,14 +12,31 @@ from xentx._losses import (
     value_and_grad,
 )
 from xentx._registry import BackendInfo, backend_of, backends
+from xentx._rows import (
+    Partials,
+    RowStats,
+    combine,
+    finish,
+    linear_per_row,
+    partials,
+    per_row,
+)
 
 __all__ = [
     "BackendInfo",
+    "LinearGradients",
+    "Partials",
+    "RowStats",
     "backend_of",
     "backends",
+    "combine",
     "cross_entropy",
+    "finish",
     "linear_cross_entropy",
+    "linear_per_row",
     "log_softmax",
     "nll_loss",
+    "partials",
+    "per_row",
     "value_and_grad",
 ]

@@ -5,6 +5,7 @@ also what the kernel's adapters fall back on, for every derivative that the kern
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from xentx import _problem
@@ -85,6 +86,15 @@ def portable_with_gradient(
         first = tuple(i == 0 for i in range(len(inputs)))
         gradients = operation.pullback(xp, spec, inputs, residuals, seed, first)
     return result, gradients[0]
+
+
+def normalizer(problem: Problem) -> Array:
+    """Return what a mean divides by, also where the reduction is none."""
+    kind, arrays = problem
+    if kind.task.reduction not in ("mean", "weighted_mean"):
+        kind = replace(kind, task=replace(kind.task, reduction="mean"), plans={})
+    divisor: Array = _problem.prepare(Problem(kind, arrays)).divisor
+    return divisor
 
 
 def seed_of(backend: Backend, cotangent: object | None, result: Array) -> Array:

@@ -95,6 +95,15 @@ def value_and_gradient(
     return evaluate(linear, arrays, cotangent, needs)
 
 
+def normalizer(problem: LinearProblem) -> Array:
+    """Return what a mean divides by, also where the reduction is none."""
+    linear, arrays = problem
+    if linear.reduction not in ("mean", "weighted_mean"):
+        linear = replace(linear, reduction="mean")
+    with linear.backend.evaluating():
+        return _prepare(linear, arrays, drop=False).divisor
+
+
 def check_target(linear: Linear, arrays: Arrays) -> None:
     """Raise an IndexError for a class index that is out of range, if its value can be seen."""
     backend, kind = linear.backend, linear.kind
@@ -148,43 +157,67 @@ def solve_with_gradients(
 
 def plain(linear: Linear, arrays: Arrays) -> Array:
     """Value as an expression that the framework differentiates, chunk by chunk where it can."""
-    backend = linear.backend
-    with backend.evaluating():
+    with linear.backend.evaluating():
         prepared = _prepare(linear, arrays, drop=False)
-        spec = prepared.spec
-        tiles = tiles_of(backend, arrays[0])
-        hidden, head, bias, target, weight = prepared.arrays
-        of_shape = _kinds(linear, spec)
 
         def losses(
-            hidden: Array, target: Array, head: Array, bias: Array | None, weight: Array | None
-        ) -> tuple[Array]:
-            logits = core.logits_of(tiles, spec, hidden, head, bias)
-            problem = Problem(of_shape(logits), (logits, target, weight, None, None))
-            return (_evaluate.value(problem),)
+            kind: Kind, logits: Array, target: Array, weight: Array | None
+        ) -> tuple[Array, ...]:
+            return (_evaluate.value(Problem(kind, (logits, target, weight, None, None))),)
 
-        size = prepared.tiling.rows
-        (rows,) = by_chunks(backend, losses, size, (hidden, target), (head, bias, weight))
+        (rows,) = _of_chunks(linear, prepared, losses)
         return _finish(linear, prepared, rows)
+
+
+def of_rows(
+    linear: Linear, arrays: Arrays, function: Callable[..., tuple[Array, ...]]
+) -> tuple[Array, ...]:
+    """Apply ``function(kind, logits, target, weight)`` chunk by chunk, and join what it returns."""
+    prepared = _prepare(linear, arrays, drop=False)
+    return tuple(_as_rows(linear, prepared, x) for x in _of_chunks(linear, prepared, function))
+
+
+def _of_chunks(
+    linear: Linear, prepared: _Prepared, function: Callable[..., tuple[Array, ...]]
+) -> tuple[Array, ...]:
+    hidden, head, bias, target, weight = prepared.arrays
+    tiles = tiles_of(linear.backend, hidden)
+    of_shape = _kinds(linear, prepared.spec)
+
+    def of_chunk(
+        hidden: Array, target: Array, head: Array, bias: Array | None, weight: Array | None
+    ) -> tuple[Array, ...]:
+        logits = core.logits_of(tiles, prepared.spec, hidden, head, bias)
+        return function(of_shape(logits), logits, target, weight)
+
+    size, whole = prepared.tiling.rows, (head, bias, weight)
+    if linear.backend.linear is None:
+        return by_chunks(tiles, of_chunk, size, (hidden, target), whole)
+    return linear.backend.linear.by_chunks(of_chunk, size, (hidden, target), whole)
+
+
+def by_chunks(
+    tiles: Tiles,
+    function: Callable[..., tuple[Array, ...]],
+    size: int,
+    mapped: tuple[Array, ...],
+    whole: tuple[Array | None, ...],
+) -> tuple[Array, ...]:
+    """Join ``function(*chunks of mapped, *whole)``, where nothing is to be differentiated."""
+    count = mapped[0].shape[0]
+    if count <= size:
+        return function(*mapped, *whole)
+    chunks = []
+    for start in range(0, count, size):
+        parts = (tiles.take(array, start, min(size, count - start)) for array in mapped)
+        chunks.append(function(*parts, *whole))
+    return tuple(tiles.xp.concat(parts) for parts in zip(*chunks, strict=True))
 
 
 def tiles_of(backend: Backend, array: Array) -> Tiles:
     """Return how arrays like this one are taken by tiles."""
     adapter = backend.linear
     return Tiles(backend.namespace(array)) if adapter is None else adapter.tiles(array)
-
-
-def by_chunks(
-    backend: Backend,
-    function: Callable[..., tuple[Array, ...]],
-    size: int,
-    mapped: tuple[Array, ...],
-    whole: tuple[Array | None, ...],
-) -> tuple[Array, ...]:
-    """Join ``function(*chunks of mapped, *whole)``, to be differentiated chunk by chunk."""
-    if backend.linear is None:
-        return function(*mapped, *whole)
-    return backend.linear.by_chunks(function, size, mapped, whole)
 
 
 def _dense(linear: Linear, spec: Spec) -> core.Dense:
@@ -225,7 +258,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         target = xp.reshape(target, (_count(linear), spec.classes))
     else:
         target, seen, ignored = _problem.indices(
-            backend, target, hidden, spec, linear.kind.task.ignore_index
+            backend, target, hidden, spec, linear.kind.task.ignore_index, look=linear.looks
         )
         target = xp.reshape(target, (_count(linear),))
         spec = replace(spec, checked=seen, ignore_index=ignored)

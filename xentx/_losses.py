@@ -17,13 +17,13 @@ from xentx._backend import Backend
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
-from xentx._problem import Accuracy, LinearProblem, Problem, Reduction
+from xentx._problem import Accuracy, Counted, LinearProblem, Problem, Reduction
 
 Array = Any
 P = ParamSpec("P")
 
-# What poses a function's problem, and what evaluates that with its gradient.
-_PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Callable[..., Any]]] = {}
+# What poses a function's problem, and the module that evaluates it.
+_PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
 
 
@@ -45,7 +45,10 @@ def _public(
 
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
-        return value(problem(*args, **kwargs))
+        posed = problem(*args, **kwargs)
+        if type(posed) is Counted:
+            return value(posed.problem), solver.normalizer(posed.problem)
+        return value(posed)
 
     signature = inspect.signature(pose)
     parameters = list(signature.parameters.values())[1:]  # the backend is not the user's
@@ -55,7 +58,7 @@ def _public(
     # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
     # they branch on no values. This is the mark that its own do_not_convert leaves.
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    _PROBLEMS[evaluated] = problem, solver.value_and_gradient
+    _PROBLEMS[evaluated] = problem, solver
     return evaluated
 
 
@@ -239,8 +242,9 @@ def cross_entropy(
     logit_softcap: float | None = None,
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
     precision: Accuracy = "default",
-) -> Problem:
+) -> Problem | Counted:
     r"""Cross-entropy of logits against class indices or class probabilities.
 
     For one row of logits :math:`x` with :math:`C` classes
@@ -285,6 +289,9 @@ def cross_entropy(
         ignored rows left out. "weighted_mean" divides by the sum of :math:`q` in both cases.
     normalizer : float or 0-d array, optional
         Replaces the divisor of "mean": for example the number of items in all micro-batches.
+    return_normalizer : bool, default: False
+        Whether to return the divisor too: that of "mean" where the reduction has none. Sums over
+        micro-batches, divided by the sum of their normalizers, are the mean over all of them.
     precision : {"default", "exact"}, default: "default"
         "exact" computes in float64 inside, for results that are correctly rounded but for one case
         in thousands. It takes about three times as long. JAX needs its 64-bit mode for it.
@@ -293,6 +300,8 @@ def cross_entropy(
     -------
     array
         The loss, in the dtype of `logits`: 0-d, or one for each row with ``reduction="none"``.
+    array
+        With `return_normalizer`, the 0-d divisor, in float64 where there is one.
 
     Raises
     ------
@@ -338,7 +347,7 @@ def cross_entropy(
     >>> xentx.cross_entropy(logits, [1, -100], reduction="none").round(6)
     array([0.464369, 0.      ])
     """
-    return _problem.rowwise(
+    problem = _problem.rowwise(
         backend,
         _cross_entropy,
         logits,
@@ -354,6 +363,7 @@ def cross_entropy(
         normalizer=normalizer,
         precision=precision,
     )
+    return Counted(problem) if return_normalizer else problem
 
 
 @linear_loss
@@ -373,9 +383,10 @@ def linear_cross_entropy(
     logit_softcap: float | None = None,
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
     precision: Accuracy = "default",
     chunk: int | Literal["auto"] = "auto",
-) -> LinearProblem:
+) -> LinearProblem | Counted:
     r"""Cross-entropy of the logits ``hidden @ head.T + bias``, which are never all in memory.
 
     .. math:: \ell = \mathrm{cross\_entropy}(H W^\top + b, \text{target})
@@ -397,7 +408,7 @@ def linear_cross_entropy(
     bias : array, optional
         The last layer's bias, one number for each class.
     weight, sample_weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, \
-normalizer, precision
+normalizer, return_normalizer, precision
         As in `cross_entropy`, for logits whose last axis holds the classes.
     chunk : int or "auto", default: "auto"
         How many rows to take at a time. More are faster up to a point, and need more memory.
@@ -407,6 +418,8 @@ normalizer, precision
     array
         The loss: 0-d, or one for each row with ``reduction="none"``. It is float32, and float64
         where one of the operands is.
+    array
+        With `return_normalizer`, the 0-d divisor, in float64 where there is one.
 
     Raises
     ------
@@ -448,11 +461,11 @@ normalizer, precision
     >>> hidden = np.asarray([[1.0, 2.0], [0.5, -1.0]])
     >>> head = np.asarray([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
     >>> round(float(xentx.linear_cross_entropy(hidden, head, [0, 2])), 6)
-    0.408012
+    0.56544
     >>> round(float(xentx.cross_entropy(hidden @ head.T, [0, 2])), 6)
-    0.408012
+    0.56544
     """
-    return _problem.linear(
+    problem = _problem.linear(
         backend,
         _cross_entropy,
         hidden,
@@ -470,6 +483,7 @@ normalizer, precision
         precision=precision,
         chunk=chunk,
     )
+    return Counted(problem) if return_normalizer else problem
 
 
 def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Array, Array]]:
@@ -518,11 +532,15 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
         raise TypeError(msg)
-    problem, evaluate = known
+    problem, solver = known
 
     @functools.wraps(loss_fn)
     def evaluated(*args: Any, cotangent: Array | None = None, **kwargs: Any) -> tuple[Array, Array]:
-        return evaluate(problem(*args, **kwargs), cotangent)
+        posed = problem(*args, **kwargs)
+        if type(posed) is Counted:
+            value, gradient = solver.value_and_gradient(posed.problem, cotangent)
+            return (value, solver.normalizer(posed.problem)), gradient
+        return solver.value_and_gradient(posed, cotangent)
 
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
     signature = inspect.signature(loss_fn)

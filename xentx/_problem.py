@@ -97,6 +97,8 @@ class Linear:
         How many rows to take at a time; None for as many as is good.
     by_classes
         Which of the two ways of `xentx._core.linear` is taken.
+    looks
+        Whether class indices are looked at where they can be seen.
     """
 
     backend: Backend
@@ -105,6 +107,7 @@ class Linear:
     rows: tuple[int | None, ...]
     chunk: int | None
     by_classes: bool
+    looks: bool = True
 
 
 class LinearProblem(NamedTuple):
@@ -121,6 +124,12 @@ class LinearProblem(NamedTuple):
 
     linear: Linear
     arrays: tuple[Array | None, ...]
+
+
+class Counted(NamedTuple):
+    """A problem whose normalizer is asked for too."""
+
+    problem: Problem | LinearProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +256,7 @@ def _check_reduction(value: object) -> Reduction:
     return value  # type: ignore[return-value]
 
 
-def _check_options(
+def check_options(
     label_smoothing: object, z_loss: object, logit_softcap: object
 ) -> tuple[float, float, float | None]:
     smoothing = _check_real("label_smoothing", label_smoothing, "a number")
@@ -265,6 +274,17 @@ def _check_options(
         msg = f"logit_softcap: got {cap}; expected 0 < logit_softcap < inf"
         raise ValueError(msg)
     return smoothing, z, cap
+
+
+def check_block(start: object, size: int, classes: object) -> None:
+    """Check that a block of classes lies among all of them."""
+    first, count = _check_integer("start", start), _check_integer("classes", classes)
+    if not 0 <= first <= count - size:
+        msg = (
+            f"start: got {first} for a block of {size} classes; expected 0 <= start <= "
+            f"{count - size}, where all blocks have {count} classes"
+        )
+        raise ValueError(msg)
 
 
 def _logits(
@@ -327,14 +347,20 @@ def _target(
 
 
 def indices(
-    backend: Backend, target: Array, like: Array, spec: Spec, ignore_index: int
+    backend: Backend,
+    target: Array,
+    like: Array,
+    spec: Spec,
+    ignore_index: int,
+    *,
+    look: bool = True,
 ) -> tuple[Array, bool, int | None]:
     """Check class indices wherever they can be seen, and give them the core's dtype.
 
     Returns them with whether they were seen, and the index of the rows to ignore: None where there
     was seen to be no such row.
     """
-    seen = backend.is_concrete(target)
+    seen = look and backend.is_concrete(target)
     ignored: int | None = ignore_index
     if seen:
         values = backend.to_numpy(target)
@@ -538,7 +564,7 @@ def _check_rowwise(
             "or a sample_weight of 0 for the rows to ignore"
         )
         raise TypeError(msg)
-    smoothing, z, cap = _check_options(label_smoothing, z_loss, logit_softcap)
+    smoothing, z, cap = check_options(label_smoothing, z_loss, logit_softcap)
     reduction = _check_reduction(reduction)
     _check_weight(backend, weight, logits, axis, classes, first)
     _check_sample_weight(backend, sample_weight, logits, axis, first)
@@ -675,8 +701,11 @@ def _check_chunk(chunk: object) -> int | None:
     return size
 
 
-def prepare(problem: Problem) -> Prepared:
-    """Lay a problem out for the core, and check class indices wherever they can be seen."""
+def prepare(problem: Problem, block: int | None = None) -> Prepared:
+    """Lay a problem out for the core, and check class indices wherever they can be seen.
+
+    The arrays may be a block of so many of the classes.
+    """
     kind = problem.kind
     backend, task, spec = kind.backend, kind.task, kind.spec
     logits, target, weight, sample_weight, normalizer = problem.arrays
@@ -690,7 +719,8 @@ def prepare(problem: Problem) -> Prepared:
         target = xp.expand_dims(target, axis=spec.axis)
     compute = spec.precision.compute
     if weight is not None:
-        shape = tuple(spec.classes if d == spec.axis else 1 for d in range(len(shape_of(logits))))
+        size = spec.classes if block is None else block
+        shape = tuple(size if d == spec.axis else 1 for d in range(len(shape_of(logits))))
         weight = xp.reshape(xp.astype(weight, compute, copy=False), shape)
     if sample_weight is not None:
         sample_weight = xp.astype(sample_weight, compute, copy=False)

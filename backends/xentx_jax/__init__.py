@@ -4,6 +4,29 @@
 """
 
 from xentx_jax._backend import BACKEND
-from xentx_jax._functions import cross_entropy, log_softmax, nll_loss, value_and_grad
+from xentx_jax._functions import (
+    combine,
+    cross_entropy,
+    finish,
+    linear_cross_entropy,
+    linear_per_row,
+    log_softmax,
+    nll_loss,
+    partials,
+    per_row,
+    value_and_grad,
+)
 
-__all__ = ["BACKEND", "cross_entropy", "log_softmax", "nll_loss", "value_and_grad"]
+__all__ = [
+    "BACKEND",
+    "combine",
+    "cross_entropy",
+    "finish",
+    "linear_cross_entropy",
+    "linear_per_row",
+    "log_softmax",
+    "nll_loss",
+    "partials",
+    "per_row",
+    "value_and_grad",
+]

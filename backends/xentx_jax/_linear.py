@@ -125,7 +125,7 @@ def _value(linear: Linear, *arrays: Array | None) -> Array:
 def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     known = _known(tangents)
     if any(tangent is not None for tangent in known[FACTORS:]):
-        return _plain_jvp(functools.partial(_linear.plain, linear), arrays, known)
+        return _plain_jvp(lambda *given: _linear.plain(linear, given), arrays, known)
     moved = tuple(i for i, tangent in enumerate(known) if tangent is not None)
     if linear.reduction == "none" or linear.by_classes:
         present = [array for array in arrays if array is not None]

@@ -5,7 +5,31 @@ arrays to the native kernel.
 """
 
 from xentx_numpy._backend import BACKEND
-from xentx_numpy._functions import cross_entropy, log_softmax, nll_loss, value_and_grad
+from xentx_numpy._functions import (
+    combine,
+    cross_entropy,
+    finish,
+    linear_cross_entropy,
+    linear_per_row,
+    log_softmax,
+    nll_loss,
+    partials,
+    per_row,
+    value_and_grad,
+)
 from xentx_numpy._memory import reuse_memory
 
-__all__ = ["BACKEND", "cross_entropy", "log_softmax", "nll_loss", "reuse_memory", "value_and_grad"]
+__all__ = [
+    "BACKEND",
+    "combine",
+    "cross_entropy",
+    "finish",
+    "linear_cross_entropy",
+    "linear_per_row",
+    "log_softmax",
+    "nll_loss",
+    "partials",
+    "per_row",
+    "reuse_memory",
+    "value_and_grad",
+]

@@ -43,7 +43,13 @@ class TensorFlowTiles(Tiles):
             return [i + 1, *(found[place] for place in present)]
 
         start = [tf.constant(0), *(leaves[place] for place in present)]
-        _, *values = tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)
+        _, *values = tf.while_loop(
+            lambda i, *_: i < count,
+            body,
+            start,
+            parallel_iterations=1,
+            maximum_iterations=count if isinstance(count, int) else None,  # XLA has to know
+        )
         for place, value in zip(present, values, strict=True):
             leaves[place] = value
         return tf.nest.pack_sequence_as(carry, leaves)
@@ -119,14 +125,16 @@ def solve_with_gradients(
     return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
 
 
-def attach(linear: Linear, arrays: Arrays) -> Array:
+def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as its gradients are
     """Value of the problem, differentiable by every array and to any order."""
     given = [i for i, array in enumerate(arrays) if array is not None]
-    watched = [arrays[i] is not None and _is_watched(arrays[i]) for i in range(len(arrays))]
-    if not any(watched):
+    watched = [i for i in given if _is_watched(arrays[i])]
+    if not watched:
         return _linear.solve(linear, arrays)
-    needs = (*watched[:3], linear.kind.spec.soft and watched[3])
-    by_tape = [i for i in given if i >= FORMED and watched[i] and arrays[i].dtype.is_floating]
+    needs = [i in watched for i in range(FORMED)]
+    by_tape = any(i >= FORMED for i in watched)
+    # Those of a soft target are formed in a pass of their own, for the cotangent.
+    early = not (linear.reduction == "none" or linear.by_classes or by_tape or needs[-1])
 
     def whole(present: Sequence[Array]) -> Arrays:
         filled: list[Array | None] = [None] * len(arrays)
@@ -137,10 +145,10 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def attached(*present: Array) -> tuple[Array, Any]:
         known = None
-        if linear.reduction == "none" or linear.by_classes or needs[3] or by_tape:
-            value = _linear.solve(linear, whole(present))
-        else:
+        if early:
             value, known = _linear.solve_with_gradients(linear, whole(present), None, needs)
+        else:
+            value = _linear.solve(linear, whole(present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array, ...], Any]:
@@ -148,21 +156,19 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
                 inputs = [tf.identity(array) for array in (cotangent, *present)]
                 with tf.GradientTape() as tape:
                     tape.watch(inputs)
-                    first = _by_tape(linear, whole(inputs[1:]), inputs[0], wanted)
+                    first = _by_tape(linear, whole(inputs[1:]), inputs[0], watched)
                 return tape.gradient(first, inputs, output_gradients=list(cotangents))
 
             if by_tape:
-                return tuple(_by_tape(linear, whole(present), cotangent, wanted)), second
-            if known is not None:
-                found = [None if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
+                found = _by_tape(linear, whole(present), cotangent, watched)
+            elif known is not None:
+                found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
             else:
                 _, found = _linear.solve_with_gradients(linear, whole(present), cotangent, needs)
             return tuple(g for g in found if g is not None), second
 
-        wanted = [i for i in range(FORMED) if needs[i]] + by_tape
-
         def gradient(cotangent: Array) -> list[Array | None]:
-            found = dict(zip(wanted, pullback(cotangent, *present), strict=True))
+            found = dict(zip(watched, pullback(cotangent, *present), strict=True))
             return [found.get(i) for i in given]
 
         return value, gradient
@@ -188,6 +194,8 @@ def _by_tape(
 
 def _is_watched(array: Array) -> bool:
     """Whether a tape may ask for the gradient by `array`, as a graph's caller always may."""
+    if not array.dtype.is_floating:
+        return False
     if record is None or not tf.executing_eagerly():
-        return array.dtype.is_floating
+        return True
     return bool(record.should_record_backprop([tf.convert_to_tensor(array)]))

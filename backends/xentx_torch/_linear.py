@@ -1,21 +1,24 @@
-"""PyTorch's `linear_cross_entropy`: tiles of its tensors, and autograd.
+"""PyTorch's `linear_cross_entropy`: tiles of its tensors, autograd and torch.compile.
 
 A reduced loss has its gradients formed beside its value, as long as autograd is all that asks.
-torch.func, forward mode and what traces get the plain expression, with all logits at once; so does
-a backward that is to be differentiated, a chunk at a time.
+Compilers call that as an operator. torch.func, forward mode and what else traces get the plain
+expression, with all logits at once; a backward that is to be differentiated, a chunk at a time.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from xentx import _linear
+from xentx import _linear, _problem
+from xentx._core import cross_entropy
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
-from xentx_torch import _autodiff
+from xentx_torch import _autodiff, _backend
 
 Array = torch.Tensor
 Arrays = tuple[Array | None, ...]
@@ -43,6 +46,14 @@ def tiles(array: Array) -> Tiles:  # noqa: ARG001
 
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
+    others = arrays[FACTORS:]
+    if torch.compiler.is_compiling() and not any(a is not None and a.requires_grad for a in others):
+        return _by_operator(linear, arrays)
+    with _as_they_are(arrays[0]):
+        return _attach(linear, arrays)
+
+
+def _attach(linear: Linear, arrays: Arrays) -> Array:
     if _is_observed():
         return _linear.plain(linear, arrays)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
@@ -91,6 +102,14 @@ def by_chunks(
         parts = (array[start : start + size] for array in mapped)
         chunks.append(checkpoint(function, *parts, *whole, use_reentrant=False))
     return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+
+
+def _as_they_are(array: Array | None) -> AbstractContextManager[Any]:
+    """Context without autocast, which would multiply float32 operands in bfloat16."""
+    device = "cpu" if array is None else array.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _is_observed() -> bool:
@@ -159,3 +178,149 @@ def _differentiate(
         value = _linear.plain(linear, arrays)
         found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=again))
     return [next(found) if needed else None for needed in needs]
+
+
+# For compilers: an operator with the gradients among its results, and one for any cotangent.
+
+
+def _by_operator(linear: Linear, arrays: Arrays) -> Array:
+    task = linear.kind.task
+    value: Array = torch.ops.xentx.linear_loss(
+        *arrays,
+        task.ignore_index,
+        task.label_smoothing,
+        task.z_loss,
+        task.logit_softcap,
+        linear.reduction,
+        "exact" if task.exact else "default",
+        linear.chunk or 0,
+        [array is not None and array.requires_grad for array in arrays[:FACTORS]],
+    )[0]
+    return value
+
+
+def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
+    hidden, head, bias, target, weight, sample_weight, normalizer = arrays
+    ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision, chunk = options
+    linear, arrays = _problem.linear(
+        _backend.BACKEND,
+        cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction=reduction,
+        precision=precision,
+        chunk=chunk or "auto",
+    )
+    # As in everything that is compiled: a wrong index makes its row NaN.
+    return replace(linear, looks=False), arrays
+
+
+def _is_early(linear: Linear, needs: Sequence[bool]) -> bool:
+    return any(needs) and linear.reduction != "none" and not linear.by_classes
+
+
+_ARRAYS = (
+    "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
+    "Tensor? sample_weight, Tensor? normalizer"
+)
+_OPTIONS = (
+    "int ignore_index, float label_smoothing, float z_loss, float? logit_softcap, "
+    "str reduction, str precision, int chunk, bool[] needs"
+)
+_COUNT = 7
+
+
+def _loss(*args: Any) -> tuple[Array, ...]:
+    """Value, and the gradients for a cotangent of 1 where they are formed early; else nothing."""
+    *options, needs = args[_COUNT:]
+    linear, arrays = _problem_of(args[:_COUNT], options)
+    if not _is_early(linear, needs):
+        return _linear.solve(linear, arrays), *_or_nothing((None,) * FACTORS, arrays[0])
+    value, gradients = _linear.solve_with_gradients(linear, arrays, None, (*needs, False))
+    return value, *_or_nothing(gradients[:FACTORS], arrays[0])
+
+
+def _loss_shapes(*args: Any) -> tuple[Array, ...]:
+    *options, needs = args[_COUNT:]
+    linear, arrays = _problem_of(args[:_COUNT], options)
+    shape = linear.rows if linear.reduction == "none" else ()
+    value = arrays[0].new_empty(shape, dtype=linear.kind.spec.precision.compute)
+    early = _is_early(linear, needs)
+    return value, *_shapes(arrays, [early and needed for needed in needs])
+
+
+def _gradients(cotangent: Array, *args: Any) -> tuple[Array, ...]:
+    *options, needs = args[_COUNT:]
+    linear, arrays = _problem_of(args[:_COUNT], options)
+    _, gradients = _linear.solve_with_gradients(linear, arrays, cotangent, (*needs, False))
+    return _or_nothing(gradients[:FACTORS], arrays[0])
+
+
+def _gradients_shapes(cotangent: Array, *args: Any) -> tuple[Array, ...]:  # noqa: ARG001
+    return _shapes(args[:_COUNT], args[-1])
+
+
+def _shapes(arrays: Arrays, needs: Sequence[bool]) -> tuple[Array, ...]:
+    found = [
+        torch.empty_like(array, memory_format=torch.contiguous_format)
+        if needed and array is not None
+        else None
+        for array, needed in zip(arrays[:FACTORS], needs, strict=True)
+    ]
+    return _or_nothing(found, arrays[0])
+
+
+def _or_nothing(gradients: Sequence[Array | None], like: Array | None) -> tuple[Array, ...]:
+    """Put empty tensors where there is no gradient, as an operator has to return tensors."""
+    assert like is not None  # noqa: S101 -- for the type checker
+    return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+    ctx.options = inputs[_COUNT:]
+    ctx.save_for_backward(*inputs[:_COUNT], *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _pull_back(ctx: Any, cotangent: Array | None, *_: Array | None) -> tuple[Array | None, ...]:
+    nothing = (None,) * (_COUNT + len(ctx.options))
+    if cotangent is None:
+        return nothing
+    arrays, known = ctx.saved_tensors[:_COUNT], ctx.saved_tensors[_COUNT:]
+    *options, needs = ctx.options
+    if _is_early(_problem_of(arrays, options)[0], needs):
+        found = [(gradient * cotangent).to(gradient.dtype) for gradient in known]
+    else:
+        found = torch.ops.xentx.linear_gradients(cotangent, *arrays, *ctx.options)
+    gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    return *gradients, *nothing[FACTORS:]
+
+
+def _register() -> None:
+    library = torch.library.Library("xentx", "FRAGMENT")
+    torch.library._keep_alive.append(library)
+    tags = (torch.Tag.pt2_compliant_tag,)
+    results = "(Tensor, Tensor, Tensor"
+    arguments = f"{_ARRAYS}, {_OPTIONS}"
+    library.define(f"linear_loss({arguments}) -> {results}, Tensor)", tags=tags)
+    library.define(f"linear_gradients(Tensor cotangent, {arguments}) -> {results})", tags=tags)
+    library.impl("linear_loss", _loss, "CompositeExplicitAutograd")
+    library.impl("linear_gradients", _gradients, "CompositeExplicitAutograd")
+    torch.library.register_fake("xentx::linear_loss", _loss_shapes, lib=library)
+    torch.library.register_fake("xentx::linear_gradients", _gradients_shapes, lib=library)
+    torch.library.register_autograd(
+        "xentx::linear_loss", _pull_back, setup_context=_save, lib=library
+    )
+
+
+if not hasattr(torch.ops.xentx, "linear_loss"):
+    _register()

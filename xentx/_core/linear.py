@@ -38,7 +38,7 @@ Gradients = tuple[Array | None, Array | None, Array | None]
 
 # A chunk of so many logits keeps the products near their full speed, and is small beside a head.
 CHUNK = 1 << 25
-TILE_ROWS, TILE_CLASSES = 1024, 8192
+TILE_ROWS, TILE_CLASSES = 512, 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""What a row's logits say besides its loss: lse, the target's log-probability, entropy, a hit.
+
+Plain expressions, exactly independent of the maximum as functions of the logits, which a framework
+differentiates by itself, to any order.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from xentx._core import _distribution, _softmax
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+
+def forward(
+    xp: Namespace, spec: Spec, logits: Array, target: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return lse, log-probability, entropy and whether the likeliest class is the target's.
+
+    Each has the rows' shape. All are 0 or false where a row is ignored.
+    """
+    kept = _distribution.keep_rows(xp, spec, target, logits)
+    x = _softmax.capped(xp, spec, kept)
+    stats = _softmax.row_stats(xp, spec, x)
+    tail = _softmax.log_tail(xp, spec, stats)
+    gap, e = _softmax.exponentials(xp, spec, x, stats.top)
+    lse = stats.top + tail
+
+    bare = replace(spec, label_smoothing=0.0)
+    y = _distribution.distribution(xp, bare, target, None)
+    mass = _softmax.sum_classes(xp, spec, y)
+    gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, y, gap))
+    log_prob = _distribution.no_class_is_nan(xp, spec, target, -(mass * tail + gaps))
+
+    mean_gap = _softmax.sum_classes(xp, spec, _distribution.times(xp, e, gap))
+    entropy = tail + mean_gap / (stats.rest + stats.ties)
+
+    best = xp.argmax(kept, axis=spec.axis, keepdims=True)
+    wanted = xp.argmax(target, axis=spec.axis, keepdims=True) if spec.soft else target
+    correct = xp.astype(best, wanted.dtype) == wanted
+    keep = _distribution.kept(spec, target)
+    if keep is not None:
+        correct = correct & keep
+    lse, log_prob, entropy = (
+        _distribution.keep_rows(xp, spec, target, field) for field in (lse, log_prob, entropy)
+    )
+    lse, log_prob, entropy, correct = (
+        xp.squeeze(field, axis=spec.axis) for field in (lse, log_prob, entropy, correct)
+    )
+    return lse, log_prob, entropy, correct

@@ -1,0 +1,358 @@
+"""Public functions of rows: `per_row` and `linear_per_row`; `partials`, `combine` and `finish`.
+
+The first two tell more of each row than its loss. The other three are the loss as an algebra: a
+block of the classes is reduced to a state of each row, states are combined in any order, and the
+loss is finished from that of all blocks. So the classes may be spread over chunks, machines or
+tasks; what carries the states between them is the caller's.
+"""
+
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from xentx import _evaluate, _linear, _problem, _registry
+from xentx._backend import Backend
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import partials as _monoid
+from xentx._core import per_row as _per_row
+from xentx._core._spec import Precision, Spec
+from xentx._core.partials import Partials
+from xentx._problem import Kind, Problem
+
+Array = Any
+
+
+class RowStats(NamedTuple):
+    """What `per_row` returns: an array in the rows' shape for each field.
+
+    Parameters
+    ----------
+    loss : array
+        As `cross_entropy` with ``reduction="none"`` gives it, bit for bit.
+    lse : array
+        Logarithm of the sum of the exponentials of the logits.
+    log_prob : array
+        Log-probability of the target, without weights or smoothing; for class probabilities their
+        sum of products with the log-probabilities.
+    entropy : array
+        Entropy of the softmax, in nats.
+    correct : array of bool
+        Whether the largest logit is the target's; of equal ones the first counts.
+    """
+
+    loss: Array
+    lse: Array
+    log_prob: Array
+    entropy: Array
+    correct: Array
+
+
+def per_row(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> RowStats:
+    r"""Loss, log-sum-exp, log-probability of the target, entropy and correctness of each row.
+
+    .. math::
+        \mathrm{lse} = \log \sum_j e^{x_j} \qquad \log p_t = x_t - \mathrm{lse} \qquad
+        H = \sum_k p_k (\mathrm{lse} - x_k)
+
+    Parameters
+    ----------
+    logits, target, axis, weight, ignore_index, label_smoothing, z_loss, logit_softcap
+        As in `cross_entropy`. Weights, smoothing and z-loss concern the loss only.
+
+    Returns
+    -------
+    RowStats
+        The fields in the dtype of `logits`, and ``correct``. An ignored row is 0 and false.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    All but ``correct`` are differentiable by the logits, to any order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> stats = xentx.per_row(np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]), [1, 0])
+    >>> stats.entropy.round(6), stats.correct
+    (array([0.905959, 0.767625]), array([ True, False]))
+    """
+    backend = _registry.require("logits", logits)
+    problem = _problem.rowwise(
+        backend,
+        _cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction="none",
+    )
+    return _stats(problem)
+
+
+def linear_per_row(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    chunk: int | Literal["auto"] = "auto",
+) -> RowStats:
+    """Tell the same as `per_row` of the logits ``hidden @ head.T + bias``, formed chunk by chunk.
+
+    Parameters
+    ----------
+    hidden, head, target, bias, weight, ignore_index, label_smoothing, z_loss, logit_softcap, chunk
+        As in `linear_cross_entropy`.
+
+    Returns
+    -------
+    RowStats
+        The fields in float32, and float64 where an operand is; and ``correct``.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> hidden = np.asarray([[1.0, 2.0], [0.5, -1.0]])
+    >>> head = np.asarray([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> xentx.linear_per_row(hidden, head, [0, 2]).lse.round(6)
+    array([1.992699, 1.638182])
+    """
+    backend = _registry.require("hidden", hidden)
+    linear, arrays = _problem.linear(
+        backend,
+        _cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        sample_weight=None,
+        normalizer=None,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction="none",
+        precision="default",
+        chunk=chunk,
+    )
+
+    def of_chunk(kind: Kind, logits: Array, target: Array, weight: Array | None) -> RowStats:
+        return _stats(Problem(kind, (logits, target, weight, None, None)))
+
+    return RowStats(*_linear.of_rows(linear, arrays, of_chunk))
+
+
+def _stats(problem: Problem) -> RowStats:
+    loss = _evaluate.value(problem)
+    prepared = _problem.prepare(problem)
+    logits, target, _ = prepared.arrays
+    backend = problem.kind.backend
+    xp = backend.namespace(logits)
+    with backend.evaluating():
+        *fields, correct = _per_row.forward(xp, prepared.spec, logits, target)
+        lse, log_prob, entropy = (xp.astype(field, logits.dtype, copy=False) for field in fields)
+    return RowStats(loss, lse, log_prob, entropy, correct)
+
+
+def partials(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    classes: int,
+    start: int = 0,
+    axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    logit_softcap: float | None = None,
+) -> Partials:
+    r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
+
+    With :math:`q` the target distribution of `cross_entropy` and :math:`m` the block's maximum
+
+    .. math::
+        m = \max_k x_k \qquad S = \sum_k e^{x_k - m} \qquad A = \sum_k q_k \qquad
+        g = \sum_k q_k (m - x_k)
+
+    where the terms of :math:`S` that equal 1 are summed apart from the rest.
+
+    Parameters
+    ----------
+    logits : array
+        The block's part of the logits.
+    target : array or list of int
+        Class indices, counted from the first class of all blocks, in the shape of `logits` without
+        the class axis; or the block's part of class probabilities.
+    classes : int
+        How many classes all blocks have together.
+    start : int, default: 0
+        Index of the block's first class.
+    axis, ignore_index, label_smoothing, logit_softcap
+        As in `cross_entropy`, the same for all blocks.
+    weight : array, optional
+        The block's part of the class weights.
+
+    Returns
+    -------
+    Partials
+        A named tuple of arrays in the rows' shape, in float64 where there is one. It can be sent
+        elsewhere, stacked, and differentiated through.
+
+    Raises
+    ------
+    TypeError, IndexError
+        As `cross_entropy`.
+    ValueError
+        As `cross_entropy`, and if the block does not lie within `classes`.
+
+    See Also
+    --------
+    combine, finish : What is done with the states.
+
+    References
+    ----------
+    .. [1] M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018.
+       https://arxiv.org/abs/1805.02867
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
+    >>> left = xentx.partials(logits[:, :2], [1, 2], classes=3)
+    >>> right = xentx.partials(logits[:, 2:], [1, 2], classes=3, start=2)
+    >>> xentx.finish(xentx.combine(left, right)).round(6)
+    array([0.464369, 0.316779])
+    """
+    backend = _registry.require("logits", logits)
+    problem = _problem.rowwise(
+        backend,
+        _cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
+        reduction="none",
+    )
+    size = problem.kind.spec.classes
+    _problem.check_block(start, size, classes)
+    kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
+    prepared = _problem.prepare(Problem(kind, problem.arrays), block=size)
+    with backend.evaluating():
+        xp = backend.namespace(prepared.arrays[0])
+        return _monoid.partials(xp, prepared.spec, *prepared.arrays, start)
+
+
+def _wide(spec: Spec, logits: Array, classes: int) -> Spec:
+    """Compute in the widest dtype, for all classes."""
+    accumulate = spec.precision.accumulate
+    precision = Precision(
+        compute=accumulate,
+        accumulate=accumulate,
+        recover=logits.dtype == accumulate,
+        compensate=spec.precision.compensate,
+    )
+    return replace(spec, precision=precision, classes=classes)
+
+
+def combine(a: Partials, b: Partials, /) -> Partials:
+    """Join the states of two sets of classes of the same rows. The order does not matter.
+
+    Parameters
+    ----------
+    a, b : Partials
+        States that `partials` or `combine` returned.
+
+    Returns
+    -------
+    Partials
+        The state of both sets together.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no state.
+
+    Examples
+    --------
+    See `partials`.
+    """
+    backend = _backend_of("a", a)
+    _backend_of("b", b)
+    with backend.evaluating():
+        return _monoid.combine(backend.namespace(a.top), a, b)
+
+
+def finish(state: Partials, /, *, z_loss: float = 0.0) -> Array:
+    """Return the loss of each row from the state of all classes.
+
+    Parameters
+    ----------
+    state : Partials
+        The state of all classes.
+    z_loss : float, default: 0.0
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    array
+        What `cross_entropy` returns with ``reduction="none"``, in the dtype of the state.
+
+    Raises
+    ------
+    TypeError
+        If `state` is none.
+    ValueError
+        If `z_loss` is out of range.
+
+    Examples
+    --------
+    See `partials`.
+    """
+    backend = _backend_of("state", state)
+    _, z, _ = _problem.check_options(0.0, z_loss, None)
+    with backend.evaluating():
+        return _monoid.finish(backend.namespace(state.top), state, z)
+
+
+def _backend_of(name: str, state: object) -> Backend:
+    if not isinstance(state, Partials):
+        msg = f"{name}: got {_registry.describe(state)}; expected what xentx.partials returns"
+        raise TypeError(msg)
+    return _registry.require(f"{name}.top", state.top)
