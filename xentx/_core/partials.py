@@ -88,13 +88,12 @@ def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
     rest, ties, gaps = [], [], []
     for state in (a, b):
         leads = state.top == top
-        nothing = state.top == -xp.inf
-        own = xp.where(nothing, level, state.top)
-        below = (state.rest + state.ties) * xp.exp(xp.where(nothing, 0.0, own - level))
-        rest.append(xp.where(leads, state.rest, below))
-        ties.append(xp.where(leads, state.ties, 0.0))
-        shift = level - _finite_or_zero(xp, state.top)
-        gaps.append(state.gaps + xp.where(state.mass == 0.0, 0.0, state.mass * shift))
+        own = xp.where(state.top == -xp.inf, level, state.top)
+        # 1 where it leads, but not as a function of the logits.
+        scale = xp.exp(own - level)
+        rest.append(scale * xp.where(leads, state.rest, state.rest + state.ties))
+        ties.append(scale * xp.where(leads, state.ties, 0.0))
+        gaps.append(state.gaps + state.mass * (level - _finite_or_zero(xp, state.top)))
     return Partials(
         top,
         rest[0] + rest[1],

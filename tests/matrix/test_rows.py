@@ -1,0 +1,248 @@
+"""per_row against the truth, the algebra of partials by its laws, and normalizers."""
+
+import itertools
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import oracle
+import xentx
+from problems import OPTIONS, RNG_SEED, draw_problem
+from xentx._registry import require
+
+NONE = {"plain", "weight", "ignore", "smoothing", "z loss", "softcap", "everything"}
+ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NONE}
+
+
+def stacked(stats):
+    """Fields of a named tuple as one array of the first one's dtype."""
+    first = stats[0]
+    xp = require("a field", first).namespace(first)
+    fields = (xp.expand_dims(xp.astype(field, first.dtype), axis=0) for field in stats)
+    return xp.concat(list(fields))
+
+
+def stats_of(logits, target, **options):
+    """per_row's results as one array."""
+    return stacked(xentx.per_row(logits, target, **options))
+
+
+def linear_stats_of(hidden, head, target, **options):
+    """linear_per_row's results as one array."""
+    return stacked(xentx.linear_per_row(hidden, head, target, **options))
+
+
+def row_truth(logits, target, *, logit_softcap=None, ignore_index=-100, **_):
+    """Lse, log-probability, entropy and correctness of rows, and their scales."""
+    x = np.asarray(logits).astype(oracle.LONG)
+    if logit_softcap is not None:
+        x = logit_softcap * np.tanh(x / logit_softcap)
+    losses, p, _ = oracle.log_softmax(x)
+    soft = target.dtype.kind == "f"
+    y = target.astype(oracle.LONG) if soft else oracle.one_hot(target, x.shape[-1])
+    kept = np.ones(len(x), bool) if soft else target != ignore_index
+    hit = x.argmax(-1) == (target.argmax(-1) if soft else target)
+    fields = ((losses + x)[..., 0], -(y * losses).sum(-1), (p * losses).sum(-1), hit)
+    return [np.where(kept, field, 0) for field in fields]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("options", ROW_OPTIONS.values(), ids=ROW_OPTIONS)
+def test_per_row(route, options, soft):
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target, options, _ = draw_problem(
+        rng, (6, 5), 1, np.float32, soft=soft, reduction="none", options=options
+    )
+    options.pop("sample_weight", None)
+    loss = route.value(xentx.cross_entropy, logits, target, **options)
+    del options["reduction"]
+    found = route.value(stats_of, logits, target, **options)
+    np.testing.assert_array_equal(found[0], loss)
+    size = 20.0 if "logit_softcap" in options else 8.0  # a capped logit is rounded
+    for field, truth in zip(found[1:], row_truth(logits, target, **options), strict=True):
+        oracle.assert_within(field, truth, np.abs(truth) + size * (size > 8), 6)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_linear_per_row(route, soft):
+    rng = np.random.default_rng(RNG_SEED)
+    hidden = rng.normal(size=(7, 3)).astype(np.float64)
+    head = rng.normal(size=(5, 3)).astype(np.float64)
+    _, target, _, _ = draw_problem(
+        rng, (7, 5), 1, np.float64, soft=soft, reduction="none", options={}
+    )
+    found = route.value(linear_stats_of, hidden, head, target, chunk=3)
+    expected = route.value(stats_of, hidden @ head.T, target)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("field", ["loss", "lse", "log_prob", "entropy"])
+def test_gradients(route, field):
+    """By differences of the truth: every field but the hit has a gradient."""
+    if not route.has_autodiff:
+        pytest.skip(f"{route} has no autodiff")
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target = rng.normal(size=(3, 4)), np.array([1, 0, 3])
+    cotangent = rng.normal(size=3)
+    _, gradient = route.pull(FIELDS[field], logits, target, cotangent=cotangent)
+    index = xentx.RowStats._fields.index(field)
+
+    def value(x):
+        stats = xentx.per_row(x, target)
+        return float((stats[index] * cotangent).sum())
+
+    step, expected = 1e-6, np.zeros_like(logits)
+    for at in np.ndindex(*logits.shape):
+        shift = np.zeros_like(logits)
+        shift[at] = step
+        expected[at] = (value(logits + shift) - value(logits - shift)) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, atol=1e-8)
+
+
+FIELDS = {
+    name: lambda logits, target, name=name: getattr(xentx.per_row(logits, target), name)
+    for name in ("loss", "lse", "log_prob", "entropy")
+}
+
+
+def split_loss(logits, target, *, cuts, order, weight=None, z_loss=0.0, **options):
+    """Loss of rows from blocks of the classes, combined in some order."""
+    classes = logits.shape[-1]
+    soft = len(target.shape) == len(logits.shape)
+    edges = [0, *cuts, classes]
+    states = [
+        xentx.partials(
+            logits[:, a:b],
+            target[:, a:b] if soft else target,
+            classes=classes,
+            start=a,
+            weight=None if weight is None else weight[a:b],
+            **options,
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
+    while len(states) > 1:
+        i = order % (len(states) - 1)
+        a, b = states.pop(i + 1), states.pop(i)
+        states.insert(i, xentx.combine(a, b))
+    return xentx.finish(states[0], z_loss=z_loss)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_split_is_the_whole(route, data):
+    """Within 1 ULP of the dense result, computed exactly, however the classes are split."""
+    if route.traced:
+        pytest.skip("compiles anew for each split")
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    classes = data.draw(st.integers(1, 9))
+    options = data.draw(st.sampled_from(list(ROW_OPTIONS.values())))
+    soft = data.draw(st.booleans())
+    logits, target, options, _ = draw_problem(
+        rng, (5, classes), 1, np.float32, soft=soft, reduction="none", options=options
+    )
+    for unused in ("sample_weight", "reduction", "axis"):
+        options.pop(unused, None)
+    if data.draw(st.booleans()):
+        logits = np.round(logits)  # with ties
+    cuts = sorted(
+        data.draw(st.sets(st.integers(1, classes - 1), max_size=4)) if classes > 1 else ()
+    )
+    order = data.draw(st.integers(0, 5))
+    found = route.value(split_loss, logits, target, cuts=tuple(cuts), order=order, **options)
+    exact = xentx.cross_entropy(logits, target, reduction="none", precision="exact", **options)
+    # JAX without float64 sums in float32.
+    allowed = 1 if found.dtype == np.float64 else 6
+    scale = np.abs(exact) + (8 if "logit_softcap" in options and allowed > 1 else 0)
+    difference = np.abs(found.astype(np.float32).astype(np.float64) - exact)
+    assert np.all(difference <= allowed * np.maximum(np.spacing(np.abs(scale)), 1e-30))
+
+
+def test_gradient_through_a_split(route):
+    if not route.has_autodiff:
+        pytest.skip(f"{route} has no autodiff")
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target = rng.normal(size=(4, 6)), np.array([0, 5, 2, -100])
+    logits[0] = 1.0  # ties everywhere
+    logits[1, 2:4] = -np.inf  # a block of nothing
+    cotangent = rng.normal(size=4)
+    options = {"cuts": (2, 4), "order": 1, "z_loss": 0.1}
+    value, gradient = route.pull(split_loss, logits, target, cotangent=cotangent, **options)
+    expected = xentx.value_and_grad(xentx.cross_entropy)(
+        logits, target, reduction="none", z_loss=0.1, cotangent=cotangent
+    )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("row", "target", "expected"),
+    [
+        ([-np.inf, -np.inf, 1.0, -np.inf], 2, 0.0),
+        ([-np.inf, -np.inf, 1.0, 2.0], 0, np.inf),
+        ([-np.inf] * 4, 0, np.nan),
+        ([0.0, np.inf, 0.0, 0.0], 0, np.nan),
+        ([0.0, np.nan, 0.0, 0.0], 3, np.nan),
+        ([np.nan] * 4, -100, 0.0),
+    ],
+    ids=["masked", "masked target", "all masked", "inf", "nan", "ignored"],
+)
+def test_corners_of_a_split(route, row, target, expected):
+    found = route.value(
+        split_loss, np.array([row], np.float32), np.array([target]), cuts=(2,), order=0
+    )
+    np.testing.assert_array_equal(found, [expected])
+
+
+def micro_batches(logits, target, **options):
+    """Mean over two micro-batches, by sums and normalizers."""
+    sums, counts = zip(
+        *(
+            xentx.cross_entropy(x, t, reduction="sum", return_normalizer=True, **options)
+            for x, t in ((logits[:2, :], target[:2]), (logits[2:, :], target[2:]))
+        ),
+        strict=True,
+    )
+    return stacked([sums[0] + sums[1], counts[0] + counts[1]])
+
+
+@pytest.mark.parametrize("name", ["plain", "weight", "ignore", "smoothing, weight, ignore"])
+def test_normalizer_of_micro_batches(route, name):
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target, options, _ = draw_problem(
+        rng, (6, 5), 1, np.float64, soft=False, reduction="mean", options=OPTIONS[name]
+    )
+    whole = route.value(xentx.cross_entropy, logits, target, **options)
+    del options["reduction"]
+    total, count = route.value(micro_batches, logits, target, **options)
+    np.testing.assert_allclose(total / count, whole, rtol=1e-12)
+
+
+def linear_normalizer(hidden, head, target, **options):
+    """Value and normalizer of the linear form."""
+    return stacked(
+        xentx.linear_cross_entropy(hidden, head, target, return_normalizer=True, **options)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "weighted_mean"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_linear_normalizer(route, soft, reduction):
+    rng = np.random.default_rng(RNG_SEED)
+    hidden, head = rng.normal(size=(7, 3)), rng.normal(size=(5, 3))
+    _, target, options, _ = draw_problem(
+        rng, (7, 5), 1, np.float64, soft=soft, reduction=reduction, options=OPTIONS["everything"]
+    )
+    del options["axis"]
+    found = route.value(linear_normalizer, hidden, head, target, **options)
+    expected = xentx.cross_entropy(hidden @ head.T, target, return_normalizer=True, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_value_and_grad_with_normalizer():
+    logits, target = np.zeros((3, 4)), [0, 1, -100]
+    function = xentx.value_and_grad(xentx.cross_entropy)
+    (value, count), gradient = function(logits, target, return_normalizer=True)
+    assert (round(float(value), 6), float(count), gradient.shape) == (1.386294, 2.0, (3, 4))
