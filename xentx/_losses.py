@@ -37,7 +37,17 @@ def _public(
 
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
-        return _evaluate.value(problem(*args, **kwargs))
+        backend = find(args[0]) if args else _backend.BACKEND
+        memory = backend.memory
+        if memory is not None:
+            value = memory.recall(pose, args, kwargs)
+            if value is not None:
+                return value
+        posed = pose(backend, *args, **kwargs)
+        value = _evaluate.value(posed)
+        if memory is not None:
+            memory.remember(pose, args, kwargs, posed)
+        return value
 
     signature = inspect.signature(pose)
     parameters = list(signature.parameters.values())[1:]  # the backend is not the user's

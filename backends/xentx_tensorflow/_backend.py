@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xentx._backend import NativeAdapter, Operation
+from xentx._backend import Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_tensorflow import _autodiff, _native
@@ -19,6 +19,7 @@ class TensorFlowBackend:
 
     name = "tensorflow"
     native: NativeAdapter | None = None if KERNEL is None else _native
+    memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)
