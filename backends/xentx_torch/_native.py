@@ -3,6 +3,7 @@
 There are two ways to the kernel. Plain tensors in plain eager mode take `_Eager`, an
 autograd.Function in the older of PyTorch's two styles: the newer one, and the dispatcher, each cost
 more than a small problem does. What traces or transforms takes the operators of `_operators`.
+Even the checks cost more: what passed them once is known again by its form, without them.
 
 The kernel has the value and its gradient by the logits. Derivatives by the other arrays, of second
 order and in forward mode are the portable core's, and so is everything that is no dense tensor on
@@ -14,16 +15,18 @@ without a copy. For any other cotangent the kernel starts from the logits again:
 saved gradient would round twice.
 """
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
+import xentx
 from xentx import _evaluate, _problem
 from xentx._native import KERNEL
 from xentx._problem import Kind, Problem
-from xentx_torch import _operators, _plans
+from xentx_torch import _backend, _operators, _plans
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
 
@@ -76,7 +79,10 @@ _MOST_CALLS = 4096
 def recall(
     pose: Callable[..., Problem], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Array | None:
-    """Value of a call in plain eager mode like one that is remembered."""
+    """Value of a call in plain eager mode like one that is remembered, and of any for Dynamo."""
+    if _is_dynamo_compiling():
+        node: Array = _in_graph(pose.__name__, *args, **kwargs)
+        return node
     if _is_observed():
         return None
     known = _CALLS.get((pose, _form(_plans.TYPES, args, kwargs)))
@@ -142,6 +148,7 @@ def solve_with_gradient(
 _form: Any = getattr(KERNEL, "form", None)
 _is_one: Any = getattr(KERNEL, "is_one", None)
 _is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _len_dispatch_stack = torch._C._len_torch_dispatch_stack
@@ -188,6 +195,24 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     with torch._C._DisableFuncTorch():
         wrong = (target < 0) | (target >= kind.spec.classes)
         return bool((wrong & (target != kind.task.ignore_index)).any())
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
+    """One of the public functions as a node of Dynamo's graph, for what comes after it to trace.
+
+    Were it Dynamo that traced it, each call of what it compiled would first look whether all that
+    the checks on the way read is as it was, which takes longer than a small problem.
+    """
+    pose = inspect.unwrap(getattr(xentx, name))
+    try:
+        value: Array = _evaluate.value(pose(_backend.BACKEND, *args, **kwargs))
+    except (TypeError, ValueError) as error:
+        if not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
+            raise
+        # Which makes Dynamo leave the call to eager mode, where the error is raised as it is.
+        raise NotImplementedError(str(error)) from error
+    return value
 
 
 class _Eager(torch.autograd.Function):
