@@ -7,7 +7,8 @@
 //   simd.h        64-byte vectors on whatever instruction set there is
 //   isa_*.cpp     rows.h compiled once for each instruction set
 //   run.cpp       rows to threads, and from rows to a reduced value
-//   module.cpp    the door for NumPy and PyTorch; xla_ffi.cpp for JAX; tensorflow_op.cpp
+//   module.cpp    the door for NumPy and PyTorch, whose arrays arrays.h reads; xla_ffi.cpp for JAX;
+//                 tensorflow_op.cpp
 //
 // Bits depend on nothing but a row's own numbers: not on the number of threads, the batch around a
 // row, or the instruction set (16 logical lanes and explicit fused multiply-adds everywhere).

@@ -1,16 +1,16 @@
 // The door for NumPy and PyTorch: a Plan is a task whose arrays are yet to come.
 //
 // What can be checked once is checked when a Plan is made, and a call costs little more than the
-// computing: PyTorch hands over addresses, NumPy its arrays, and None stands for what isn't there.
-// It returns the first row with a class index that is out of range, or -1.
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#include <numpy/arrayobject.h>
+// computing: it takes arrays, and None for what isn't there, and returns the first row with a class
+// index that is out of range, or -1. `form` is what tells calls apart that need different plans.
+#include "arrays.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <iterator>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -67,14 +67,6 @@ Array array_of(const Layout& layout) {
     return array;
 }
 
-void* address_of(nb::handle given) {
-    if (given.is_none()) return nullptr;
-    if (PyLong_Check(given.ptr())) return PyLong_AsVoidPtr(given.ptr());
-    if (PyArray_Check(given.ptr()))
-        return PyArray_DATA(reinterpret_cast<PyArrayObject*>(given.ptr()));
-    throw nb::type_error("expected an address, a NumPy array or None");
-}
-
 // What a call returns where an array's elements don't lie at multiples of their size.
 constexpr int64_t kMisaligned = -2;
 
@@ -86,15 +78,16 @@ class Plan {
   public:
     explicit Plan(const Task& task) : task_(task) {}
 
-    int64_t operator()(nb::handle logits, nb::handle target, nb::handle weight,
-                       nb::handle sample_weight, nb::handle normalizer, nb::handle cotangent,
-                       nb::handle value, nb::handle gradient, int threads) const {
+    int64_t operator()(nb::handle value, nb::handle gradient, nb::handle cotangent, int threads,
+                       nb::args arrays) const {
         Task task = task_;
-        task.logits.data = address_of(logits);
-        task.target.data = address_of(target);
-        task.weight.data = address_of(weight);
-        task.sample_weight.data = address_of(sample_weight);
-        task.normalizer.data = address_of(normalizer);
+        Array* const places[] = {&task.logits, &task.target, &task.weight, &task.sample_weight,
+                                 &task.normalizer};
+        size_t count = 0;
+        for (nb::handle array : arrays) {
+            if (count == std::size(places)) throw nb::type_error("expected at most five arrays");
+            places[count++]->data = address_of(array);
+        }
         task.cotangent.data = address_of(cotangent);
         task.value = address_of(value);
         task.gradient = address_of(gradient);
@@ -151,16 +144,16 @@ NB_MODULE(_kernel, m) {
     if (import_numpy() < 0) nb::raise_python_error();
     m.doc() = "The native kernel. Its users are the adapters' modules called _native.";
     nb::class_<Plan>(m, "Plan")
-        .def("__call__", &Plan::operator(), nb::arg("logits"), nb::arg("target").none(),
-             nb::arg("weight").none(), nb::arg("sample_weight").none(),
-             nb::arg("normalizer").none(), nb::arg("cotangent").none(), nb::arg("value").none(),
-             nb::arg("gradient").none(), nb::arg("threads"));
+        .def("__call__", &Plan::operator(), nb::arg("value").none(), nb::arg("gradient").none(),
+             nb::arg("cotangent").none(), nb::arg("threads"), nb::arg("arrays"));
     m.def("plan", &make_plan, nb::kw_only(), nb::arg("operation"), nb::arg("groups"),
           nb::arg("outer"), nb::arg("classes"), nb::arg("inner"), nb::arg("logits").none(),
           nb::arg("target").none(), nb::arg("weight").none(), nb::arg("sample_weight").none(),
           nb::arg("normalizer").none(), nb::arg("cotangent").none(), nb::arg("reduction"),
           nb::arg("ignore_index").none(), nb::arg("label_smoothing"), nb::arg("z_loss"),
           nb::arg("logit_softcap").none(), nb::arg("exact"));
+    m.def("form", &form, nb::arg("array_types"), nb::arg("args"), nb::arg("kwargs"));
+    m.def("is_one", &is_one, nb::arg("tensor_types"), nb::arg("tensor"));
     m.def("instruction_set", &instruction_set);
     m.def("is_fast", &is_fast);
     m.def("default_threads", &default_threads);

@@ -93,12 +93,30 @@ class LinearAdapter(Protocol):
         """Join ``function(*chunks of mapped, *whole)``, to be differentiated chunk by chunk."""
 
 
+class Memory(Protocol):
+    """An adapter's way around the checks, for a call like one that has passed them.
+
+    ``pose`` makes a `xentx._problem.Problem` of a backend and a call's arguments.
+    """
+
+    def recall(
+        self, pose: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Array | None:
+        """Value of the call; None where none like it is remembered."""
+
+    def remember(
+        self, pose: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], problem: Any
+    ) -> None:
+        """Keep what was found out about a call that was evaluated."""
+
+
 class Backend(Protocol):
     """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
 
     name: str
     native: NativeAdapter | None  # None without a kernel
     linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
+    memory: Memory | None  # None where a call's arguments are not told apart sooner than checked
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""
@@ -137,6 +155,7 @@ class ArrayAPIBackend:
     name = "array-api"
     native: NativeAdapter | None = None
     linear: LinearAdapter | None = None
+    memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
         return is_array_api_obj(value)

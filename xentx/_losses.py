@@ -25,8 +25,6 @@ P = ParamSpec("P")
 # What poses a function's problem, and the module that evaluates it.
 _PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
-
-
 # The module that evaluates what a function poses, where it isn't `_evaluate`.
 _SOLVERS: dict[Callable[..., Any], Any] = {}
 
@@ -36,7 +34,7 @@ def _public(
     find: Callable[[object], Backend],
 ) -> Callable[P, Array]:
     solver = _SOLVERS.get(pose, _evaluate)
-    value = solver.value
+    remembers = solver is _evaluate  # the checks take no time beside matrix products
 
     def problem(*args: P.args, **kwargs: P.kwargs) -> Any:
         # Without arguments there is nothing to find, and Python's own error names what is missing.
@@ -45,10 +43,19 @@ def _public(
 
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
-        posed = problem(*args, **kwargs)
+        backend = find(args[0]) if args else _backend.BACKEND
+        memory = backend.memory if remembers else None
+        if memory is not None:
+            value = memory.recall(pose, args, kwargs)
+            if value is not None:
+                return value
+        posed = pose(backend, *args, **kwargs)
         if type(posed) is Counted:
-            return value(posed.problem), solver.normalizer(posed.problem)
-        return value(posed)
+            return solver.value(posed.problem), solver.normalizer(posed.problem)
+        value = solver.value(posed)
+        if memory is not None:
+            memory.remember(pose, args, kwargs, posed)
+        return value
 
     signature = inspect.signature(pose)
     parameters = list(signature.parameters.values())[1:]  # the backend is not the user's

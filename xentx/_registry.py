@@ -135,6 +135,9 @@ def describe(value: object) -> str:
 
 def require(name: str, value: object) -> Backend:
     """Return the backend that owns the argument called `name`."""
+    owner = _OWNERS.get(type(value))
+    if owner is not None and owner[1].owns(value):
+        return owner[1]
     backend = find(value)
     if backend is None:
         msg = (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentx._backend import LinearAdapter, NativeAdapter, Operation
+from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx_jax import _autodiff, _linear, _native
 
@@ -20,6 +20,7 @@ class JAXBackend:
     name = "jax"
     native: NativeAdapter | None = _native if _native.is_usable() else None
     linear: LinearAdapter | None = _linear
+    memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)

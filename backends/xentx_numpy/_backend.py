@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from xentx._backend import LinearAdapter, NativeAdapter, Operation
+from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_numpy import _autodiff, _native
@@ -19,6 +19,7 @@ class NumPyBackend:
     name = "numpy"
     native: NativeAdapter | None = None if KERNEL is None else _native
     linear: LinearAdapter | None = None
+    memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
         if type(value) is np.ndarray:

@@ -76,7 +76,7 @@ def _run(
         None if u is None else u.strides,
     )
     ready = kind.plans.get(key)
-    bad: int = -2 if ready is None else ready(x, t, w, s, n, u, value, gradient, 0)
+    bad: int = -2 if ready is None else ready(value, gradient, u, 0, x, t, w, s, n)
     if bad == -2:  # noqa: PLR2004 -- not seen before, or misaligned
         views, ready = _prepare(kind, operation, given)
         in_place = (
@@ -84,7 +84,7 @@ def _run(
         )
         if all(in_place):
             kind.plans[key] = ready
-        bad = ready(*views, value, gradient, 0)
+        bad = ready(value, gradient, views[-1], 0, *views[:-1])
     return bad
 
 

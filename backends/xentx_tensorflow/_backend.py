@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xentx._backend import LinearAdapter, NativeAdapter, Operation
+from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_tensorflow import _autodiff, _linear, _native
@@ -20,6 +20,7 @@ class TensorFlowBackend:
     name = "tensorflow"
     native: NativeAdapter | None = None if KERNEL is None else _native
     linear: LinearAdapter | None = _linear
+    memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)

@@ -3,6 +3,7 @@
 There are two ways to the kernel. Plain tensors in plain eager mode take `_Eager`, an
 autograd.Function in the older of PyTorch's two styles: the newer one, and the dispatcher, each cost
 more than a small problem does. What traces or transforms takes the operators of `_operators`.
+Even the checks cost more: what passed them once is known again by its form, without them.
 
 The kernel has the value and its gradient by the logits. Derivatives by the other arrays, of second
 order and in forward mode are the portable core's, and so is everything that is no dense tensor on
@@ -14,15 +15,18 @@ without a copy. For any other cotangent the kernel starts from the logits again:
 saved gradient would round twice.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
+import xentx
 from xentx import _evaluate, _problem
-from xentx._problem import Kind
-from xentx_torch import _operators, _plans
+from xentx._native import KERNEL
+from xentx._problem import Kind, Problem
+from xentx_torch import _backend, _operators, _plans
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
 
@@ -43,15 +47,65 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
             return _operators.forward(kind.task, arrays)
         return _evaluate.portable(kind, arrays)
     ready = _plans.prepare(kind.plans, kind.task, arrays)
-    if ready is None:
-        return _evaluate.portable(kind, arrays)
-    if torch.is_grad_enabled() and _requires_grad(arrays):
-        value: Array = _eager(kind, ready, *arrays)
-        return value
-    value = ready.empty_value(_plans.first(arrays))
+    return _evaluate.portable(kind, arrays) if ready is None else _run((kind, ready), arrays)
+
+
+Known = tuple[Kind, Ready]
+
+
+def _run(known: Known, arrays: Arrays) -> Array:
+    """Value of plain tensors in plain eager mode. The last ones of `Arrays` may be left out."""
+    if _is_grad_enabled():
+        for array in arrays:  # and not any(), which takes longer than all else that decides here
+            if array is not None and array.requires_grad:
+                value: Array = _eager(known, *arrays)
+                return value
+    kind, ready = known
+    value = ready.empty_value(arrays[0])
     if ready.run(arrays, None, value, None) >= 0:
-        return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
+        return _evaluate.portable(kind, _all(arrays))  # which says what is wrong with the target
     return value
+
+
+def _all(given: Sequence[Any]) -> tuple[Any, ...]:
+    return (*given, None, None, None, None)[:5]
+
+
+# What is known of a call's arguments by their form.
+_CALLS: dict[Hashable, Known] = {}
+_MOST_CALLS = 4096
+
+
+def recall(
+    pose: Callable[..., Problem], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Array | None:
+    """Value of a call in plain eager mode like one that is remembered, and of any for Dynamo."""
+    if _is_dynamo_compiling():
+        node: Array = _in_graph(pose.__name__, *args, **kwargs)
+        return node
+    if _is_observed():
+        return None
+    known = _CALLS.get((pose, _form(_plans.TYPES, args, kwargs)))
+    return None if known is None else _run(known, args)
+
+
+def remember(
+    pose: Callable[..., Problem],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    problem: Problem,
+) -> None:
+    """Keep what is known of a call whose arrays the kernel took as they were given."""
+    kind, arrays = problem
+    as_given = all(a is b for a, b in zip(arrays, _all(args), strict=True))
+    if _is_observed() or not (kind.native and kind.fits and as_given):
+        return
+    form = _form(_plans.TYPES, args, kwargs)
+    ready = _plans.prepare(kind.plans, kind.task, arrays)
+    if form is not None and ready is not None:
+        if len(_CALLS) >= _MOST_CALLS:
+            _CALLS.clear()
+        _CALLS[pose, form] = kind, ready
 
 
 def solve_with_gradient(
@@ -90,26 +144,26 @@ def solve_with_gradient(
     return value, gradient
 
 
-def _requires_grad(arrays: Arrays) -> bool:
-    # Not any() over all of them: it takes longer than the rest of what decides the way.
-    logits, target, weight, sample_weight, normalizer = arrays
-    return (
-        (logits is not None and logits.requires_grad)
-        or (target is not None and target.requires_grad)
-        or (weight is not None and weight.requires_grad)
-        or (sample_weight is not None and sample_weight.requires_grad)
-        or (normalizer is not None and normalizer.requires_grad)
-    )
+# Names of their own, since a step on the way to them takes as long as their answer.
+_form: Any = getattr(KERNEL, "form", None)
+_is_one: Any = getattr(KERNEL, "is_one", None)
+_is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_len_dispatch_stack = torch._C._len_torch_dispatch_stack
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_get_tracing_state = torch._C._get_tracing_state
 
 
 def _is_observed() -> bool:
     """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _are_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
+        or _len_dispatch_stack() > 0
+        or _get_tracing_state() is not None
     )
 
 
@@ -143,24 +197,44 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
         return bool((wrong & (target != kind.task.ignore_index)).any())
 
 
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
+    """One of the public functions as a node of Dynamo's graph, for what comes after it to trace.
+
+    Were it Dynamo that traced it, each call of what it compiled would first look whether all that
+    the checks on the way read is as it was, which takes longer than a small problem.
+    """
+    pose = inspect.unwrap(getattr(xentx, name))
+    try:
+        value: Array = _evaluate.value(pose(_backend.BACKEND, *args, **kwargs))
+    except (TypeError, ValueError) as error:
+        if not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
+            raise
+        # Which makes Dynamo leave the call to eager mode, where the error is raised as it is.
+        raise NotImplementedError(str(error)) from error
+    return value
+
+
 class _Eager(torch.autograd.Function):
     """The value of plain tensors in plain eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, kind: Kind, ready: Ready, *arrays: Array | None) -> Array:
-        logits = _plans.first(arrays)
+    def forward(ctx: Any, known: Known, *arrays: Array | None) -> Array:
+        kind, ready = known
+        logits = arrays[0]
         value, gradient = ready.empty_value(logits), None
         # Where saved tensors are packed, as in checkpointing, memory matters more than time, and
         # the gradient, which is not saved as a tensor, would not be packed.
         if (
-            ctx.needs_input_grad[2]
+            ctx.needs_input_grad[1]
+            and sum(ctx.needs_input_grad) == 1
             and ready.scalar is not None
-            and torch._C._autograd._top_saved_tensors_default_hooks(False) is None  # noqa: FBT003
+            and _saved_tensors_hooks(False) is None  # noqa: FBT003
         ):
             gradient = ready.empty_gradient(logits)
         ctx.save_for_backward(*arrays)
         if ready.run(arrays, None, value, gradient) >= 0:
-            return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
+            return _evaluate.portable(kind, _all(arrays))  # which says what is wrong
         ctx.kind, ctx.gradient = kind, gradient
         return value
 
@@ -168,20 +242,22 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array) -> Gradients:
         # Even where they are not used: this raises if they were modified in place, or are freed.
         arrays = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
+        # Who transforms or traces the 1 that can be read in memory has nothing to see: the gradient
+        # is a constant like it. But a compiler must not meet this reading, nor a tangent be lost.
+        if not (
+            _is_compiling() or _is_grad_enabled() or forward_ad._current_level >= 0
+        ) and _is_one(_plans.TYPES, cotangent):
+            # Taken so that no reference is left, and by one thread of several.
+            gradient = ctx.__dict__.pop("gradient", None)
+            if gradient is not None:
+                return None, gradient, None, None, None, None
+        arrays, needs = _all(arrays), _all(ctx.needs_input_grad[1:])
         task = ctx.kind.task
-        if (
-            torch.is_grad_enabled()
-            or _is_observed()
-            or not _plans.is_plain(cotangent)
-            or needs != _BY_LOGITS
-        ):
-            return None, None, *_operators.pull_back(task, 0, arrays, cotangent, needs)
-        # Taken so that no reference is left, and by one thread of several.
+        if _is_grad_enabled() or _is_observed() or not _plans.is_plain(cotangent) or any(needs[1:]):
+            return None, *_operators.pull_back(task, 0, arrays, cotangent, needs)
         gradient = ctx.__dict__.pop("gradient", None)
-        if gradient is None or cotangent.item() != 1.0:
-            gradient = _plans.pull(ctx.kind.plans, task, arrays, cotangent, gradient)
-        return None, None, gradient, None, None, None, None
+        gradient = _plans.pull(ctx.kind.plans, task, arrays, cotangent, gradient)
+        return None, gradient, None, None, None, None
 
 
 _BY_LOGITS = (True, False, False, False, False)

@@ -18,9 +18,12 @@ Array = torch.Tensor
 # Logits, target, weight, sample_weight and normalizer, as `Task` says.
 Arrays = Sequence[Array | None]
 
-PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+TYPES = (torch.Tensor, torch.nn.Parameter)
+PLAIN = frozenset(TYPES)
 _NAMES = ("logits", "target", "weight", "sample_weight", "normalizer", "cotangent")
 _MISALIGNED = -2
+_get_num_threads = torch.get_num_threads
+_empty_like = torch.empty_like
 
 
 def is_plain(array: Array) -> bool:
@@ -66,16 +69,16 @@ class Ready:
     strides: tuple[int, ...]
     gradient_strides: tuple[int, ...] | None
 
-    def empty_value(self, logits: Array) -> Array:
+    def empty_value(self, logits: Any) -> Array:
         """Memory for the value."""
         if self.scalar is not None:
-            return torch.empty_like(self.scalar)
+            return _empty_like(self.scalar)
         return torch.empty_strided(self.shape, self.strides, dtype=logits.dtype, device="cpu")
 
-    def empty_gradient(self, logits: Array) -> Array:
+    def empty_gradient(self, logits: Any) -> Array:
         """Memory for the gradient."""
         if self.gradient_strides is None:
-            return torch.empty_like(logits)
+            return _empty_like(logits)
         return torch.empty_strided(
             logits.shape, self.gradient_strides, dtype=logits.dtype, device="cpu"
         )
@@ -89,23 +92,13 @@ class Ready:
     ) -> int:
         """Call the kernel: returns the first row with an impossible target, or -1."""
         if self.copied is not None:
-            *arrays, cotangent = (
+            arrays = [
                 array.contiguous() if array is not None and copied else array
-                for array, copied in zip((*arrays, cotangent), self.copied, strict=True)
-            )
-        logits, target, weight, sample_weight, normalizer = arrays
-        # Written out, since this is most of what a small problem costs beside computing.
-        bad = self.plan(
-            0 if logits is None else logits.data_ptr(),
-            0 if target is None else target.data_ptr(),
-            0 if weight is None else weight.data_ptr(),
-            0 if sample_weight is None else sample_weight.data_ptr(),
-            0 if normalizer is None else normalizer.data_ptr(),
-            0 if cotangent is None else cotangent.data_ptr(),
-            0 if value is None else value.data_ptr(),
-            0 if gradient is None else gradient.data_ptr(),
-            torch.get_num_threads(),
-        )
+                for array, copied in zip(arrays, self.copied, strict=False)
+            ]
+            if cotangent is not None and self.copied[-1]:
+                cotangent = cotangent.contiguous()
+        bad = self.plan(value, gradient, cotangent, _get_num_threads(), *arrays)
         if bad == _MISALIGNED:
             arrays = [array if array is None else _aligned(array) for array in arrays]
             cotangent = cotangent if cotangent is None else _aligned(cotangent)

@@ -1,0 +1,168 @@
+// The arrays of NumPy and PyTorch, read in the time of a few function calls.
+//
+// PyTorch's are read through the table of functions that its type carries as DLPack's exchange API,
+// so that nothing is built against PyTorch. https://dmlc.github.io/dlpack/latest/c_api.html
+#pragma once
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/arrayobject.h>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstring>
+
+namespace xentx {
+
+namespace nb = nanobind;
+
+// DLPackExchangeAPI, as of DLPack 1.
+struct Exchange {
+    uint32_t major, minor;
+    void* previous;
+    int (*allocate)(nb::dlpack::dltensor*, void**, void*, void (*)(void*, const char*, const char*));
+    int (*export_managed)(void*, void**);
+    int (*import_managed)(void*, void**);
+    int (*view)(void* tensor, nb::dlpack::dltensor* out);
+    int (*stream)(int32_t, int32_t, void**);
+};
+
+// That of the type of a tensor; null where it has none.
+inline const Exchange* exchange_of(nb::handle tensor) {
+    static PyTypeObject* known = nullptr;  // kept alive
+    static const Exchange* table = nullptr;
+    PyTypeObject* type = Py_TYPE(tensor.ptr());
+    if (type == known) return table;
+    nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)),
+                                     "__dlpack_c_exchange_api__", nb::none());
+    auto* found = capsule.is_none() ? nullptr
+                                    : static_cast<const Exchange*>(PyCapsule_GetPointer(
+                                          capsule.ptr(), "dlpack_exchange_api"));
+    if (PyErr_Occurred()) nb::raise_python_error();
+    if (!found || found->major != 1 || !found->view) return nullptr;
+    Py_INCREF(type);
+    Py_XDECREF(known);
+    known = type;
+    return table = found;
+}
+
+// False, with Python's error set, where a tensor has no memory to look at.
+inline bool view(nb::handle tensor, nb::dlpack::dltensor& out) {
+    const Exchange* exchange = exchange_of(tensor);
+    if (exchange) return exchange->view(tensor.ptr(), &out) == 0;
+    PyErr_SetString(PyExc_TypeError, "expected an array of NumPy, a tensor of PyTorch or None");
+    return false;
+}
+
+inline void* address_of(nb::handle array) {
+    if (array.is_none()) return nullptr;
+    if (PyArray_Check(array.ptr()))
+        return PyArray_DATA(reinterpret_cast<PyArrayObject*>(array.ptr()));
+    nb::dlpack::dltensor tensor;
+    if (!view(array, tensor)) nb::raise_python_error();
+    return static_cast<char*>(tensor.data) + tensor.byte_offset;
+}
+
+inline bool is_one_of(PyTypeObject* type, nb::handle types) {
+    const Py_ssize_t count = PyTuple_Size(types.ptr());
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (PyTuple_GetItem(types.ptr(), i) == reinterpret_cast<PyObject*>(type)) return true;
+    return false;
+}
+
+// Reads a plain tensor of the CPU: exactly of one of these types, with its numbers as they stand in
+// memory, and not their opposites. False, with no error set, for any other.
+inline bool view_plain(nb::handle tensor_types, nb::handle tensor, nb::dlpack::dltensor& out) {
+    if (!is_one_of(Py_TYPE(tensor.ptr()), tensor_types)) return false;
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    PyObject* object = tensor.ptr();
+    PyObject* negated = view(tensor, out) ? PyObject_VectorcallMethod(is_neg, &object, 1, nullptr)
+                                          : nullptr;
+    if (!negated) PyErr_Clear();
+    Py_XDECREF(negated);
+    return negated == Py_False && out.device.device_type == nb::device::cpu::value;
+}
+
+// Whether a plain tensor is the number 1.
+inline bool is_one(nb::handle tensor_types, nb::handle tensor) {
+    nb::dlpack::dltensor one;
+    if (!view_plain(tensor_types, tensor, one) || one.ndim != 0) return false;
+    const void* data = static_cast<char*>(one.data) + one.byte_offset;
+    auto holds = [&](auto number) { return std::memcmp(data, &number, sizeof number) == 0; };
+    const bool brain = one.dtype.code == uint8_t(nb::dlpack::dtype_code::Bfloat);
+    if (!brain && one.dtype.code != uint8_t(nb::dlpack::dtype_code::Float)) return false;
+    switch (one.dtype.bits) {
+        case 16: return holds(uint16_t(brain ? 0x3f80 : 0x3c00));
+        case 32: return holds(1.0f);
+        case 64: return holds(1.0);
+        default: return false;
+    }
+}
+
+// What a call's arguments are but for the values of arrays, as bytes: equal for two calls only if
+// their arrays have the same dtypes, shapes and strides, in the CPU's memory, and their options the
+// same types and values. Arguments of other kinds have no form.
+class Form {
+  public:
+    // Arrays are what is exactly of one of these types: a subclass may have a mind of its own.
+    explicit Form(nb::handle array_types) : array_types_(array_types) {}
+
+    bool add(nb::handle value) {
+        PyObject* object = value.ptr();
+        if (is_one_of(Py_TYPE(object), array_types_))
+            return PyArray_Check(object) ? add_numpy(object) : add_tensor(object);
+        if (value.is_none()) return put('0');
+        if (PyBool_Check(object)) return put(object == Py_True ? 'T' : 'F');
+        if (PyFloat_CheckExact(object)) return put('f') && put(PyFloat_AsDouble(object));
+        if (PyLong_CheckExact(object)) {
+            int overflow;
+            const int64_t integer = PyLong_AsLongLongAndOverflow(object, &overflow);
+            return !overflow && put('i') && put(integer);
+        }
+        if (!PyUnicode_CheckExact(object)) return false;
+        Py_ssize_t size;
+        const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+        if (!text) PyErr_Clear();
+        return text && put('s') && put(size) && put(text, size_t(size));
+    }
+    template <class T> bool put(const T& value) { return put(&value, sizeof value); }
+    nb::object bytes() const { return nb::bytes(bytes_, size_); }
+
+  private:
+    bool add_numpy(PyObject* object) {
+        auto* array = reinterpret_cast<PyArrayObject*>(object);
+        const int ndim = PyArray_NDIM(array);
+        const size_t size = size_t(ndim) * sizeof(npy_intp);
+        return PyArray_ISNOTSWAPPED(array) && put('n') && put(PyArray_TYPE(array)) && put(ndim) &&
+               put(PyArray_DIMS(array), size) && put(PyArray_STRIDES(array), size);
+    }
+    bool add_tensor(PyObject* object) {
+        nb::dlpack::dltensor tensor;
+        if (!view_plain(array_types_, object, tensor)) return false;
+        const size_t size = size_t(tensor.ndim) * sizeof(int64_t);
+        return put('t') && put(tensor.dtype) && put(tensor.ndim) && put(tensor.shape, size) &&
+               put(tensor.strides, size);
+    }
+
+    bool put(const void* from, size_t size) {
+        if (size_ + size > sizeof bytes_) return false;
+        if (size) std::memcpy(bytes_ + size_, from, size);
+        size_ += size;
+        return true;
+    }
+
+    nb::handle array_types_;
+    char bytes_[1024];
+    size_t size_ = 0;
+};
+
+inline nb::object form(nb::tuple array_types, nb::tuple args, nb::dict kwargs) {
+    Form found(array_types);
+    found.put(args.size());
+    for (nb::handle value : args)
+        if (!found.add(value)) return nb::none();
+    for (auto [name, value] : kwargs)
+        if (!found.add(name) || !found.add(value)) return nb::none();
+    return found.bytes();
+}
+
+}  // namespace xentx
