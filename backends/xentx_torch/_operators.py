@@ -193,7 +193,8 @@ class _Backward(torch.autograd.Function):
 def _below(operator: Function, count: int, ctx: Any, args: Sequence[Any]) -> Array:
     ctx.save_for_backward(*args[:count])
     ctx.static = args[count:]
-    with torch._C._AutoDispatchBelowAutograd():
+    # A Function's forward runs without gradients, which the next level of torch.func may want.
+    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
         value: Array = operator(*args)
     return value
 
