@@ -12,6 +12,10 @@ from xentx._native import KERNEL
 from xentx_torch import _autodiff, _native
 
 Array = torch.Tensor
+_WITHOUT_VALUES = (
+    torch._subclasses.FakeTensor,
+    torch._subclasses.functional_tensor.FunctionalTensor,
+)
 
 
 class TorchBackend:
@@ -42,9 +46,10 @@ class TorchBackend:
         # Compilers and transformations wrap tensors in classes of their own, or carry no data.
         return not (
             torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None
             or array.device.type == "meta"
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or isinstance(array, torch._subclasses.FakeTensor)
+            or isinstance(array, _WITHOUT_VALUES)
         )
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
