@@ -527,7 +527,8 @@ def prepare(problem: Problem) -> Prepared:
         return Prepared(spec, (logits,))
     if not spec.soft:
         target, seen, ignored = _indices(backend, target, logits, spec, task.ignore_index)
-        spec = replace(spec, checked=seen, ignore_index=ignored)
+        device = backend.device(logits)
+        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     xp = backend.namespace(logits)
     compute = spec.precision.compute
     if weight is not None:

@@ -63,6 +63,9 @@ class TorchBackend:
     def has_float64(self, array: Array) -> bool:
         return array.device.type != "mps"
 
+    def device(self, array: Array) -> torch.device:
+        return array.device
+
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

@@ -24,7 +24,8 @@ def distribution(xp: Namespace, spec: Spec, target: Array, weight: Array | None)
     # Comparing and not gathering: it also works where the classes are sharded.
     shape = [1] * target.ndim
     shape[spec.axis] = spec.classes
-    hit = xp.reshape(xp.arange(spec.classes, dtype=target.dtype), tuple(shape)) == target
+    index = xp.arange(spec.classes, dtype=target.dtype, device=spec.device)
+    hit = xp.reshape(index, tuple(shape)) == target
     if weight is None:
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)
