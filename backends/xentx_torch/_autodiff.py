@@ -62,7 +62,8 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
     if plain:
         # In forward mode torch makes the second derivative of nested jvps a silent 0 through a
         # Function, and fails on others. And torch.compile calls a Function of whose arguments none
-        # needs a gradient with one argument too many. torch.jit.trace can't record one. The core's plain expression is always right.
+        # needs a gradient with one argument too many, and torch.jit.trace can't record any. The
+        # core's plain expression is always right.
         return operation.forward(NAMESPACE, spec, *arrays)[0]
     value: Array = _Attached.apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
     return value

@@ -277,6 +277,20 @@ def test_every_layout(name, soft):
     assert_bits(found, expected_bits(arrays[0], None, cotangent, axis=1))
 
 
+def test_each_array_may_lie_as_it_likes():
+    # What is prepared for one layout must not be taken for another.
+    arrays = {"target": TARGET, "weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT}
+    expected = both(lambda x: loss(x, **arrays))(LOGITS)
+    soft = both(lambda x: loss(x, SOFT))(LOGITS)
+    for lay in LAYOUTS.values():
+        for name, array in arrays.items():
+            if torch.equal(lay(array), array):  # some layouts change the values
+                given = {**arrays, name: lay(array)}
+                assert_bits(both(lambda x, g=given: loss(x, **g))(LOGITS), expected)
+        if torch.equal(lay(SOFT), SOFT):
+            assert_bits(both(lambda x, lay=lay: loss(x, lay(SOFT)))(LOGITS), soft)
+
+
 def test_a_gradient_lies_as_its_logits_do():
     images = torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last)
     target = torch.zeros(2, 3, 4, dtype=torch.int64)
