@@ -142,6 +142,9 @@ class Backend(Protocol):
     def has_float64(self, array: Array) -> bool:
         """Whether float64 exists where `array` lives."""
 
+    def device(self, array: Array) -> Any:
+        """Where a new array must be made to meet `array`; None where the framework moves it."""
+
     def evaluating(self) -> AbstractContextManager[Any]:
         """Context in which the core computes."""
 
@@ -187,6 +190,9 @@ class ArrayAPIBackend:
 
     def has_float64(self, array: Array) -> bool:
         return "float64" in self.namespace(array).__array_namespace_info__().dtypes()
+
+    def device(self, array: Array) -> Any:  # noqa: ARG002
+        return None
 
     def evaluating(self) -> AbstractContextManager[Any]:
         # Infinite logits make NaN and inf on purpose; NumPy, which may be underneath, would warn.

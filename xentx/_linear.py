@@ -261,7 +261,8 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
             backend, target, hidden, spec, linear.kind.task.ignore_index, look=linear.looks
         )
         target = xp.reshape(target, (_count(linear),))
-        spec = replace(spec, checked=seen, ignore_index=ignored)
+        device = backend.device(hidden)
+        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     if weight is not None:
         weight = xp.astype(weight, compute, copy=False)
     if sample_weight is not None:

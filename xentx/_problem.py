@@ -713,7 +713,8 @@ def prepare(problem: Problem, block: int | None = None) -> Prepared:
         return Prepared(spec, (logits,))
     if not spec.soft:
         target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
-        spec = replace(spec, checked=seen, ignore_index=ignored)
+        device = backend.device(logits)
+        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     xp = backend.namespace(logits)
     if not spec.soft:
         target = xp.expand_dims(target, axis=spec.axis)

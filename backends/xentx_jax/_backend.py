@@ -46,6 +46,9 @@ class JAXBackend:
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return jnp.result_type(float) == jnp.float64
 
+    def device(self, array: Array) -> Any:  # noqa: ARG002
+        return None
+
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

@@ -50,6 +50,9 @@ class NumPyBackend:
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
 
+    def device(self, array: Array) -> Any:  # noqa: ARG002
+        return None
+
     def evaluating(self) -> AbstractContextManager[Any]:
         # Infinite logits make NaN and inf on purpose.
         return np.errstate(all="ignore")

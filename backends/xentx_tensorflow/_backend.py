@@ -48,6 +48,9 @@ class TensorFlowBackend:
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
 
+    def device(self, array: Array) -> Any:  # noqa: ARG002
+        return None
+
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

@@ -51,13 +51,19 @@ class _Attached(torch.autograd.Function):
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
-    plain = forward_ad._current_level >= 0 or (
-        torch.compiler.is_compiling() and not any(a is not None and a.requires_grad for a in arrays)
+    plain = (
+        forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or (
+            torch.compiler.is_compiling()
+            and not any(a is not None and a.requires_grad for a in arrays)
+        )
     )
     if plain:
         # In forward mode torch makes the second derivative of nested jvps a silent 0 through a
         # Function, and fails on others. And torch.compile calls a Function of whose arguments none
-        # needs a gradient with one argument too many. The core's plain expression is always right.
+        # needs a gradient with one argument too many, and torch.jit.trace can't record any. The
+        # core's plain expression is always right.
         return operation.forward(NAMESPACE, spec, *arrays)[0]
     value: Array = _Attached.apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
     return value

@@ -12,6 +12,10 @@ from xentx._native import KERNEL
 from xentx_torch import _autodiff, _linear, _native
 
 Array = torch.Tensor
+_WITHOUT_VALUES = (
+    torch._subclasses.FakeTensor,
+    torch._subclasses.functional_tensor.FunctionalTensor,
+)
 
 
 class TorchBackend:
@@ -44,9 +48,10 @@ class TorchBackend:
         # Compilers and transformations wrap tensors in classes of their own, or carry no data.
         return not (
             torch.compiler.is_compiling()
+            or torch._C._get_tracing_state() is not None
             or array.device.type == "meta"
             or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or isinstance(array, torch._subclasses.FakeTensor)
+            or isinstance(array, _WITHOUT_VALUES)
         )
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
@@ -59,6 +64,9 @@ class TorchBackend:
 
     def has_float64(self, array: Array) -> bool:
         return array.device.type != "mps"
+
+    def device(self, array: Array) -> torch.device:
+        return array.device
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()

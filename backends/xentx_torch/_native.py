@@ -138,7 +138,7 @@ def solve_with_gradient(
         return value, _plans.pull(kind.plans, task, arrays, seed)
     gradient = ready.empty_gradient(logits)
     if seed is not None:
-        seed = _plans.seed(arrays, seed)
+        seed = _plans.seed(task, arrays, seed)
     if ready.run(arrays, seed, value, gradient) >= 0:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
     return value, gradient
@@ -253,7 +253,14 @@ class _Eager(torch.autograd.Function):
                 return None, gradient, None, None, None, None
         arrays, needs = _all(arrays), _all(ctx.needs_input_grad[1:])
         task = ctx.kind.task
-        if _is_grad_enabled() or _is_observed() or not _plans.is_plain(cotangent) or any(needs[1:]):
+        if (
+            _is_grad_enabled()
+            or _is_observed()
+            or not _plans.is_plain(cotangent)
+            # That of is_grads_batched is neither functorch's nor another type, but not in memory.
+            or not torch._C._has_storage(cotangent)
+            or any(needs[1:])
+        ):
             return None, *_operators.pull_back(task, 0, arrays, cotangent, needs)
         gradient = ctx.__dict__.pop("gradient", None)
         gradient = _plans.pull(ctx.kind.plans, task, arrays, cotangent, gradient)

@@ -10,6 +10,7 @@ The backward starts from the logits. A gradient saved by the forward could not b
 an operator may not return what it was given, and a copy costs what computing it again does.
 """
 
+import atexit
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -107,6 +108,8 @@ def _backward_on_cpu(cotangent: Array, *args: Any) -> Array:
 
 # What is prepared for a task on arrays of some shapes and dtypes. Only so many are kept.
 _PLANS: dict[Hashable, dict[Hashable, Any]] = {}
+# PyTorch keeps the operators, and they keep this, until nanobind calls all that is left a leak.
+atexit.register(_PLANS.clear)
 _MOST_PLANS = 1024
 
 
@@ -193,7 +196,8 @@ class _Backward(torch.autograd.Function):
 def _below(operator: Function, count: int, ctx: Any, args: Sequence[Any]) -> Array:
     ctx.save_for_backward(*args[:count])
     ctx.static = args[count:]
-    with torch._C._AutoDispatchBelowAutograd():
+    # A Function's forward runs without gradients, which the next level of torch.func may want.
+    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
         value: Array = operator(*args)
     return value
 

@@ -164,9 +164,9 @@ def prepare(
     return ready
 
 
-def seed(arrays: Arrays, cotangent: Array) -> Array:
+def seed(task: Task, arrays: Arrays, cotangent: Array) -> Array:
     """Lay the cotangent of a loss out as plans expect it: contiguous, in the compute dtype."""
-    return cotangent.to(_compute(arrays)).contiguous()
+    return cotangent.to(_compute(task, arrays)).contiguous()
 
 
 def pull(
@@ -181,11 +181,13 @@ def pull(
 ) -> Array:
     """Gradient by the logits for a plain cotangent, in memory that may be given."""
     if task.operation == "log_softmax":
+        if not cotangent.is_floating_point():
+            cotangent = cotangent.to(_compute(task, arrays))  # the kernel reads floats
         task = replace(task, operation="log_softmax_pullback")
         ready = prepare(plans, task, arrays, cotangent, groups=groups, in_order=in_order)
     else:
         ready = prepare(plans, task, arrays, groups=groups, in_order=in_order)
-        cotangent = seed(arrays, cotangent)
+        cotangent = seed(task, arrays, cotangent)
     assert ready is not None  # noqa: S101 -- it was, for the value
     if gradient is None:
         gradient = ready.empty_gradient(first(arrays))
@@ -193,8 +195,9 @@ def pull(
     return gradient
 
 
-def _compute(arrays: Arrays) -> torch.dtype:
-    return torch.float64 if first(arrays).dtype == torch.float64 else torch.float32
+def _compute(task: Task, arrays: Arrays) -> torch.dtype:
+    double = task.exact or first(arrays).dtype == torch.float64
+    return torch.float64 if double else torch.float32
 
 
 def _make(
@@ -209,7 +212,7 @@ def _make(
     value_shape = tuple(shape[i] for i in value_axes)
     value_strides = _layout.dense(value_shape, range(len(value_shape)))
     if cotangent is None:
-        last, dtype = _layout.View(value_axes, value_strides), _compute(arrays)
+        last, dtype = _layout.View(value_axes, value_strides), _compute(task, arrays)
     else:
         last, dtype = _layout.View(everything, cotangent.stride()), cotangent.dtype
     axes = (everything if task.soft else rows, (*mapped, axis), rows, mapped)

@@ -34,10 +34,10 @@ def distribution(
     # Comparing and not gathering: it also works where the classes are sharded.
     shape = [1] * target.ndim
     shape[spec.axis] = size = spec.classes if size is None else size
-    classes = xp.reshape(xp.arange(size, dtype=target.dtype), tuple(shape))
+    index = xp.arange(size, dtype=target.dtype, device=spec.device)
     if not isinstance(start, int):
         start = xp.astype(start, target.dtype)
-    hit = classes == target - start
+    hit = xp.reshape(index, tuple(shape)) == target - start
     if weight is None:
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)

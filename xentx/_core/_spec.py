@@ -46,6 +46,9 @@ class Spec:
         The class index of the rows to ignore; None where there is no such row.
     label_smoothing, z_loss, logit_softcap
         As in `xentx.cross_entropy`.
+    device
+        Where an array that is made of nothing must lie to meet the others; None where the framework
+        sees to that.
     """
 
     axis: int
@@ -57,3 +60,4 @@ class Spec:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_softcap: float | None = None
+    device: Any = None

@@ -55,7 +55,7 @@ def divisor(
     if reduction == "weighted_mean":
         amount = sum_classes(xp, spec, distribution(xp, spec, target, weight))
     elif weight is not None and not spec.soft:
-        hard = Spec(spec.axis, spec.classes, spec.precision)
+        hard = Spec(spec.axis, spec.classes, spec.precision, device=spec.device)
         amount = sum_classes(xp, spec, distribution(xp, hard, target, weight))
     else:
         first = tuple(slice(0, 1) if d == spec.axis else slice(None) for d in range(target.ndim))
