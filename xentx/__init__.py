@@ -3,6 +3,7 @@
 The functions live in `_losses`, which says where to read on, and those of rows in `_rows`.
 """
 
+from xentx._core.partials import Partials
 from xentx._linear import LinearGradients
 from xentx._losses import (
     cross_entropy,
@@ -13,7 +14,6 @@ from xentx._losses import (
 )
 from xentx._registry import BackendInfo, backend_of, backends
 from xentx._rows import (
-    Partials,
     RowStats,
     combine,
     finish,

@@ -27,7 +27,7 @@ from xentx._problem import Kind, Linear, LinearProblem, Problem
 
 Array = Any
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none.
-Arrays = tuple[Array | None, ...]
+Arrays = tuple[Any, ...]
 
 
 class LinearGradients(NamedTuple):
@@ -143,7 +143,13 @@ def solve_with_gradients(
         tiles = tiles_of(backend, arrays[0])
         seed = _seed(linear, prepared, tiles, cotangent)
         rows, (by_hidden, by_head, by_bias) = core.losses_and_gradients(
-            tiles, spec, tiling, prepared.arrays, seed, _dense(linear, spec), needs[:3]
+            tiles,
+            spec,
+            tiling,
+            prepared.arrays,
+            seed,
+            _dense(linear, spec),
+            (needs[0], needs[1], needs[2]),
         )
         probabilities = None
         if needs[3]:

@@ -75,7 +75,9 @@ def loss(pose: Callable[Concatenate[Backend, P], Any]) -> Callable[P, Array]:
     return _public(pose, functools.partial(_registry.require, first))
 
 
-def linear_loss(pose: Callable[Concatenate[Backend, P], LinearProblem]) -> Callable[P, Array]:
+def linear_loss(
+    pose: Callable[Concatenate[Backend, P], LinearProblem | Counted],
+) -> Callable[P, Array]:
     """Make the same of a function that poses a linear problem."""
     _SOLVERS[pose] = _linear
     return loss(pose)

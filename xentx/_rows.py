@@ -177,7 +177,8 @@ def linear_per_row(
 def _stats(problem: Problem) -> RowStats:
     loss = _evaluate.value(problem)
     prepared = _problem.prepare(problem)
-    logits, target, _ = prepared.arrays
+    logits: Any
+    logits, target, *_ = prepared.arrays
     backend = problem.kind.backend
     xp = backend.namespace(logits)
     with backend.evaluating():
@@ -275,8 +276,10 @@ def partials(
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
     prepared = _problem.prepare(Problem(kind, problem.arrays), block=size)
     with backend.evaluating():
-        xp = backend.namespace(prepared.arrays[0])
-        return _monoid.partials(xp, prepared.spec, *prepared.arrays, start)
+        block, target, scale = prepared.arrays
+        return _monoid.partials(
+            backend.namespace(block), prepared.spec, block, target, scale, start
+        )
 
 
 def _wide(spec: Spec, logits: Array, classes: int) -> Spec:
@@ -311,7 +314,13 @@ def combine(a: Partials, b: Partials, /) -> Partials:
 
     Examples
     --------
-    See `partials`.
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits, target = np.asarray([[1.0, 2.0, 0.5]]), [1]
+    >>> a = xentx.partials(logits[:, :1], target, classes=3)
+    >>> b = xentx.partials(logits[:, 1:], target, classes=3, start=1)
+    >>> xentx.combine(b, a).top
+    array([2.])
     """
     backend = _backend_of("a", a)
     _backend_of("b", b)
@@ -343,7 +352,10 @@ def finish(state: Partials, /, *, z_loss: float = 0.0) -> Array:
 
     Examples
     --------
-    See `partials`.
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.finish(xentx.partials(np.asarray([[1.0, 2.0, 0.5]]), [1], classes=3)).round(6)
+    array([0.464369])
     """
     backend = _backend_of("state", state)
     _, z, _ = _problem.check_options(0.0, z_loss, None)

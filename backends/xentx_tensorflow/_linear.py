@@ -159,6 +159,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as 
                     first = _by_tape(linear, whole(inputs[1:]), inputs[0], watched)
                 return tape.gradient(first, inputs, output_gradients=list(cotangents))
 
+            found: Sequence[Array | None]
             if by_tape:
                 found = _by_tape(linear, whole(present), cotangent, watched)
             elif known is not None:

@@ -8,7 +8,7 @@ expression, with all logits at once; a backward that is to be differentiated, a 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -21,7 +21,7 @@ from xentx._problem import Linear
 from xentx_torch import _autodiff, _backend
 
 Array = torch.Tensor
-Arrays = tuple[Array | None, ...]
+Arrays = tuple[Any, ...]
 # Hidden, head and bias: the arrays whose gradients are formed with no autodiff.
 FACTORS = 3
 
@@ -253,7 +253,9 @@ def _loss_shapes(*args: Any) -> tuple[Array, ...]:
     *options, needs = args[_COUNT:]
     linear, arrays = _problem_of(args[:_COUNT], options)
     shape = linear.rows if linear.reduction == "none" else ()
-    value = arrays[0].new_empty(shape, dtype=linear.kind.spec.precision.compute)
+    value = arrays[0].new_empty(
+        cast("Sequence[int]", shape), dtype=linear.kind.spec.precision.compute
+    )
     early = _is_early(linear, needs)
     return value, *_shapes(arrays, [early and needed for needed in needs])
 
