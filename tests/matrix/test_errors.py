@@ -181,6 +181,95 @@ def test_nll_loss_names_its_own_argument(route):
         route.value(xentx.nll_loss, B, np.zeros(3, np.int32))
 
 
+HIDDEN = np.zeros((2, 4), np.float32)
+HEAD = np.zeros((3, 4), np.float32)
+
+LINEAR_ERRORS = {
+    "integer hidden": (
+        (HIDDEN.astype(np.int32), HEAD, T), {}, TypeError,
+        "hidden: got dtype int32; expected float16, bfloat16, float32 or float64",
+    ),
+    "0-d hidden": (
+        (HIDDEN[0, 0], HEAD, T), {}, ValueError,
+        "hidden: got a 0-dimensional array; expected at least an axis of features",
+    ),
+    "integer head": (
+        (HIDDEN, HEAD.astype(np.int32), T), {}, TypeError,
+        "head: got dtype int32; expected float16, bfloat16, float32 or float64",
+    ),
+    "transposed head": (
+        (HIDDEN, np.zeros((4, 3), np.float32), T), {}, ValueError,
+        "head: got shape (4, 3); expected (classes, 4) for hidden of shape (2, 4)",
+    ),
+    "no classes": (
+        (HIDDEN, np.zeros((0, 4), np.float32), T), {}, ValueError,
+        "head: got shape (0, 4) with 0 classes on axis 0; expected at least 1",
+    ),
+    "bias of another shape": (
+        (HIDDEN, HEAD, T), {"bias": np.zeros(4, np.float32)}, ValueError,
+        "bias: got shape (4,); expected (3,) for head of shape (3, 4)",
+    ),
+    "target of another shape": (
+        (HIDDEN, HEAD, np.zeros(3, np.int32)), {}, ValueError,
+        "target: got shape (3,) with dtype int32; expected class indices in shape (2,) for hidden "
+        "@ head.T of shape (2, 3) with classes on axis 1",
+    ),
+    "chunk of no rows": (
+        (HIDDEN, HEAD, T), {"chunk": 0}, ValueError, "chunk: got 0; expected at least 1 row",
+    ),
+    "chunk by a wrong name": (
+        (HIDDEN, HEAD, T), {"chunk": "large"}, ValueError,
+        "chunk: got 'large'; expected 'auto' or a number of rows",
+    ),
+    "chunk of a wrong type": (
+        (HIDDEN, HEAD, T), {"chunk": 1.5}, TypeError, "chunk: got a float; expected an integer",
+    ),
+    "label_smoothing": (
+        (HIDDEN, HEAD, T), {"label_smoothing": 2}, ValueError,
+        "label_smoothing: got 2.0; expected 0 <= label_smoothing <= 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LINEAR_ERRORS.values(), ids=LINEAR_ERRORS)
+def test_linear_cross_entropy(route, case):
+    args, options, exception, text = case
+    with pytest.raises(exception) as raised:
+        route.value(xentx.linear_cross_entropy, *args, **options)
+    assert str(raised.value) == text
+
+
+def test_linear_target_out_of_range(route):
+    """Seen, it is an error; else the row is NaN, and no other."""
+    target = np.array([1, 7])
+    if route.traced:
+        found = route.value(xentx.linear_cross_entropy, HIDDEN, HEAD, target, reduction="none")
+        np.testing.assert_array_equal(np.isnan(found), [False, True])
+        return
+    text = "target: got 7 at position 1; expected 0 <= target < 3, or ignore_index=-100"
+    with pytest.raises(IndexError, match=f"^{re.escape(text)}$"):
+        route.value(xentx.linear_cross_entropy, HIDDEN, HEAD, target)
+
+
+def test_block_of_classes(route):
+    text = (
+        "start: got 2 for a block of 3 classes; expected 0 <= start <= 1, where all blocks have 4 "
+        "classes"
+    )
+
+    def top(logits, target):
+        return xentx.partials(logits, target, classes=4, start=2).top
+
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+        route.value(top, B, T)
+
+
+def test_no_state():
+    text = "a: got a numpy array; expected what xentx.partials returns"
+    with pytest.raises(TypeError, match=f"^{text}$"):
+        xentx.combine(B, B)
+
+
 def test_cotangent_of_another_shape(route):
     text = "cotangent: got shape (3,); expected (), the shape of the value"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}"):

@@ -11,5 +11,7 @@ They branch on shapes, dtypes and the options in `spec`, never on values, so the
 expression: a framework that differentiates ``pullback`` itself (with residuals that it recomputed)
 gets correct derivatives of every order. No framework is named here.
 
-Start with `_softmax`, which holds the one row formula; `cross_entropy` is built on it.
+Start with `_softmax`, which holds the one row formula; `cross_entropy` is built on it. `linear` is
+no operation but an algorithm over tiles of its arrays, and `partials` what it does with blocks of
+the classes.
 """
