@@ -41,6 +41,16 @@ class LinearGradients(NamedTuple):
         By the bias; None without one.
     target : array or None
         By class probabilities; None for class indices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> function = xentx.value_and_grad(xentx.linear_cross_entropy)
+    >>> value, gradients = function(np.ones((1, 2)), np.zeros((4, 2)), [0])
+    >>> gradients.head[:2]
+    array([[-0.75, -0.75],
+           [ 0.25,  0.25]])
     """
 
     hidden: Array

@@ -416,9 +416,22 @@ def linear_cross_entropy(
         class probabilities of any float dtype, with an axis of classes in its place.
     bias : array, optional
         The last layer's bias, one number for each class.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, \
-normalizer, return_normalizer, precision
+    weight, sample_weight : array, optional
         As in `cross_entropy`, for logits whose last axis holds the classes.
+    ignore_index : int, default: -100
+        As in `cross_entropy`. Rows to ignore are left out of the products where they can be seen.
+    label_smoothing, z_loss : float, default: 0.0
+        As in `cross_entropy`.
+    logit_softcap : float, optional
+        As in `cross_entropy`.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `cross_entropy`.
+    normalizer : float or 0-d array, optional
+        As in `cross_entropy`.
+    return_normalizer : bool, default: False
+        As in `cross_entropy`.
+    precision : {"default", "exact"}, default: "default"
+        "exact" forms the logits in float64 too.
     chunk : int or "auto", default: "auto"
         How many rows to take at a time. More are faster up to a point, and need more memory.
 

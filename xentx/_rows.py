@@ -37,6 +37,13 @@ class RowStats(NamedTuple):
         Entropy of the softmax, in nats.
     correct : array of bool
         Whether the largest logit is the target's; of equal ones the first counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.per_row(np.asarray([[1.0, 2.0, 0.5]]), [1]).correct
+    array([ True])
     """
 
     loss: Array
@@ -66,8 +73,20 @@ def per_row(
 
     Parameters
     ----------
-    logits, target, axis, weight, ignore_index, label_smoothing, z_loss, logit_softcap
-        As in `cross_entropy`. Weights, smoothing and z-loss concern the loss only.
+    logits : array
+        As in `cross_entropy`.
+    target : array or list of int
+        As in `cross_entropy`.
+    axis : int, optional
+        As in `cross_entropy`.
+    weight : array, optional
+        As in `cross_entropy`; it concerns the loss only.
+    ignore_index : int, default: -100
+        As in `cross_entropy`.
+    label_smoothing, z_loss : float, default: 0.0
+        As in `cross_entropy`; they concern the loss only.
+    logit_softcap : float, optional
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -126,7 +145,19 @@ def linear_per_row(
 
     Parameters
     ----------
-    hidden, head, target, bias, weight, ignore_index, label_smoothing, z_loss, logit_softcap, chunk
+    hidden, head : array
+        As in `linear_cross_entropy`.
+    target : array or list of int
+        As in `linear_cross_entropy`.
+    bias, weight : array, optional
+        As in `linear_cross_entropy`.
+    ignore_index : int, default: -100
+        As in `linear_cross_entropy`.
+    label_smoothing, z_loss : float, default: 0.0
+        As in `linear_cross_entropy`.
+    logit_softcap : float, optional
+        As in `linear_cross_entropy`.
+    chunk : int or "auto", default: "auto"
         As in `linear_cross_entropy`.
 
     Returns
@@ -221,10 +252,16 @@ def partials(
         How many classes all blocks have together.
     start : int, default: 0
         Index of the block's first class.
-    axis, ignore_index, label_smoothing, logit_softcap
-        As in `cross_entropy`, the same for all blocks.
+    axis : int, optional
+        As in `cross_entropy`.
     weight : array, optional
         The block's part of the class weights.
+    ignore_index : int, default: -100
+        As in `cross_entropy`, the same for all blocks.
+    label_smoothing : float, default: 0.0
+        As in `cross_entropy`, the same for all blocks.
+    logit_softcap : float, optional
+        As in `cross_entropy`, the same for all blocks.
 
     Returns
     -------

@@ -29,12 +29,19 @@ class Partials(NamedTuple):
 
     Parameters
     ----------
-    top, rest, ties
+    top, rest, ties : array
         The rows' maxima, the sums of exponentials of what is below, and those of what is level.
-    mass, gaps
+    mass, gaps : array
         The sums of the target distribution, and of its products with the distances to `top`.
-    kept
+    kept : array
         1 for the rows that are not ignored, 0 for those that are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.partials(np.asarray([[1.0, 2.0, 2.0]]), [1], classes=3).ties
+    array([2.])
     """
 
     top: Array
