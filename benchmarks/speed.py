@@ -18,19 +18,16 @@ memory is what the first call adds to the resident set of a fresh process.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import threading
 import timeit
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from _measure import added_peak, apart, machine
 from _peers import CANDIDATES, Workload
 
 SHAPES = {
@@ -112,48 +109,7 @@ def peak(framework: str, name: str) -> float:
     if small is not None:  # loads and starts whatever is needed
         small()
     call = make(PEAK)
-
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(key)) << 10
-
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    kept = call()
-    added = status("VmHWM") - before
-    del kept
-    return added / (np.prod(PEAK.shape) * 4)
-
-
-def apart(*arguments: str) -> Any:
-    """What this program prints as JSON in a process of its own."""
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    import xentx
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
-    names = ("numpy", "scipy", "torch", "jax", "optax", "tensorflow-cpu", "keras")
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "processors": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "engine": xentx.backends()[0].engine,
-        "versions": {name: installed(name) for name in names if installed(name)},
-    }
+    return added_peak(call) / (np.prod(PEAK.shape) * 4)
 
 
 def main() -> None:
@@ -182,9 +138,9 @@ def main() -> None:
 
     report: dict[str, Any] = {"machine": machine(), "frameworks": {}}
     for framework in options.framework or CANDIDATES:
-        part = apart("--worker", framework, "--only", options.only)
+        part = apart(__file__, "--worker", framework, "--only", options.only)
         names = list(CANDIDATES[framework]())
-        part["peak"] = {n: apart("--worker", framework, "--peak", n) for n in names}
+        part["peak"] = {n: apart(__file__, "--worker", framework, "--peak", n) for n in names}
         report["frameworks"][framework] = part
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -1,0 +1,57 @@
+"""What the benchmarks share: a process of one's own, its memory, and the machine's name."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def apart(program: str, *arguments: str) -> Any:
+    """What a program prints as JSON in a process of its own."""
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, program, *arguments]
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def added_peak(call: Callable[[], Any]) -> int:
+    """Bytes that a call adds to the peak of the resident set, its result included."""
+
+    def status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) << 10
+
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    kept = call()
+    added = status("VmHWM") - before
+    del kept
+    return added
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    import xentx
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
+    names = ("numpy", "scipy", "torch", "jax", "optax", "tensorflow-cpu", "keras")
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "processors": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "engine": xentx.backends()[0].engine,
+        "versions": {name: installed(name) for name in names if installed(name)},
+    }
