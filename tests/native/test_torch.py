@@ -128,15 +128,17 @@ def calls(monkeypatch):
     def spy(**layout):
         ready = plan(**layout)
 
-        def called(*given):
-            made.append("".join(x for x, address in zip("cvg", given[5:8], strict=True) if address))
-            return ready(*given)
+        def called(value, gradient, cotangent, *given):
+            asked = (cotangent, value, gradient)
+            made.append("".join(x for x, y in zip("cvg", asked, strict=True) if y is not None))
+            return ready(value, gradient, cotangent, *given)
 
         return called
 
     # Plans are kept.
     monkeypatch.setattr(_problem, "_KINDS", {})
     monkeypatch.setattr(_operators, "_PLANS", {})
+    monkeypatch.setattr("xentx_torch._native._CALLS", {})
     monkeypatch.setattr(_native, "KERNEL", SimpleNamespace(plan=spy))
     return made
 
@@ -1358,7 +1360,7 @@ def test_memory():
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
     both(torch.zeros(600, 1000), torch.zeros(600, dtype=torch.int64))
-    x, t = torch.full((16_000, 1000), 0.5), torch.zeros(16_000, dtype=torch.int64)
+    x, t = torch.full((64_000, 1000), 0.5), torch.zeros(64_000, dtype=torch.int64)
     before = peak()
     x.requires_grad_()
     value = xentx_torch.cross_entropy(x, t)
