@@ -25,6 +25,8 @@ P = ParamSpec("P")
 # What poses a function's problem, and the module that evaluates it.
 _PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
+# By name, what takes a backend and a function's arguments, and neither looks nor remembers.
+EVALUATED: dict[str, Callable[..., Any]] = {}
 # The module that evaluates what a function poses, where it isn't `_evaluate`.
 _SOLVERS: dict[Callable[..., Any], Any] = {}
 
@@ -34,7 +36,11 @@ def _public(
     find: Callable[[object], Backend],
 ) -> Callable[P, Array]:
     solver = _SOLVERS.get(pose, _evaluate)
-    remembers = solver is _evaluate  # the checks take no time beside matrix products
+
+    def evaluate(posed: Any) -> Any:
+        if type(posed) is Counted:
+            return solver.value(posed.problem), solver.normalizer(posed.problem)
+        return solver.value(posed)
 
     def problem(*args: P.args, **kwargs: P.kwargs) -> Any:
         # Without arguments there is nothing to find, and Python's own error names what is missing.
@@ -44,16 +50,14 @@ def _public(
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
         backend = find(args[0]) if args else _backend.BACKEND
-        memory = backend.memory if remembers else None
+        memory = backend.memory
         if memory is not None:
             value = memory.recall(pose, args, kwargs)
             if value is not None:
                 return value
         posed = pose(backend, *args, **kwargs)
-        if type(posed) is Counted:
-            return solver.value(posed.problem), solver.normalizer(posed.problem)
-        value = solver.value(posed)
-        if memory is not None:
+        value = evaluate(posed)
+        if memory is not None and type(posed) is Problem:
             memory.remember(pose, args, kwargs, posed)
         return value
 
@@ -66,6 +70,7 @@ def _public(
     # they branch on no values. This is the mark that its own do_not_convert leaves.
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
     _PROBLEMS[evaluated] = problem, solver
+    EVALUATED[pose.__name__] = lambda *args, **kwargs: evaluate(pose(*args, **kwargs))
     return evaluated
 
 

@@ -172,6 +172,8 @@ def _convert(backend: Backend, name: str, value: object, like: Array, first: str
 
     NumPy's arrays and lists are at home everywhere; any other mixture is a mistake.
     """
+    if type(value) is type(like):  # which needs no look at whose it is
+        return backend.array(value, like)
     owner = _registry.find(value)
     if owner is not None and (owner is backend or owner.name == "numpy"):
         return backend.array(value, like)
@@ -510,10 +512,7 @@ def rowwise(
 ) -> Problem:
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
     logits = backend.array(logits, logits)
-    if type(target) is type(logits):
-        target = backend.array(target, logits)  # which needs no look at whose it is
-    else:
-        target = _convert(backend, "target", target, logits, first)
+    target = _convert(backend, "target", target, logits, first)
     if weight is not None:
         weight = _convert(backend, "weight", weight, logits, first)
     if sample_weight is not None:

@@ -15,15 +15,13 @@ without a copy. For any other cotangent the kernel starts from the logits again:
 saved gradient would round twice.
 """
 
-import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-import xentx
-from xentx import _evaluate, _problem
+from xentx import _evaluate, _losses, _problem
 from xentx._native import KERNEL
 from xentx._problem import Kind, Problem
 from xentx_torch import _backend, _operators, _plans
@@ -204,9 +202,8 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     Were it Dynamo that traced it, each call of what it compiled would first look whether all that
     the checks on the way read is as it was, which takes longer than a small problem.
     """
-    pose = inspect.unwrap(getattr(xentx, name))
     try:
-        value: Array = _evaluate.value(pose(_backend.BACKEND, *args, **kwargs))
+        value: Array = _losses.EVALUATED[name](_backend.BACKEND, *args, **kwargs)
     except (TypeError, ValueError) as error:
         if not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
             raise

@@ -5,6 +5,8 @@ What is compared with is cross_entropy of the logits, whose own derivatives test
 
 import functools
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -237,6 +239,31 @@ def scanned(jax, f):
         return jax.lax.scan(step, 0.0, twice(hidden))[0]
 
     return total
+
+
+FIRST_CALL = """
+import torch, xentx
+
+@torch.compile(fullgraph=True)
+def step(hidden, head, target):
+    options = {"return_normalizer": True, "chunk": 2}
+    return xentx.linear_cross_entropy(hidden, head, target, **options)
+
+hidden, head = torch.eye(3, requires_grad=True), torch.ones(4, 3, requires_grad=True)
+value, count = step(hidden, head, torch.tensor([0, 1, -100]))
+value.backward()
+print(round(value.item(), 6), count.item(), tuple(head.grad.shape))
+"""
+
+
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
+def test_first_call_is_compiled():
+    """Nothing of xentx has been called before Dynamo looks at it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1.386294 2.0 (4, 3)\n", done.stderr
 
 
 @pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
