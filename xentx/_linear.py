@@ -339,6 +339,7 @@ def _finish(linear: Linear, prepared: _Prepared, rows: Array) -> Array:
         linear.reduction,
         prepared.divisor,
     )
+    reduced = xp.astype(reduced, linear.dtype, copy=False)
     return _as_rows(linear, prepared, reduced) if linear.reduction == "none" else reduced
 
 

@@ -91,6 +91,8 @@ class Linear:
         The dense problem of a chunk of rows: one loss a row, the classes on axis 1.
     reduction
         What becomes of the rows' losses.
+    dtype
+        Of the value.
     rows
         Shape of the rows; an entry is None where it isn't known yet.
     chunk
@@ -104,6 +106,7 @@ class Linear:
     backend: Backend
     kind: Kind
     reduction: str
+    dtype: Any
     rows: tuple[int | None, ...]
     chunk: int | None
     by_classes: bool
@@ -656,6 +659,7 @@ def linear(
             plans={},
         ),
         reduction=kind.task.reduction,
+        dtype=like,
         rows=shape,
         chunk=_check_chunk(chunk),
         by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,

@@ -29,7 +29,9 @@ class JAXTiles(Tiles):
     """Arrays that can't be written to, in loops that XLA sees, which writes in place."""
 
     def loop(self, count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
-        return step(0, carry) if count == 1 else lax.fori_loop(0, count, step, carry)
+        if count <= 1:  # a body that is too long for its arrays can't be traced either
+            return super().loop(count, step, carry)
+        return lax.fori_loop(0, count, step, carry)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:  # noqa: ARG002
         return jnp.zeros(shape, dtype)
@@ -203,7 +205,7 @@ def _tangent(
 
 def _tangent_aval(*_: Any, linear: Linear, **__: Any) -> list[Any]:
     shape = linear.rows if linear.reduction == "none" else ()
-    return [jax.core.ShapedArray(shape, linear.kind.spec.precision.compute)]
+    return [jax.core.ShapedArray(shape, linear.dtype)]
 
 
 def _tangent_transpose(

@@ -6,6 +6,7 @@ expression, with all logits at once.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -145,10 +146,11 @@ def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def attached(*present: Array) -> tuple[Array, Any]:
         known = None
-        if early:
-            value, known = _linear.solve_with_gradients(linear, whole(present), None, needs)
-        else:
-            value = _linear.solve(linear, whole(present))
+        with _unrecorded():
+            if early:
+                value, known = _linear.solve_with_gradients(linear, whole(present), None, needs)
+            else:
+                value = _linear.solve(linear, whole(present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array, ...], Any]:
@@ -165,7 +167,10 @@ def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as 
             elif known is not None:
                 found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
             else:
-                _, found = _linear.solve_with_gradients(linear, whole(present), cotangent, needs)
+                with _unrecorded():
+                    _, found = _linear.solve_with_gradients(
+                        linear, whole(present), cotangent, needs
+                    )
             return tuple(g for g in found if g is not None), second
 
         def gradient(cotangent: Array) -> list[Array | None]:
@@ -191,6 +196,11 @@ def _by_tape(
         value, sources, output_gradients=cotangent, unconnected_gradients=zero
     )
     return gradients
+
+
+def _unrecorded() -> AbstractContextManager[Any]:
+    """Context in which no tape keeps what is computed: here that would be every chunk's logits."""
+    return nullcontext() if record is None else record.stop_recording()
 
 
 def _is_watched(array: Array) -> bool:

@@ -97,6 +97,8 @@ CASES = [
 
 @pytest.mark.parametrize(("soft", "reduction", "options"), CASES)
 def test_options(route, options, soft, reduction):
+    if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
+        pytest.skip("takes long to compile, and differs by no option")
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (7,), 3, 5, np.float32, soft=soft, reduction=reduction, options=options
@@ -116,6 +118,46 @@ def test_dtypes(route, dtype, reduction):
             rng, (20,), 4, 7, dtype, soft=soft, reduction=reduction, options=options
         )
         check(route, arrays, {**given_options, "chunk": 8}, cotangent)
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float16", "float32", "float32"), ("float32", "float32", "float16")],
+    ids=["hidden", "bias"],
+)
+def test_mixed_dtypes(route, dtypes):
+    """Each gradient has the dtype of its argument; the loss is float32."""
+    if route.name == "strict":
+        pytest.skip("strict has no float16")
+    rng = np.random.default_rng(RNG_SEED)
+    (hidden, head, target), options, cotangent = draw(
+        rng, (7,), 3, 5, np.float32, soft=False, reduction="mean", options={}
+    )
+    arrays = (hidden.astype(dtypes[0]), head.astype(dtypes[1]), target)
+    options["bias"] = options["bias"].astype(dtypes[2])
+    check(route, arrays, {**options, "chunk": 3}, cotangent)
+
+
+def test_chunk_of_more_rows_than_there_are(route):
+    rng = np.random.default_rng(RNG_SEED)
+    arrays, options, cotangent = draw(
+        rng, (7,), 3, 5, np.float32, soft=False, reduction="mean", options={}
+    )
+    check(route, arrays, {**options, "chunk": 100}, cotangent)
+
+
+def test_exact(route):
+    """Logits and loss in float64, rounded once."""
+    if route.framework == "jax":
+        pytest.skip("JAX needs its 64-bit mode for it")
+    rng = np.random.default_rng(RNG_SEED)
+    arrays, options, cotangent = draw(
+        rng, (20,), 3, 5, np.float32, soft=False, reduction="none", options={}
+    )
+    truth, *_ = truth_of(arrays, options, cotangent)
+    value = route.value(xentx.linear_cross_entropy, *arrays, precision="exact", **options)
+    assert value.dtype == np.float32
+    assert oracle.ulps(value, truth[0]).max() < 0.5001
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (0,), (2, 3)], ids=str)

@@ -51,6 +51,8 @@ def row_truth(logits, target, *, logit_softcap=None, ignore_index=-100, **_):
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("options", ROW_OPTIONS.values(), ids=ROW_OPTIONS)
 def test_per_row(route, options, soft):
+    if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
+        pytest.skip("takes long to compile, and differs by no option")
     rng = np.random.default_rng(RNG_SEED)
     logits, target, options, _ = draw_problem(
         rng, (6, 5), 1, np.float32, soft=soft, reduction="none", options=options

@@ -74,6 +74,7 @@ def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, dense: Dens
         state = _states(tiles, spec, tiling, arrays)
         return tiles.xp.astype(monoid.finish(tiles.xp, state, spec.z_loss), spec.precision.compute)
     hidden, head, bias, target, weight = arrays
+    bias = _cast(tiles, spec, bias)
 
     def step(start: Any, size: Any, rows: Array) -> Array:
         logits = tiles.logits(tiles.take(hidden, start, size), head, bias)
@@ -154,12 +155,15 @@ def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangen
 
 def logits_of(tiles: Tiles, spec: Spec, hidden: Array, head: Array, bias: Array | None) -> Array:
     """Form whole rows of logits in the compute dtype."""
-    compute = spec.precision.compute
-    hidden, head, bias = (
-        None if array is None else tiles.xp.astype(array, compute, copy=False)
-        for array in (hidden, head, bias)
-    )
+    hidden, head, bias = (_cast(tiles, spec, array) for array in (hidden, head, bias))
     return tiles.logits(hidden, head, bias)
+
+
+def _cast(tiles: Tiles, spec: Spec, array: Array | None) -> Array | None:
+    """Return an array in the compute dtype."""
+    if array is None:
+        return None
+    return tiles.xp.astype(array, spec.precision.compute, copy=False)
 
 
 def _row(weight: Array | None) -> Array | None:
@@ -177,6 +181,7 @@ def _by_rows(
 ) -> tuple[Array, Gradients]:
     xp, compute = tiles.xp, spec.precision.compute
     hidden, head, bias, target, weight = arrays
+    bias = _cast(tiles, spec, bias)
 
     def step(start: Any, size: Any, carry: Any) -> Any:
         rows, by_hidden, by_head, by_bias = carry
@@ -309,11 +314,10 @@ def _block(
     tiles: Tiles, spec: Spec, arrays: Arrays, first: Any, width: Any
 ) -> tuple[Array | None, Array | None, Array]:
     """Return the block's bias and weights, and the targets: its probabilities, or the indices."""
-    xp, compute = tiles.xp, spec.precision.compute
     _, _, bias, target, weight = arrays
     shift = scale = None
     if bias is not None:
-        shift = xp.astype(tiles.take(bias, first, width), compute, copy=False)
+        shift = _cast(tiles, spec, tiles.take(bias, first, width))
     if weight is not None:
         scale = _row(tiles.take(weight, first, width))
     return shift, scale, tiles.take(target, first, width, axis=1) if spec.soft else target
