@@ -1,0 +1,114 @@
+"""Write docs/performance.md from what the benchmarks have measured; nothing is typed.
+
+python benchmarks/speed.py && python benchmarks/linear.py && python docs/generate_performance.py
+"""  # noqa: INP001 -- a script
+
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from _linear_peers import FLOOR  # noqa: E402
+from _speed_report import COLUMNS, figures, row  # noqa: E402
+
+PAGE = Path(__file__).with_name("performance.md")
+COMMAND = "python docs/generate_performance.py"
+SPEED = ROOT / "benchmarks" / "speed.json"
+LINEAR = ROOT / "benchmarks" / "linear.json"
+NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
+
+HEAD = """\
+# Performance
+
+<!-- Written by `{command}`. Don't edit. -->
+
+Measured on {processor}, {processors} processors, {system}, Python {python}, with {versions};
+engine of xentx: {engine}.
+
+Every ratio is of two neighbours in time, in one process, in rounds of alternating order: the median
+of the rounds, and their extremes. Above 1 xentx is the quicker one. On a shared machine, and most
+are, a ratio within a third of 1 says little.
+
+## Losses of logits
+
+`python benchmarks/speed.py`. The fastest peer is whichever of the framework's own losses took least
+time on that workload. The limit is the time in which this machine's memory moves the logits, and
+with the backward pass the gradient, at the bandwidth that was measured beside.
+"""
+
+LINEAR_HEAD = """\
+## The last layer and its loss
+
+`python benchmarks/linear.py`: value and gradients by hidden and head, for so many tokens, features
+and classes. The floor is three matrix products of these sizes by the framework's own BLAS; nothing
+that forms the gradients takes less. Peak memory is what a call adds beyond its arguments and the
+gradients.
+"""
+
+
+def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    """Lay out a Markdown table."""
+    for cells in itertools.chain([headings, ["---"] * len(headings)], rows):
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def losses(report: dict[str, Any]) -> Iterator[str]:
+    """Tables of each framework's figures, and of memory."""
+    for framework in report["frameworks"]:
+        yield f"### {NAMES[framework]}\n"
+        mine = (row(f) for f in figures(report) if f.framework == framework)
+        yield from table(COLUMNS, mine)
+    yield "### Memory of forward and backward, (2048, 50257) in float32\n"
+    rows = (
+        (NAMES[framework], name, f"{times:.2f}")
+        for framework, part in report["frameworks"].items()
+        for name, times in part["peak"].items()
+    )
+    yield from table(("", "", "peak / size of the logits"), rows)
+
+
+def linear(report: dict[str, Any]) -> Iterator[str]:
+    """Tables of the linear form."""
+    for framework, results in report["frameworks"].items():
+        for result in results:
+            seconds = result["seconds"]
+
+            def median_ratio(
+                name: str, other: str, seconds: dict[str, list[float]] = seconds
+            ) -> str:
+                ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+                return f"{statistics.median(ratios):.2f}"
+
+            yield f"### {NAMES[framework]}, {result['problem']}\n"
+            rows = (
+                (
+                    name,
+                    f"{statistics.median(times):.3g} s",
+                    median_ratio(name, "xentx"),
+                    median_ratio(name, FLOOR),
+                    f"{result['peak'][name] / 1e6:.0f} MB" if name in result["peak"] else "",
+                )
+                for name, times in seconds.items()
+            )
+            yield from table(("", "time", "/ xentx", "/ floor", "peak memory"), rows)
+
+
+def generate() -> str:
+    """Return the page."""
+    speed = json.loads(SPEED.read_text("utf-8"))
+    machine = speed["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    head = HEAD.format(**{**machine, "command": COMMAND, "versions": versions})
+    lines = [head, *losses(speed), LINEAR_HEAD, *linear(json.loads(LINEAR.read_text("utf-8")))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(generate(), "utf-8")
