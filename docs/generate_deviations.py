@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _markdown import table
+
 from xentx.compare import CORNERS, Plan, Report, compare, words
 from xentx.compare.report import CornerReport, Loss
 
@@ -51,13 +55,6 @@ def frameworks(report: Report) -> dict[str, list[Loss]]:
         ]
         for name in FRAMEWORKS
     }
-
-
-def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    """Lay out a Markdown table."""
-    for row in itertools.chain([headings, ["---"] * len(headings)], rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    yield ""
 
 
 def mark(corner: CornerReport, losses: Sequence[Loss]) -> str:

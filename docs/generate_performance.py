@@ -3,19 +3,21 @@
 python benchmarks/speed.py && python benchmarks/linear.py && python docs/generate_performance.py
 """  # noqa: INP001 -- a script
 
-import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
+
+from _markdown import table  # noqa: E402
 
 from _linear_peers import FLOOR  # noqa: E402
 from _speed_report import COLUMNS, figures, row  # noqa: E402
+from linear import spread  # noqa: E402
 
 PAGE = Path(__file__).with_name("performance.md")
 COMMAND = "python docs/generate_performance.py"
@@ -52,13 +54,6 @@ gradients.
 """
 
 
-def table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    """Lay out a Markdown table."""
-    for cells in itertools.chain([headings, ["---"] * len(headings)], rows):
-        yield "| " + " | ".join(cells) + " |"
-    yield ""
-
-
 def losses(report: dict[str, Any]) -> Iterator[str]:
     """Tables of each framework's figures, and of memory."""
     for framework in report["frameworks"]:
@@ -74,25 +69,18 @@ def losses(report: dict[str, Any]) -> Iterator[str]:
     yield from table(("", "", "peak / size of the logits"), rows)
 
 
-def linear(report: dict[str, Any]) -> Iterator[str]:
+def last_layer(report: dict[str, Any]) -> Iterator[str]:
     """Tables of the linear form."""
     for framework, results in report["frameworks"].items():
         for result in results:
             seconds = result["seconds"]
-
-            def median_ratio(
-                name: str, other: str, seconds: dict[str, list[float]] = seconds
-            ) -> str:
-                ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
-                return f"{statistics.median(ratios):.2f}"
-
             yield f"### {NAMES[framework]}, {result['problem']}\n"
             rows = (
                 (
                     name,
                     f"{statistics.median(times):.3g} s",
-                    median_ratio(name, "xentx"),
-                    median_ratio(name, FLOOR),
+                    spread(times, seconds["xentx"]),
+                    spread(times, seconds[FLOOR]),
                     f"{result['peak'][name] / 1e6:.0f} MB" if name in result["peak"] else "",
                 )
                 for name, times in seconds.items()
@@ -106,7 +94,7 @@ def generate() -> str:
     machine = speed["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = HEAD.format(**{**machine, "command": COMMAND, "versions": versions})
-    lines = [head, *losses(speed), LINEAR_HEAD, *linear(json.loads(LINEAR.read_text("utf-8")))]
+    lines = [head, *losses(speed), LINEAR_HEAD, *last_layer(json.loads(LINEAR.read_text("utf-8")))]
     return "\n".join(lines).rstrip() + "\n"
 
 
