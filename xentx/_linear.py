@@ -219,7 +219,7 @@ def by_chunks(
     mapped: tuple[Array, ...],
     whole: tuple[Array | None, ...],
 ) -> tuple[Array, ...]:
-    """Join ``function(*chunks of mapped, *whole)``, where nothing is to be differentiated."""
+    """Join ``function(*chunks of mapped, *whole)``."""
     count = mapped[0].shape[0]
     if count <= size:
         return function(*mapped, *whole)

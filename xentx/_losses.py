@@ -27,16 +27,13 @@ _PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
 # By name, what takes a backend and a function's arguments, and neither looks nor remembers.
 EVALUATED: dict[str, Callable[..., Any]] = {}
-# The module that evaluates what a function poses, where it isn't `_evaluate`.
-_SOLVERS: dict[Callable[..., Any], Any] = {}
 
 
 def _public(
     pose: Callable[Concatenate[Backend, P], Any],
     find: Callable[[object], Backend],
+    solver: Any,
 ) -> Callable[P, Array]:
-    solver = _SOLVERS.get(pose, _evaluate)
-
     def evaluate(posed: Any) -> Any:
         if type(posed) is Counted:
             return solver.value(posed.problem), solver.normalizer(posed.problem)
@@ -74,18 +71,19 @@ def _public(
     return evaluated
 
 
-def loss(pose: Callable[Concatenate[Backend, P], Any]) -> Callable[P, Array]:
-    """Make a function that poses a problem the public function that solves it."""
+def loss(
+    pose: Callable[Concatenate[Backend, P], Any], solver: Any = _evaluate
+) -> Callable[P, Array]:
+    """Make a function that poses a problem the public function that solves it, by a module."""
     first = list(inspect.signature(pose).parameters)[1]
-    return _public(pose, functools.partial(_registry.require, first))
+    return _public(pose, functools.partial(_registry.require, first), solver)
 
 
 def linear_loss(
     pose: Callable[Concatenate[Backend, P], LinearProblem | Counted],
 ) -> Callable[P, Array]:
     """Make the same of a function that poses a linear problem."""
-    _SOLVERS[pose] = _linear
-    return loss(pose)
+    return loss(pose, _linear)
 
 
 def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]:
@@ -99,7 +97,8 @@ def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]
             raise TypeError(msg)
         return backend
 
-    return _public(pose, find)
+    _, solver = _PROBLEMS[function]
+    return _public(pose, find, solver)
 
 
 @loss

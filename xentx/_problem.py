@@ -112,6 +112,14 @@ class Linear:
     by_classes: bool
     looks: bool = True
 
+    @property
+    def is_early(self) -> bool:
+        """Whether gradients can be formed beside the value, before the cotangent is known.
+
+        Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.
+        """
+        return self.reduction != "none" and not self.by_classes
+
 
 class LinearProblem(NamedTuple):
     """What `xentx._linear` evaluates.
@@ -612,37 +620,33 @@ def linear(
     *,
     bias: object,
     weight: object,
-    sample_weight: object,
-    normalizer: object,
     ignore_index: object,
     label_smoothing: object,
     z_loss: object,
     logit_softcap: object,
     reduction: object,
-    precision: object,
     chunk: object,
+    sample_weight: object = None,
+    normalizer: object = None,
+    precision: object = "default",
 ) -> LinearProblem:
     """Pose the problem of `cross_entropy` on logits that stand for ``hidden @ head.T + bias``."""
     hidden = backend.array(hidden, hidden)
     head = _convert(backend, "head", head, hidden, "hidden")
-    arrays = [
+    target = _convert(backend, "target", target, hidden, "hidden")
+    bias, *others = (
         None if value is None else _convert(backend, name, value, hidden, "hidden")
         for name, value in (
             ("bias", bias),
-            ("target", target),
             ("weight", weight),
             ("sample_weight", sample_weight),
             ("normalizer", normalizer),
         )
-    ]
-    bias, target, *others = arrays
+    )
     options = (-1, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
     names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
     dtypes = {name: _check_dtype(backend, name, array, FLOATS) for name, array in names.items()}
     shape, classes = _check_shapes(hidden, head, bias)
-    if target is None:
-        msg = f"target: got {_registry.describe(None)}; expected an array or a list of numbers"
-        raise TypeError(msg)
     xp = backend.namespace(hidden)
     wide = "float64" if "float64" in dtypes.values() else "float32"
     like = xp.zeros((), dtype=getattr(xp, wide)).dtype
@@ -714,13 +718,12 @@ def prepare(problem: Problem, block: int | None = None) -> Prepared:
     logits, target, weight, sample_weight, normalizer = problem.arrays
     if target is None:
         return Prepared(spec, (logits,))
-    if not spec.soft:
-        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
-        device = backend.device(logits)
-        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     xp = backend.namespace(logits)
     if not spec.soft:
+        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
         target = xp.expand_dims(target, axis=spec.axis)
+        device = backend.device(logits)
+        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     compute = spec.precision.compute
     if weight is not None:
         size = spec.classes if block is None else block

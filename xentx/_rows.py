@@ -188,14 +188,11 @@ def linear_per_row(
         target,
         bias=bias,
         weight=weight,
-        sample_weight=None,
-        normalizer=None,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
         reduction="none",
-        precision="default",
         chunk=chunk,
     )
 

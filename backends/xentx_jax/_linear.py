@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from xentx import _linear
-from xentx._core.tiles import BLOCK, Tiles
+from xentx._core.tiles import Tiles
 from xentx._problem import Linear
 
 Array = Any
@@ -49,18 +49,8 @@ class JAXTiles(Tiles):
         product = lax.dot_general(hidden, head, (((1,), (1,)), ((), ())))
         return product if bias is None else product + bias
 
-    def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
-        size = max(1, BLOCK // hidden.shape[1])
-
-        def step(start: Any, size: int, x: Array) -> Array:
-            block = self.take(slope, start, size, axis=1)
-            product = lax.dot_general(block, hidden, (((0,), (0,)), ((), ())))
-            return self.add(x, start, product)
-
-        whole, rest = divmod(slope.shape[1], size)
-        if whole:
-            x = self.loop(whole, lambda i, x: step(i * size, size, x), x)
-        return step(whole * size, rest, x) if rest else x
+    def pull(self, slope: Array, hidden: Array) -> Array:
+        return lax.dot_general(slope, hidden, (((0,), (0,)), ((), ())))
 
 
 _TILES = JAXTiles(jnp)
@@ -129,7 +119,7 @@ def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tup
     if any(tangent is not None for tangent in known[FACTORS:]):
         return _plain_jvp(lambda *given: _linear.plain(linear, given), arrays, known)
     moved = tuple(i for i, tangent in enumerate(known) if tangent is not None)
-    if linear.reduction == "none" or linear.by_classes:
+    if not linear.is_early:
         present = [array for array in arrays if array is not None]
         given = tuple(array is not None for array in arrays)
         directions = [known[i] for i in moved]
@@ -252,10 +242,14 @@ def _plain(
     linear: Linear, arrays: Arrays, places: tuple[int, ...], values: Sequence[Array]
 ) -> Array:
     """Value by the plain expression, with other arrays at some places."""
+    return _linear.plain(linear, _with(arrays, places, values))
+
+
+def _with(arrays: Arrays, places: Sequence[int], values: Sequence[Array]) -> Arrays:
     given = list(arrays)
     for i, value in zip(places, values, strict=True):
         given[i] = value
-    return _linear.plain(linear, tuple(given))
+    return tuple(given)
 
 
 def _known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
@@ -269,9 +263,6 @@ def _plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -
     moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of_moved(*values: Array) -> Any:
-        given = list(arrays)
-        for i, value in zip(moved, values, strict=True):
-            given[i] = value
-        return function(*given)
+        return function(*_with(arrays, moved, values))
 
     return jax.jvp(of_moved, [arrays[i] for i in moved], [tangents[i] for i in moved])

@@ -14,7 +14,7 @@ import tensorflow as tf
 from xentx import _linear
 from xentx._core.tiles import BLOCK, Tiles
 from xentx._problem import Linear
-from xentx_tensorflow import _autodiff
+from xentx_tensorflow import _autodiff, _native
 
 try:  # There is no public way to ask whether a tape watches.
     from tensorflow.python.eager import record
@@ -91,11 +91,15 @@ class TensorFlowTiles(Tiles):
         return tf.matmul(slope, head)
 
     def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
+        # Not in the default's loop, which in a graph would be one more for TensorFlow to run.
         classes, size = slope.shape[1], max(1, BLOCK // hidden.shape[1])
         for start in range(0, classes, size):
             block = self.take(slope, start, min(size, classes - start), axis=1)
-            x = self.add(x, start, tf.matmul(block, hidden, transpose_a=True))
+            x = self.add(x, start, self.pull(block, hidden))
         return x
+
+    def pull(self, slope: Array, hidden: Array) -> Array:
+        return tf.matmul(slope, hidden, transpose_a=True)
 
     def _places(self, start: Any, block: Array) -> Array:
         return start + tf.range(self.count(block))
@@ -126,7 +130,7 @@ def solve_with_gradients(
     return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
 
 
-def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as its gradients are
+def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     given = [i for i, array in enumerate(arrays) if array is not None]
     watched = [i for i in given if _is_watched(arrays[i])]
@@ -135,22 +139,18 @@ def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as 
     needs = [i in watched for i in range(FORMED)]
     by_tape = any(i >= FORMED for i in watched)
     # Those of a soft target are formed in a pass of their own, for the cotangent.
-    early = not (linear.reduction == "none" or linear.by_classes or by_tape or needs[-1])
-
-    def whole(present: Sequence[Array]) -> Arrays:
-        filled: list[Array | None] = [None] * len(arrays)
-        for i, array in zip(given, present, strict=True):
-            filled[i] = array
-        return tuple(filled)
+    early = linear.is_early and not by_tape and not needs[-1]
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def attached(*present: Array) -> tuple[Array, Any]:
         known = None
         with _unrecorded():
             if early:
-                value, known = _linear.solve_with_gradients(linear, whole(present), None, needs)
+                value, known = _linear.solve_with_gradients(
+                    linear, _native.with_others(arrays, present), None, needs
+                )
             else:
-                value = _linear.solve(linear, whole(present))
+                value = _linear.solve(linear, _native.with_others(arrays, present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array, ...], Any]:
@@ -158,18 +158,20 @@ def attach(linear: Linear, arrays: Arrays) -> Array:  # noqa: C901 -- nested as 
                 inputs = [tf.identity(array) for array in (cotangent, *present)]
                 with tf.GradientTape() as tape:
                     tape.watch(inputs)
-                    first = _by_tape(linear, whole(inputs[1:]), inputs[0], watched)
+                    first = _by_tape(
+                        linear, _native.with_others(arrays, inputs[1:]), inputs[0], watched
+                    )
                 return tape.gradient(first, inputs, output_gradients=list(cotangents))
 
             found: Sequence[Array | None]
             if by_tape:
-                found = _by_tape(linear, whole(present), cotangent, watched)
+                found = _by_tape(linear, _native.with_others(arrays, present), cotangent, watched)
             elif known is not None:
                 found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
             else:
                 with _unrecorded():
                     _, found = _linear.solve_with_gradients(
-                        linear, whole(present), cotangent, needs
+                        linear, _native.with_others(arrays, present), cotangent, needs
                     )
             return tuple(g for g in found if g is not None), second
 

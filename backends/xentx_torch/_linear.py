@@ -5,20 +5,20 @@ Compilers call that as an operator. torch.func, forward mode and what else trace
 expression, with all logits at once; a backward that is to be differentiated, a chunk at a time.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from xentx import _linear, _problem
 from xentx._core import cross_entropy
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
-from xentx_torch import _autodiff, _backend
+from xentx_torch import _autodiff, _backend, _native
 
 Array = torch.Tensor
 Arrays = tuple[Any, ...]
@@ -54,7 +54,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _attach(linear: Linear, arrays: Arrays) -> Array:
-    if _is_observed():
+    if _native.is_observed():
         return _linear.plain(linear, arrays)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
         value: Array = _Attached.apply(linear, *arrays)  # type: ignore[no-untyped-call]
@@ -94,14 +94,11 @@ def by_chunks(
     whole: Arrays,
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
-    count = mapped[0].shape[0]
-    if _is_observed() or not torch.is_grad_enabled() or count <= size:
+    if _native.is_observed():
         return function(*mapped, *whole)
-    chunks = []
-    for start in range(0, count, size):
-        parts = (array[start : start + size] for array in mapped)
-        chunks.append(checkpoint(function, *parts, *whole, use_reentrant=False))
-    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if torch.is_grad_enabled() and mapped[0].shape[0] > size:
+        function = functools.partial(checkpoint, function, use_reentrant=False)
+    return _linear.by_chunks(_TILES, function, size, mapped, whole)
 
 
 def _as_they_are(array: Array | None) -> AbstractContextManager[Any]:
@@ -112,17 +109,6 @@ def _as_they_are(array: Array | None) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False)
 
 
-def _is_observed() -> bool:
-    """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
 class _Attached(torch.autograd.Function):
     """The value, and the gradients by the factors, formed in its own pass where they can be."""
 
@@ -131,11 +117,9 @@ class _Attached(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         ctx.linear = linear
         ctx.save_for_backward(*arrays)
-        # Rounded to a narrow dtype they could not be scaled later on, and where saved tensors are
-        # packed, as in checkpointing, memory matters more than time.
+        # Where saved tensors are packed, as in checkpointing, memory matters more than time.
         early = (
-            linear.reduction != "none"
-            and not linear.by_classes
+            linear.is_early
             and not any(needs[FACTORS:])
             and torch._C._autograd._top_saved_tensors_default_hooks(False) is None  # noqa: FBT003
         )
@@ -224,10 +208,6 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
     return replace(linear, looks=False), arrays
 
 
-def _is_early(linear: Linear, needs: Sequence[bool]) -> bool:
-    return any(needs) and linear.reduction != "none" and not linear.by_classes
-
-
 _ARRAYS = (
     "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
     "Tensor? sample_weight, Tensor? normalizer"
@@ -243,7 +223,7 @@ def _loss(*args: Any) -> tuple[Array, ...]:
     """Value, and the gradients for a cotangent of 1 where they are formed early; else nothing."""
     *options, needs = args[_COUNT:]
     linear, arrays = _problem_of(args[:_COUNT], options)
-    if not _is_early(linear, needs):
+    if not (linear.is_early and any(needs)):
         return _linear.solve(linear, arrays), *_or_nothing((None,) * FACTORS, arrays[0])
     value, gradients = _linear.solve_with_gradients(linear, arrays, None, (*needs, False))
     return value, *_or_nothing(gradients[:FACTORS], arrays[0])
@@ -253,11 +233,8 @@ def _loss_shapes(*args: Any) -> tuple[Array, ...]:
     *options, needs = args[_COUNT:]
     linear, arrays = _problem_of(args[:_COUNT], options)
     shape = linear.rows if linear.reduction == "none" else ()
-    value = arrays[0].new_empty(
-        cast("Sequence[int]", shape), dtype=linear.kind.spec.precision.compute
-    )
-    early = _is_early(linear, needs)
-    return value, *_shapes(arrays, [early and needed for needed in needs])
+    value = arrays[0].new_empty(cast("Sequence[int]", shape), dtype=linear.dtype)
+    return value, *_shapes(arrays, [linear.is_early and needed for needed in needs])
 
 
 def _gradients(cotangent: Array, *args: Any) -> tuple[Array, ...]:
@@ -299,7 +276,7 @@ def _pull_back(ctx: Any, cotangent: Array | None, *_: Array | None) -> tuple[Arr
         return nothing
     arrays, known = ctx.saved_tensors[:_COUNT], ctx.saved_tensors[_COUNT:]
     *options, needs = ctx.options
-    if _is_early(_problem_of(arrays, options)[0], needs):
+    if _problem_of(arrays, options)[0].is_early:
         found = [(gradient * cotangent).to(gradient.dtype) for gradient in known]
     else:
         found = torch.ops.xentx.linear_gradients(cotangent, *arrays, *ctx.options)

@@ -40,7 +40,7 @@ def takes(array: Array) -> bool:
 
 def solve(kind: Kind, arrays: Arrays) -> Array:
     """Value, differentiable to any order, in both modes, and by torch.func."""
-    if _is_observed():
+    if is_observed():
         if _suits_operators(kind, arrays):
             return _operators.forward(kind.task, arrays)
         return _evaluate.portable(kind, arrays)
@@ -81,7 +81,7 @@ def recall(
     if _is_dynamo_compiling():
         node: Array = _in_graph(pose.__name__, *args, **kwargs)
         return node
-    if _is_observed():
+    if is_observed():
         return None
     known = _CALLS.get((pose, _form(_plans.TYPES, args, kwargs)))
     return None if known is None else _run(known, args)
@@ -96,7 +96,7 @@ def remember(
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
     as_given = all(a is b for a, b in zip(arrays, _all(args), strict=True))
-    if _is_observed() or not (kind.native and kind.fits and as_given):
+    if is_observed() or not (kind.native and kind.fits and as_given):
         return
     form = _form(_plans.TYPES, args, kwargs)
     ready = _plans.prepare(kind.plans, kind.task, arrays)
@@ -111,7 +111,7 @@ def solve_with_gradient(
 ) -> tuple[Array, Array]:
     """Value and gradient by the logits: in one pass, where nobody asks for their derivatives."""
     task, logits = kind.task, _plans.first(arrays)
-    observed = _is_observed()
+    observed = is_observed()
     ready = None if observed else _plans.prepare(kind.plans, task, arrays)
     if ready is None and not (observed and _suits_operators(kind, arrays)):
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
@@ -154,7 +154,7 @@ _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _get_tracing_state = torch._C._get_tracing_state
 
 
-def _is_observed() -> bool:
+def is_observed() -> bool:
     """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
     return (
         _is_compiling()
@@ -252,7 +252,7 @@ class _Eager(torch.autograd.Function):
         task = ctx.kind.task
         if (
             _is_grad_enabled()
-            or _is_observed()
+            or is_observed()
             or not _plans.is_plain(cotangent)
             # That of is_grads_batched is neither functorch's nor another type, but not in memory.
             or not torch._C._has_storage(cotangent)

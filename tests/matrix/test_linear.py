@@ -47,10 +47,7 @@ def truth_of(arrays, options, cotangent):
     flat = slope.reshape(-1, len(w))
     size = np.abs(dense.gradient_scale).reshape(flat.shape) * (1 + 2 * blur)
     rows, magnitude = (a.reshape(-1, h.shape[-1]) for a in (h, np.abs(h)))
-    unit = np.abs(cotangent) if rest.get("reduction") == "none" else 1
-    value_scale = dense.value_scale + 2 * blur * np.ones_like(dense.value) * _mass(
-        dense, flat, unit, cotangent, rest
-    )
+    value_scale = dense.value_scale + 2 * blur * _mass(dense, flat.shape, cotangent, rest)
     return (
         (dense.value, value_scale),
         ((flat @ w).reshape(h.shape), (size @ np.abs(w)).reshape(h.shape)),
@@ -59,9 +56,9 @@ def truth_of(arrays, options, cotangent):
     )
 
 
-def _mass(dense, slope, unit, cotangent, options):
+def _mass(dense, shape, cotangent, options):
     """Sum of the magnitudes of the loss's slopes: how much an error of the logits weighs."""
-    total = np.abs(dense.gradient_scale).reshape(slope.shape).sum(-1)
+    total = np.abs(dense.gradient_scale).reshape(shape).sum(-1)
     if options.get("reduction") == "none":
         return (total / np.maximum(np.abs(cotangent).ravel(), 1e-30)).reshape(dense.value.shape)
     return total.sum() / max(abs(float(cotangent)), 1e-30)

@@ -203,6 +203,35 @@ class TestTorch:
         for factor, other in zip(factors, plain, strict=True):
             self.torch.testing.assert_close(factor.grad, other.grad)
 
+    @pytest.mark.parametrize("precision", ["default", "exact"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_operator_without_values(self, dtype, precision):
+        """What compilers are told of the operator's results is what it returns."""
+        import xentx_torch  # noqa: F401 -- registers it
+
+        hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
+        arrays = (hidden, head, bias, self.target, None, None, None)
+        options = (-100, 0.1, 0.0, None, "mean", precision, CHUNK, [True, True, True])
+        operator = self.torch.ops.xentx.linear_loss.default
+        checks = ("test_schema", "test_faketensor")
+        self.torch.library.opcheck(operator, (*arrays, *options), test_utils=checks)
+
+    def test_rows_without_gradients_come_by_chunks(self, monkeypatch):
+        from xentx_torch._linear import TorchTiles
+
+        sizes = []
+        logits = TorchTiles.logits
+
+        def spy(self, hidden, head, bias):
+            sizes.append(hidden.shape[0])
+            return logits(self, hidden, head, bias)
+
+        monkeypatch.setattr(TorchTiles, "logits", spy)
+        hidden, head, _ = self.factors()
+        with self.torch.no_grad():
+            xentx.linear_per_row(hidden, head, self.target, chunk=CHUNK)
+        assert sizes == [3, 3, 1]
+
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
     @pytest.mark.parametrize("reduction", REDUCTIONS)
     def test_compile(self, reduction):

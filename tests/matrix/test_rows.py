@@ -35,7 +35,7 @@ def linear_stats_of(hidden, head, target, **options):
 
 
 def row_truth(logits, target, *, logit_softcap=None, ignore_index=-100, **_):
-    """Lse, log-probability, entropy and correctness of rows, and their scales."""
+    """Lse, log-probability, entropy and correctness of rows."""
     x = np.asarray(logits).astype(oracle.LONG)
     if logit_softcap is not None:
         x = logit_softcap * np.tanh(x / logit_softcap)

@@ -82,7 +82,7 @@ def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, dense: Dens
         return tiles.put(rows, start, loss)
 
     rows = tiles.zeros((tiles.count(hidden),), spec.precision.compute, hidden)
-    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, rows)
+    return tiles.chunks(tiles.count(hidden), tiling.rows, step, rows)
 
 
 def losses_and_gradients(
@@ -132,7 +132,7 @@ def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction:
     rows = tiles.zeros((tiles.count(hidden),), compute, hidden)
     if not weighted:
         return rows + 1.0
-    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, rows)
+    return tiles.chunks(tiles.count(hidden), tiling.rows, step, rows)
 
 
 def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangent: Array) -> Array:
@@ -150,7 +150,7 @@ def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangen
         return tiles.put(gradient, start, block)
 
     zeros = tiles.zeros((tiles.count(hidden), spec.classes), target.dtype, hidden)
-    return _chunks(tiles, tiles.count(hidden), tiling.rows, step, zeros)
+    return tiles.chunks(tiles.count(hidden), tiling.rows, step, zeros)
 
 
 def logits_of(tiles: Tiles, spec: Spec, hidden: Array, head: Array, bias: Array | None) -> Array:
@@ -209,7 +209,7 @@ def _by_rows(
         zeros(1, tuple(head.shape)),
         zeros(2, (spec.classes,), spec.precision.accumulate),
     )
-    rows, *gradients = _chunks(tiles, tiles.count(hidden), tiling.rows, step, carry)
+    rows, *gradients = tiles.chunks(count, tiling.rows, step, carry)
     return rows, gradients
 
 
@@ -232,27 +232,18 @@ def _by_classes(
 
     def outer(first: Any, width: Any, carry: Any) -> Any:
         by_hidden, by_head, by_bias = carry
-        block = xp.astype(tiles.take(head, first, width), compute, copy=False)
-        shift, scale, probabilities = _block(tiles, spec, arrays, first, width)
+        block, tile = _block(tiles, spec, arrays, first, width)
 
         def inner(start: Any, size: Any, carry: Any) -> Any:
             by_hidden, by_block, by_shift = carry
-            x = xp.astype(tiles.take(hidden, start, size), compute, copy=False)
-            chosen = tiles.take(probabilities, start, size)
-            slope = monoid.gradient(
-                xp,
-                spec,
-                tiles.logits(x, block, shift),
-                chosen if spec.soft else chosen[:, None],
-                scale,
-                first,
-                Partials(*(tiles.take(field, start, size) for field in state)),
-            )
+            x, *operands = tile(start, size)
+            known = Partials(*(tiles.take(field, start, size) for field in state))
+            slope = monoid.gradient(xp, spec, known, *operands)
             slope = slope * tiles.take(cotangent, start, size)[:, None]
             if by_hidden is not None:
                 by_hidden = tiles.add(by_hidden, start, tiles.product(slope, block))
             if by_block is not None:
-                by_block = tiles.add_product(by_block, slope, _kept(xp, spec, x, chosen))
+                by_block = tiles.add_product(by_block, slope, x)
             if by_shift is not None:
                 by_shift = by_shift + xp.sum(slope, axis=0, dtype=by_shift.dtype)
             return by_hidden, by_block, by_shift
@@ -262,7 +253,7 @@ def _by_classes(
             zeros(1, (width, features), compute),
             zeros(2, (width,), spec.precision.accumulate),
         )
-        by_hidden, by_block, by_shift = _chunks(tiles, tiles.count(hidden), tiling.rows, inner, own)
+        by_hidden, by_block, by_shift = tiles.chunks(tiles.count(hidden), tiling.rows, inner, own)
         if by_head is not None:
             by_head = tiles.put(by_head, first, by_block)
         if by_bias is not None:
@@ -274,71 +265,62 @@ def _by_classes(
         zeros(1, tuple(head.shape), head.dtype),
         zeros(2, (spec.classes,), compute),
     )
-    gradients = _chunks(tiles, spec.classes, tiling.classes, outer, carry)
+    gradients = tiles.chunks(spec.classes, tiling.classes, outer, carry)
     rows = xp.astype(monoid.finish(xp, state, spec.z_loss), compute, copy=False)
     return rows, gradients
 
 
 def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays) -> Partials:
     """Return the states of all rows, combined over blocks of the classes."""
-    xp, compute = tiles.xp, spec.precision.compute
-    hidden, head, *_ = arrays
+    xp, hidden = tiles.xp, arrays[0]
 
     def outer(first: Any, width: Any, state: Partials) -> Partials:
-        block = xp.astype(tiles.take(head, first, width), compute, copy=False)
-        shift, scale, probabilities = _block(tiles, spec, arrays, first, width)
+        _, tile = _block(tiles, spec, arrays, first, width)
 
         def inner(start: Any, size: Any, state: Partials) -> Partials:
-            x = xp.astype(tiles.take(hidden, start, size), compute, copy=False)
-            chosen = tiles.take(probabilities, start, size)
-            new = monoid.partials(
-                xp,
-                spec,
-                tiles.logits(x, block, shift),
-                chosen if spec.soft else chosen[:, None],
-                scale,
-                first,
-            )
+            _, *operands = tile(start, size)
+            new = monoid.partials(xp, spec, *operands)
             old = Partials(*(tiles.take(field, start, size) for field in state))
             joined = monoid.combine(xp, old, new)
             return Partials(*(tiles.put(a, start, b) for a, b in zip(state, joined, strict=True)))
 
-        return _chunks(tiles, tiles.count(hidden), tiling.rows, inner, state)
+        return tiles.chunks(tiles.count(hidden), tiling.rows, inner, state)
 
-    zero = tiles.zeros((tiles.count(hidden),), spec.precision.accumulate, hidden)
-    state = Partials(*(field + zero for field in monoid.empty(xp, spec, zero)))
-    return _chunks(tiles, spec.classes, tiling.classes, outer, state)
+    shape = (tiles.count(hidden),)
+    # Each in memory of its own, as tiles are written to.
+    zeros = (tiles.zeros(shape, spec.precision.accumulate, hidden) for _ in Partials._fields)
+    state = monoid.empty(xp, *zeros)
+    return tiles.chunks(spec.classes, tiling.classes, outer, state)
 
 
 def _block(
     tiles: Tiles, spec: Spec, arrays: Arrays, first: Any, width: Any
-) -> tuple[Array | None, Array | None, Array]:
-    """Return the block's bias and weights, and the targets: its probabilities, or the indices."""
-    _, _, bias, target, weight = arrays
-    shift = scale = None
+) -> tuple[Array, Callable[[Any, Any], tuple[Any, ...]]]:
+    """Return a block of the head, and what makes a tile of it and some rows.
+
+    A tile is the factor of hidden, its ignored rows 0, and what `partials` and `gradient` take: the
+    logits, the target beside them, the weights, and the block's first class.
+    """
+    hidden, head, bias, target, weight = arrays
+    block = _cast(tiles, spec, tiles.take(head, first, width))
     if bias is not None:
-        shift = _cast(tiles, spec, tiles.take(bias, first, width))
+        bias = _cast(tiles, spec, tiles.take(bias, first, width))
     if weight is not None:
-        scale = _row(tiles.take(weight, first, width))
-    return shift, scale, tiles.take(target, first, width, axis=1) if spec.soft else target
+        weight = _row(tiles.take(weight, first, width))
+    if spec.soft:
+        target = tiles.take(target, first, width, axis=1)
+
+    def tile(start: Any, size: Any) -> tuple[Any, ...]:
+        x = _cast(tiles, spec, tiles.take(hidden, start, size))
+        chosen = tiles.take(target, start, size)
+        logits = tiles.logits(x, block, bias)
+        kept = _kept(tiles.xp, spec, x, chosen)
+        return kept, logits, chosen if spec.soft else chosen[:, None], weight, first
+
+    return block, tile
 
 
 def _kept(xp: Any, spec: Spec, hidden: Array, target: Array) -> Array:
     """Replace the ignored rows of a factor by 0, since a slope of 0 times NaN is NaN."""
     keep = kept(spec, target)
     return hidden if keep is None else xp.where(keep[:, None], hidden, 0.0)
-
-
-def _chunks(
-    tiles: Tiles, count: Any, size: int, step: Callable[[Any, Any, Any], Any], carry: Any
-) -> Any:
-    """``step(start, size, carry)`` for each whole chunk, and for what remains."""
-    whole = count // size
-
-    def body(i: Any, carry: Any) -> Any:
-        return step(i * size, size, carry)
-
-    carry = tiles.loop(whole, body, carry)
-    if isinstance(count, int) and count % size == 0:
-        return carry
-    return step(whole * size, count - whole * size, carry)

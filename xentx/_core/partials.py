@@ -52,10 +52,9 @@ class Partials(NamedTuple):
     kept: Array
 
 
-def empty(xp: Namespace, spec: Spec, like: Array) -> Partials:
-    """Return the state of no class, which changes no other, for rows as those of `like`."""
-    zero = xp.zeros_like(like, dtype=spec.precision.accumulate)
-    return Partials(zero - xp.inf, zero, zero, zero, zero, zero)
+def empty(xp: Namespace, zeros: Array, *others: Array) -> Partials:
+    """Make the state of no class, which changes no other, of as many zeros as it has fields."""
+    return Partials(zeros - xp.inf, *others)
 
 
 def partials(
@@ -75,8 +74,6 @@ def partials(
     mass = _sum(xp, spec, q)
     kept = _distribution.kept(spec, target)
     kept = xp.ones_like(mass) if kept is None else xp.astype(kept, mass.dtype)
-    if spec.soft:
-        kept = xp.ones_like(mass)
     state = Partials(
         top=xp.astype(top, spec.precision.accumulate, copy=False),
         rest=_sum(xp, spec, xp.where(is_top, 0.0, e)),
@@ -126,11 +123,11 @@ def finish(xp: Namespace, state: Partials, z_loss: float) -> Array:
 def gradient(
     xp: Namespace,
     spec: Spec,
+    state: Partials,
     block: Array,
     target: Array,
     weight: Array | None,
     start: Any,
-    state: Partials,
 ) -> Array:
     """Gradient of each row's loss in a block, from the state of all blocks, in `compute`."""
     compute = spec.precision.compute

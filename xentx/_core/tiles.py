@@ -29,6 +29,16 @@ class Tiles:
             carry = step(i, carry)
         return carry
 
+    def chunks(
+        self, count: Any, size: int, step: Callable[[Index, Any, Carry], Carry], carry: Carry
+    ) -> Carry:
+        """``step(start, size, carry)`` for each whole chunk below `count`, and for what remains."""
+        whole = count // size
+        carry = self.loop(whole, lambda i, carry: step(i * size, size, carry), carry)
+        if isinstance(count, int) and count % size == 0:
+            return carry
+        return step(whole * size, count - whole * size, carry)
+
     def count(self, x: Array) -> Any:
         """Return the length of the first axis."""
         return x.shape[0]
@@ -62,8 +72,12 @@ class Tiles:
 
     def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
         """Return ``x + slope.T @ hidden``, `x` may be overwritten."""
-        classes, size = slope.shape[1], max(1, BLOCK // hidden.shape[1])
-        for start in range(0, classes, size):
-            block = self.take(slope, start, min(size, classes - start), axis=1)
-            x = self.add(x, start, self.xp.matmul(block.T, hidden))
-        return x
+
+        def step(start: Index, size: int, x: Array) -> Array:
+            return self.add(x, start, self.pull(self.take(slope, start, size, axis=1), hidden))
+
+        return self.chunks(slope.shape[1], max(1, BLOCK // hidden.shape[1]), step, x)
+
+    def pull(self, slope: Array, hidden: Array) -> Array:
+        """``slope.T @ hidden``."""
+        return self.xp.matmul(slope.T, hidden)
