@@ -75,7 +75,8 @@ def digests(route, seeds):
             logits, target, cotangent = (own.pop(k) for k in ("logits", "target", "cotangent"))
             if route.has_autodiff:
                 loss = functools.partial(loss_of, target, own)
-                results.extend(route.differentiate(loss, logits, cotangent))
+                value, gradients = route.differentiate(loss, [logits], cotangent)
+                results.extend((value, *gradients))
             else:
                 both = xentx.value_and_grad(xentx.cross_entropy)
                 results.extend(both(logits, target, cotangent=cotangent, **own))
