@@ -45,6 +45,9 @@ for name in found:
 assert "site-packages" in xentx.__file__, f"not the wheel: {{xentx.__file__}}"
 """
 
+# The tests of behaviour, which come with the wheel.
+SUITE = ("--pyargs", "xentx.testing")
+
 NO_KERNEL = """
 import importlib.util
 assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of nothing"
@@ -88,11 +91,10 @@ def built(session: nox.Session, extras: str = "") -> str:
 def run_tests(
     session: nox.Session,
     frameworks: tuple[str, ...],
-    *options: str,
-    tests: str = "tests",
+    *arguments: str,
     env: Mapping[str, str | None] = NATIVE,
 ) -> None:
-    """Run the tests on the installed wheel, with exactly these frameworks."""
+    """Run tests on the installed wheel, with exactly these frameworks; all, unless told which."""
     wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
     proof = PROOF.format(frameworks=FRAMEWORKS, wanted=wanted)
     env = {**SAFE_PATH, **env}
@@ -105,7 +107,8 @@ def run_tests(
         "KERAS_HOME": session.create_tmp(),
     }
     # Two workers: they fill a small machine, and a process with four frameworks is a large one.
-    session.run("pytest", tests, "-n", "2", *options, *session.posargs, env=env)
+    arguments = arguments or ("tests", *SUITE)
+    session.run("pytest", *arguments, "-n", "2", *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
@@ -134,7 +137,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Type-check xentx/ and backends/, beside the frameworks that have types: torch and JAX."""
     extras = PROJECT["optional-dependencies"]
-    dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"]]
+    dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
     install(session, *dependencies, groups=("typing", "torch", "jax"))
     session.run("mypy")
 
@@ -152,33 +155,34 @@ def wheel(session: nox.Session) -> None:
 @nox.parametrize("framework", FRAMEWORKS, ids=FRAMEWORKS)
 def tests(session: nox.Session, framework: str) -> None:
     """Run the tests with one framework alone."""
-    install(session, built(session, "[cli,report]"), groups=("test", framework))
+    install(session, built(session, "[cli,report,testing]"), groups=("test", framework))
     run_tests(session, (framework,))
 
 
 @nox.session(requires=["wheel"])
 def matrix(session: nox.Session) -> None:
     """Run across frameworks what each one's session can't, and the matrix on the portable core."""
-    install(session, built(session, "[cli,report]"), groups=("test", *FRAMEWORKS))
+    install(session, built(session, "[cli,report,testing]"), groups=("test", *FRAMEWORKS))
     # Those sessions have run the rest on the kernel: what is left are test_across, test_bits and
     # the tools.
     done = ("--ignore-glob=*/matrix/test_[!a]*", "--ignore-glob=*/native/test_[!b]*")
-    run_tests(session, FRAMEWORKS, *done)
+    run_tests(session, FRAMEWORKS, "tests", *done)
     # Beside what is made of dense problems: that has no second engine.
-    dense = "--ignore-glob=*/matrix/test_[lr]*"
-    run_tests(session, FRAMEWORKS, dense, tests="tests/matrix", env=PORTABLE)
+    dense = "--ignore-glob=*/test_[lr]*"
+    run_tests(session, FRAMEWORKS, "tests/matrix", *SUITE, dense, env=PORTABLE)
 
 
 @nox.session
 def pure(session: nox.Session) -> None:
     """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""
-    install(session, *PROJECT["dependencies"], groups=("matrix", "numpy"))
+    dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["testing"]]
+    install(session, *dependencies, groups=("matrix", "numpy"))
     # A folder of its own: CMake would remember a compiler that it has found before.
     no_compiler = {**UNASKED, "CXX": "/nonexistent", "SKBUILD_BUILD_DIR": session.create_tmp()}
     for env in (no_compiler, PURE):
         install(session, "--force-reinstall", "--no-deps", ".", env=env)
         session.run("python", "-c", NO_KERNEL, env=SAFE_PATH, log=False)
-    run_tests(session, ("numpy",), tests="tests/matrix", env=UNASKED)
+    run_tests(session, ("numpy",), "tests/matrix", *SUITE, env=UNASKED)
 
 
 @nox.session
@@ -191,7 +195,7 @@ def sanitize(session: nox.Session) -> None:
         # A folder of its own: CMake would remember the sanitizers, and build the next wheel so.
         "SKBUILD_BUILD_DIR": session.create_tmp(),
     }
-    install(session, ".", groups=("matrix", "numpy"), env=env)
+    install(session, ".[testing]", groups=("matrix", "numpy"), env=env)
     # Python was linked neither with the sanitizers, which must come first in a process, nor with
     # C++, whose exceptions they have to see.
     compiler = os.environ.get("CXX", "c++")
@@ -208,7 +212,7 @@ def sanitize(session: nox.Session) -> None:
     }
     # --capture=sys leaves the sanitizers their stderr.
     options = ("-n", "0", "--capture=sys")
-    run_tests(session, ("numpy",), *options, tests="tests/native", env=env)
+    run_tests(session, ("numpy",), "tests/native", *options, env=env)
 
 
 @nox.session(requires=["wheel"])
@@ -240,5 +244,5 @@ def array_api_tests(session: nox.Session) -> None:
 @nox.session(requires=["wheel"])
 def min_versions(session: nox.Session) -> None:
     """Run the tests with the oldest supported version of everything."""
-    install(session, built(session, "[cli,report]"), *oldest(), groups=("test",))
+    install(session, built(session, "[cli,report,testing]"), *oldest(), groups=("test",))
     run_tests(session, FRAMEWORKS, "-m", "not pinned")

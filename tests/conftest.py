@@ -1,39 +1,20 @@
-"""What every test needs: the routes to run it on, and a guard that one xentx is being tested."""
+"""What every test needs: the fixtures of `xentx.testing`, and a guard that one xentx is tested."""
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-
-import hypothesis
 import pytest
 
-from routes import FRAMEWORKS, ROUTES, requested_frameworks
-
-hypothesis.settings.register_profile(
-    "xentx",
-    deadline=None,  # compilers take as long as they take
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+from xentx.testing._fixtures import (
+    CHOSEN,
+    REQUESTED,
+    pytest_generate_tests,
+    pytest_report_header,
+    route,
 )
-hypothesis.settings.load_profile("xentx")
 
-REQUESTED = requested_frameworks()
-CHOSEN = [route for route in ROUTES if route.framework in REQUESTED]
-
-
-def pytest_report_header() -> str:
-    """Say what runs, and what does not."""
-    left_out = [name for name in FRAMEWORKS if name not in REQUESTED]
-    routes = ", ".join(route.name for route in CHOSEN)
-    kernel = importlib.util.find_spec("xentx._kernel")
-    return (
-        f"xentx routes: {routes}; left out: {', '.join(left_out) or 'none'}\n"
-        f"xentx kernel: {kernel.origin if kernel else 'none'}; "
-        f"XENTX_ENGINE: {os.environ.get('XENTX_ENGINE', 'not set')}"
-    )
+__all__ = ["pytest_generate_tests", "pytest_report_header", "route"]
 
 
 def pytest_sessionstart() -> None:
@@ -55,18 +36,6 @@ def pytest_sessionstart() -> None:
             pytest.exit(
                 f"XENTX_REQUIRE_NATIVE is set, but there is no kernel: {error}", returncode=3
             )
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `route` on each of them, one that takes `framework` on each."""
-    if "route" in metafunc.fixturenames:
-        metafunc.parametrize("route", CHOSEN, ids=[r.name for r in CHOSEN], indirect=True)
-
-
-@pytest.fixture
-def route(request: pytest.FixtureRequest) -> object:
-    """A way into xentx: a framework, eager or traced."""
-    return request.param()
 
 
 @pytest.fixture

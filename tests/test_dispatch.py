@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import xentx
-from routes import ROUTES
 from xentx import _native
+from xentx.testing import routes
 
 B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 TARGET = np.array([1, 2])
@@ -13,7 +13,7 @@ ENGINE = f"native ({_native.KERNEL.instruction_set()})" if _native.KERNEL else "
 
 
 def eager_routes(frameworks):
-    return [r() for r in ROUTES if r.framework in frameworks and not r.traced]
+    return [route() for route in routes(*frameworks) if not route.traced]
 
 
 def test_value_is_an_array_of_the_same_framework(frameworks):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import xentx
-from routes import requested_frameworks
+from xentx.testing import requested_frameworks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from routes import FRAMEWORKS
+from xentx.testing import FRAMEWORKS
 
 OTHERS = ("torch", "jax", "jaxlib", "tensorflow", "keras", "array_api_strict", "scipy", "sklearn")
 USE = """

@@ -1,7 +1,7 @@
 """What the frameworks' own losses do where xentx does better, asserted in the versions pinned.
 
 Each test fails when a framework's release changes what it does: then the documentation of the
-deviations has news to tell. What xentx does in the same places is tested in tests/matrix.
+deviations has news to tell. What xentx does in the same places is tested in xentx.testing.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from routes import requested_frameworks
+from xentx.testing import requested_frameworks
 
 pytestmark = pytest.mark.pinned
 

@@ -4,8 +4,15 @@ An array's type names the module that defines it, and a framework that isn't imp
 made an array: so the root modules of the type's ancestors are looked up in a table, and the
 adapter, which imports the framework, is only loaded once one of its arrays has come. Walking the
 ancestors and not the type alone makes users' subclasses work.
+
+Another package adds its framework by an entry point in the group ``xentx.backends``. It is named
+after the module that defines the arrays, and its object is the backend::
+
+    [project.entry-points."xentx.backends"]
+    mlx = "xentx_mlx:BACKEND"
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import sys
@@ -17,6 +24,8 @@ from xentx import _backend
 from xentx._backend import Backend
 from xentx._namespace import is_array_api_obj
 from xentx._native import KERNEL
+
+ENTRY_POINT_GROUP = "xentx.backends"
 
 
 def installed_version(module: str, distributions: tuple[str, ...]) -> str | None:
@@ -41,14 +50,17 @@ class BackendSpec:
         What the framework is called in errors and in `xentx.backends`.
     framework
         Root of the modules that define its array types; the import name.
+    package
+        The adapter's import name.
     load
         Imports the adapter, and its framework with it.
     distributions
-        Names that it is installed under, for its version.
+        Names that the framework is installed under, for its version.
     """
 
     name: str
     framework: str
+    package: str
     load: Callable[[], Backend]
     distributions: tuple[str, ...]
 
@@ -90,17 +102,39 @@ def _tensorflow() -> Backend:
 
 
 BACKENDS = (
-    BackendSpec("numpy", "numpy", _numpy, ("numpy",)),
-    BackendSpec("torch", "torch", _torch, ("torch",)),
-    BackendSpec("jax", "jax", _jax, ("jax",)),
+    BackendSpec("numpy", "numpy", "xentx_numpy", _numpy, ("numpy",)),
+    BackendSpec("torch", "torch", "xentx_torch", _torch, ("torch",)),
+    BackendSpec("jax", "jax", "xentx_jax", _jax, ("jax",)),
     BackendSpec(
         "tensorflow",
         "tensorflow",
+        "xentx_tensorflow",
         _tensorflow,
         ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tf-nightly"),
     ),
 )
 _BY_ROOT = {spec.framework: spec for spec in BACKENDS} | {"jaxlib": BACKENDS[2]}
+
+
+@functools.cache
+def third_parties() -> tuple[BackendSpec, ...]:
+    """Rows for the backends of other packages, none of which is imported."""
+    return tuple(
+        BackendSpec(point.name, point.name, point.module, point.load, (point.name,))
+        for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    )
+
+
+def _spec_of_type(cls: type) -> BackendSpec | None:
+    roots = [ancestor.__module__.partition(".")[0] for ancestor in cls.__mro__]
+    for root in roots:
+        if root in _BY_ROOT:
+            return _BY_ROOT[root]
+    # Python's own types come with every call, and reading entry points takes milliseconds that
+    # torch.compile would try to trace.
+    if set(roots) == {"builtins"}:
+        return None
+    return next((spec for spec in third_parties() if spec.framework in roots), None)
 
 
 # A plain dict and no lru_cache, which torch.compile would warn of.
@@ -109,8 +143,7 @@ _OWNERS: dict[type, tuple[BackendSpec, Backend] | None] = {}
 
 def _owner_of_type(cls: type) -> tuple[BackendSpec, Backend] | None:
     if cls not in _OWNERS:
-        roots = (ancestor.__module__.partition(".")[0] for ancestor in cls.__mro__)
-        spec = next((_BY_ROOT[root] for root in roots if root in _BY_ROOT), None)
+        spec = _spec_of_type(cls)
         _OWNERS[cls] = None if spec is None else (spec, spec.load())
     return _OWNERS[cls]
 
@@ -183,15 +216,15 @@ def backends() -> tuple[BackendInfo, ...]:
     Returns
     -------
     tuple of BackendInfo
-        One for each framework that xentx adapts, installed or not.
+        One for each framework that xentx adapts, installed or not, and for those of other packages.
 
     Examples
     --------
     >>> import xentx
-    >>> [backend.name for backend in xentx.backends()]
+    >>> [backend.name for backend in xentx.backends()][:4]
     ['numpy', 'torch', 'jax', 'tensorflow']
     """
-    versions = ((spec, spec.version()) for spec in BACKENDS)
+    versions = ((spec, spec.version()) for spec in (*BACKENDS, *third_parties()))
     return tuple(
         BackendInfo(spec.name, version, None if version is None else _engine_of_spec(spec))
         for spec, version in versions
@@ -205,8 +238,9 @@ def _engine(*, native: bool) -> str:
 def _engine_of_spec(spec: BackendSpec) -> str:
     """Name the engine of arrays in the CPU's memory."""
     # An adapter that isn't loaded may yet find that its framework's version has no way in.
-    adapter = sys.modules.get(f"xentx_{spec.name}")
-    native = KERNEL is not None and (adapter is None or adapter.BACKEND.native is not None)
+    adapter = sys.modules.get(spec.package)
+    here = spec in BACKENDS if adapter is None else adapter.BACKEND.native is not None
+    native = KERNEL is not None and here
     return _engine(native=native)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routes import requested_frameworks
+from xentx.testing import requested_frameworks
 
 FOLDER = Path(__file__).parents[2] / "examples" / "language_model"
 FRAMEWORKS = [name for name in requested_frameworks() if name != "numpy"]

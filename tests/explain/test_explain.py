@@ -21,7 +21,7 @@ ROWS, CLASSES = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], [1, 2]
 @pytest.fixture(scope="module")
 def article():
     """The worked example in every framework of this run."""
-    from routes import requested_frameworks
+    from xentx.testing import requested_frameworks
 
     return explain(ROWS, CLASSES, frameworks=requested_frameworks())
 

@@ -9,11 +9,11 @@ import functools
 import numpy as np
 import pytest
 
-import oracle
 import xentx
 from xentx.compare.case import prepare
 from xentx.compare.regimes import REGIMES
 from xentx.natives import natives
+from xentx.testing import _oracle as oracle
 
 SEED = 20261123
 LOSS_ULPS, GRADIENT_ULPS = 4, 8

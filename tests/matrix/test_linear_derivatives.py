@@ -1,6 +1,6 @@
 """Derivatives of linear_cross_entropy: every argument, every order, every transformation.
 
-What is compared with is cross_entropy of the logits, whose own derivatives test_gradients checks.
+What is compared with is cross_entropy of the logits, whose own derivatives test_derivatives checks.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import xentx
-from routes import enable_x64, requested_frameworks
+from xentx.testing import requested_frameworks
 
 RNG = np.random.default_rng(11)
 ROWS, FEATURES, CLASSES = 7, 3, 5
@@ -303,6 +303,8 @@ class TestJAX:
         import jax
 
         self.jax, self.jnp = jax, jax.numpy
+        from xentx_jax.testing import enable_x64
+
         with enable_x64():
             self.target = jax.numpy.asarray(TARGET)
             yield

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import oracle
 import xentx
-from problems import OPTIONS, REDUCTIONS, draw_problem
-from routes import ROUTES, requested_frameworks
 from xentx import _native
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks, routes
+from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 
 pytestmark = [
     pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
@@ -28,10 +28,9 @@ AT_ONCE = 50  # in one compiled function
 EVERY = {"tensorflow:function": 10}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
-    route
-    for route in ROUTES
-    if route.framework in requested_frameworks() and route.name not in {"numpy", "strict"}
+    route for route in routes(*requested_frameworks()) if route.name not in {"numpy", "strict"}
 ]
+(REFERENCE, *_) = routes("numpy")
 
 
 def problem(seed):
@@ -107,7 +106,7 @@ def many(route, count=PROBLEMS):
 @pytest.fixture(scope="module")
 def expected():
     """NumPy's bits."""
-    return many(ROUTES[0]())
+    return many(REFERENCE())
 
 
 @pytest.mark.parametrize("make", OTHERS, ids=lambda route: route.name)
@@ -119,7 +118,7 @@ def test_eager_and_traced(make, expected):
 
 PROGRAM = """
 import test_bits
-for make in (test_bits.ROUTES[0], *test_bits.OTHERS):
+for make in (test_bits.REFERENCE, *test_bits.OTHERS):
     print(sorted(test_bits.many(make(), 100).items()))
 """
 
@@ -133,6 +132,6 @@ def test_with_one_thread(expected):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + len(OTHERS)
-    for route, line in zip((ROUTES[0], *OTHERS), lines, strict=True):
+    for route, line in zip((REFERENCE, *OTHERS), lines, strict=True):
         seeds = range(0, 100, EVERY.get(route.name, 1))
         assert line == str([(seed, expected[seed]) for seed in seeds]), route.name

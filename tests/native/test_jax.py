@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import oracle
 import xentx
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
-from routes import enable_x64, requested_frameworks
 from xentx import _evaluate, _problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks
+from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "jax" not in requested_frameworks():
     pytest.skip("JAX is not asked for", allow_module_level=True)
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from xentx_jax import BACKEND
 from xentx_jax import _native as native
+from xentx_jax.testing import enable_x64
 
 if not native.is_usable():
     pytest.skip("no kernel for this JAX", allow_module_level=True)
@@ -829,6 +830,7 @@ GUARD = """
     from xentx._core import cross_entropy
     from xentx_jax import BACKEND
     from xentx_jax import _native as native
+from xentx_jax.testing import enable_x64
     def loss(x):
         return native.solve(*_problem.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int), axis=-1,
             weight=None, ignore_index=-100, reduction="mean"))

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oracle
 import xentx
 import xentx_numpy
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
-from routes import requested_frameworks
 from xentx import _native
 from xentx.compare.regimes import REGIMES
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks
+from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 from xentx_numpy import _memory
 
 pytestmark = [
@@ -136,7 +136,7 @@ def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
 PROGRAM = """
 import sys
 import test_kernel
-from routes import requested_frameworks
+from xentx.testing import requested_frameworks
 from xentx import _native
 print(_native.KERNEL.instruction_set())
 print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))

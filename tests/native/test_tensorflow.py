@@ -1,8 +1,8 @@
 """TensorFlow's tensors on the native kernel: eager and in graphs, wherever those may run.
 
 That the bits are those of the other frameworks is shown in test_bits, and that derivatives of every
-order are right in tests/matrix, which run on the kernel where there is one. Here is what TensorFlow
-could do to operators that it does not know.
+order are right in tests/matrix, which runs on the kernel where there is one. Here is what
+TensorFlow could do to operators that it does not know.
 """
 
 import subprocess
@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import oracle
 import xentx_numpy
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
-from routes import requested_frameworks
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks
+from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "tensorflow" not in requested_frameworks():
     pytest.skip("TensorFlow is not asked for", allow_module_level=True)

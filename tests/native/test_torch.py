@@ -1,7 +1,7 @@
 """PyTorch's tensors on the native kernel: plain, transformed, traced and compiled.
 
 That the bits are those of the other frameworks is shown in test_bits too, and that derivatives of
-every order are right in tests/matrix, which run on the kernel where there is one. Here is what
+every order are right in tests/matrix, which runs on the kernel where there is one. Here is what
 PyTorch could do to a Function and to operators that it does not know.
 """
 
@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import oracle
 import xentx
 import xentx_numpy
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
-from routes import Torch, requested_frameworks
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks
+from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "torch" not in requested_frameworks():
     pytest.skip("PyTorch is not asked for", allow_module_level=True)
@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import xentx_torch
 from xentx import _evaluate, _native, _problem
 from xentx_torch import _operators
+from xentx_torch.testing import Torch
 
 if _native.KERNEL is None:
     pytest.skip("xentx is without a kernel here", allow_module_level=True)

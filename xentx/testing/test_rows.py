@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-import oracle
 import xentx
-from problems import OPTIONS, RNG_SEED, draw_problem
 from xentx._registry import require
+from xentx.testing import _oracle as oracle
+from xentx.testing._problems import OPTIONS, RNG_SEED, draw_problem
 
 NONE = {"plain", "weight", "ignore", "smoothing", "z loss", "softcap", "everything"}
 ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NONE}

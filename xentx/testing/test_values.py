@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-import oracle
 import xentx
-from problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
+from xentx.testing import _oracle as oracle
+from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 # Units of the dtype's precision, relative to the size of the terms that are summed. The functions
 # are accurate to 4 units of float32 and the sum of a few such terms to a few more.

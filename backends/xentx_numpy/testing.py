@@ -1,0 +1,30 @@
+"""NumPy's ways into xentx, for `xentx.testing`: itself, and the standard and nothing but that."""
+
+import importlib
+from typing import Any
+
+from xentx.testing import Route
+
+
+class NumPy(Route):
+    """NumPy's arrays."""
+
+    name = framework = "numpy"
+
+
+class Strict(Route):
+    """array-api-strict: what any library that follows the standard gets."""
+
+    name = "strict"
+    framework = "numpy"
+    dtypes = ("float32", "float64")
+
+    def __init__(self) -> None:
+        """Import the library, which the other tests don't need."""
+        self.xp = importlib.import_module("array_api_strict")
+
+    def array(self, value: Any) -> Any:
+        return self.xp.asarray(value.copy())
+
+
+ROUTES = (NumPy, Strict)

@@ -1,0 +1,48 @@
+"""What tests ask for, here and wherever a conftest imports it: the fixture ``route``."""
+
+import importlib.util
+import os
+
+# Before a framework is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import hypothesis
+import pytest
+
+from xentx.testing._routes import Route, requested_frameworks, routes
+
+REQUESTED = requested_frameworks()
+CHOSEN = routes(*REQUESTED)
+
+hypothesis.settings.register_profile(
+    "xentx",
+    deadline=None,  # compilers take as long as they take
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("xentx")
+
+
+def pytest_report_header() -> str:
+    """Say what runs."""
+    names = ", ".join(route.name for route in CHOSEN)
+    kernel = importlib.util.find_spec("xentx._kernel")
+    return (
+        f"xentx routes: {names}\n"
+        f"xentx kernel: {kernel.origin if kernel else 'none'}; "
+        f"XENTX_ENGINE: {os.environ.get('XENTX_ENGINE', 'not set')}"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `route` on each of them."""
+    if "route" in metafunc.fixturenames:
+        metafunc.parametrize("route", CHOSEN, ids=[r.name for r in CHOSEN], indirect=True)
+
+
+@pytest.fixture
+def route(request: pytest.FixtureRequest) -> Route:
+    """A way into xentx: a framework, eager or traced."""
+    made: Route = request.param()
+    return made
