@@ -215,6 +215,14 @@ def sanitize(session: nox.Session) -> None:
     run_tests(session, ("numpy",), "tests/native", *options, env=env)
 
 
+@nox.session(requires=["wheel"], default=False)
+def mlx(session: nox.Session) -> None:
+    """Prove the backend of examples/mlx_backend, as any other package would prove its own."""
+    install(session, built(session, "[testing]"), "./examples/mlx_backend")
+    env = {**SAFE_PATH, "XENTX_TEST_BACKENDS": "mlx"}
+    session.run("pytest", "examples/mlx_backend", *SUITE, *session.posargs, env=env)
+
+
 @nox.session(requires=["wheel"])
 def array_api_tests(session: nox.Session) -> None:
     """Run data-apis/array-api-tests, checked out at the path given, on TensorFlow's namespace."""

@@ -1,0 +1,80 @@
+"""MLX's answers to the questions of `xentx.extending.Backend`."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from xentx.extending import ArrayAPIBackend, Operation, Spec
+from xentx_mlx import _namespace
+
+Array = Any
+
+
+class MLXBackend(ArrayAPIBackend):
+    """mx.array, evaluated or not."""
+
+    name = "mlx"
+
+    def owns(self, value: object) -> bool:
+        return isinstance(value, mx.array)
+
+    def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
+        if self.owns(value):
+            return value
+        # Without the dtype MLX makes float64 a float32.
+        return mx.array(value, getattr(mx, value.dtype.name))
+
+    def namespace(self, array: Array) -> Any:  # noqa: ARG002
+        return _namespace
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def has_float64(self, array: Array) -> bool:  # noqa: ARG002
+        return False  # MLX has the dtype on CPUs, but exponentials in it that are right to float32
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        """Value of `operation`, with its pullback and its jvp in place of MLX's own.
+
+        MLX would differentiate the formula of the value, which is right to the formula's order of
+        rounding and no better: xentx's own derivatives are as accurate as its values.
+        """
+        given = [i for i, array in enumerate(arrays) if array is not None]
+
+        def whole(present: Any) -> tuple[Array | None, ...]:
+            present = (present,) if isinstance(present, mx.array) else present  # as MLX has one
+            filled: list[Array | None] = [None] * len(arrays)
+            for i, array in zip(given, present, strict=True):
+                filled[i] = array
+            return tuple(filled)
+
+        @mx.custom_function
+        def attached(*present: Array) -> Array:
+            return operation.forward(_namespace, spec, *whole(present))[0]
+
+        @attached.vjp
+        def pullback(present: Any, cotangent: Array, value: Array) -> Any:  # noqa: ARG001
+            inputs = whole(present)
+            _, residuals = operation.forward(_namespace, spec, *inputs)
+            gradients = operation.pullback(_namespace, spec, inputs, residuals, cotangent)
+            # MLX wants one for everything, indices too.
+            found = tuple(
+                mx.zeros_like(inputs[i]) if gradients[i] is None else gradients[i] for i in given
+            )
+            return found if len(given) > 1 else found[0]
+
+        @attached.jvp
+        def jvp(present: Any, tangents: Any) -> Array:
+            inputs = whole(present)
+            _, residuals = operation.forward(_namespace, spec, *inputs)
+            return operation.jvp(_namespace, spec, inputs, residuals, whole(tangents))
+
+        return attached(*(arrays[i] for i in given))
+
+
+BACKEND = MLXBackend()
