@@ -1,0 +1,244 @@
+"""Keras's two cross-entropies, by xentx: the same arguments, in the same order, with its defaults.
+
+Keras reduces, so that sample weights, masks and distribution strategies stay what they are there;
+xentx computes each row's loss, and its gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src.backend import set_keras_mask  # no public way to keep rows out of a mean
+
+import xentx
+
+Array = Any
+
+NO_CLASS = -(2**31)  # what no index can be where none is ignored
+
+
+class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no types
+    """What both share: the options, and probabilities for logits."""
+
+    def __init__(
+        self,
+        *,
+        from_logits: bool,
+        label_smoothing: float,
+        axis: int,
+        weight: Sequence[float] | None,
+        z_loss: float,
+        logit_softcap: float | None,
+        reduction: str | None,
+        name: str,
+        dtype: Any,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.from_logits = from_logits
+        self.label_smoothing = label_smoothing
+        self.axis = axis
+        self.weight = None if weight is None else [float(w) for w in np.asarray(weight)]
+        self.z_loss = z_loss
+        self.logit_softcap = logit_softcap
+
+    def _loss(self, y_pred: Array, target: Array, **options: Any) -> Array:
+        logits = y_pred
+        if not self.from_logits:
+            # The softmax of log p is p, normalised. 0 would have a gradient of 0 times infinity.
+            dtype = keras.backend.standardize_dtype(y_pred.dtype)
+            tiny = 1e-7 if dtype == "float16" else 1.1754944e-38  # the least normal float32
+            logits = ops.log(ops.maximum(y_pred, tiny))
+        return xentx.cross_entropy(
+            logits,
+            target,
+            axis=self.axis,
+            weight=None if self.weight is None else np.asarray(self.weight),
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            logit_softcap=self.logit_softcap,
+            reduction="none",
+            **options,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {
+            **super().get_config(),
+            "from_logits": self.from_logits,
+            "label_smoothing": self.label_smoothing,
+            "axis": self.axis,
+            "weight": self.weight,
+            "z_loss": self.z_loss,
+            "logit_softcap": self.logit_softcap,
+        }
+
+
+@keras.saving.register_keras_serializable(package="xentx")  # type: ignore[untyped-decorator]
+class SparseCategoricalCrossentropy(_CrossEntropy):
+    r"""Cross-entropy with class indices: `keras.losses.SparseCategoricalCrossentropy`, by xentx.
+
+    .. math:: \ell = \log \sum_k e^{x_k} - x_t
+
+    A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
+    lacks, by keyword. What differs from Keras's is what `xentx.cross_entropy` promises: a confident
+    row's loss is not 0, an index that is no class is an IndexError or NaN, and an ignored row's
+    gradient is 0 whatever it holds.
+
+    Parameters
+    ----------
+    from_logits : bool, default: False
+        Whether `y_pred` are logits; else probabilities, which are normalised. Logits are more
+        accurate: give the model's last layer no softmax.
+    ignore_class : int, optional
+        Class index of the rows to ignore. "sum_over_batch_size" and "mean" leave them out of the
+        divisor, too.
+    reduction : str, default: "sum_over_batch_size"
+        As in every loss of Keras's.
+    axis : int, default: -1
+        The axis of `y_pred` that holds the classes.
+    name : str, default: "sparse_categorical_crossentropy"
+        The loss's name.
+    dtype : str or keras.DTypePolicy, optional
+        Of the computation; Keras's ``floatx`` by default. Keras turns the indices into it, so that
+        float16 and bfloat16, which count to 2048 and 256, are refused.
+    label_smoothing, weight, z_loss, logit_softcap
+        As in `xentx.cross_entropy`.
+
+    Raises
+    ------
+    ValueError
+        If `dtype` can't hold indices.
+
+    See Also
+    --------
+    CategoricalCrossentropy : For one-hot and soft targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx_keras
+    >>> loss = xentx_keras.SparseCategoricalCrossentropy(from_logits=True)
+    >>> print(f"{float(loss(np.array([0]), np.array([[20.0, 0.0]]))):.7g}")
+    2.061154e-09
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,  # noqa: FBT001, FBT002 -- Keras's order
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        axis: int = -1,
+        name: str = "sparse_categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        label_smoothing: float = 0.0,
+        weight: Sequence[float] | None = None,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            weight=weight,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+        self.ignore_class = ignore_class
+        if self.dtype in ("float16", "bfloat16"):
+            msg = (
+                f"dtype: got {self.dtype}; expected float32 or float64, since Keras makes class "
+                "indices numbers of it"
+            )
+            raise ValueError(msg)
+
+    def call(self, y_true: Array, y_pred: Array) -> Array:
+        """Loss of each row."""
+        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[self.axis] == 1:
+            y_true = ops.squeeze(y_true, axis=self.axis)
+        target = ops.cast(y_true, "int32")
+        ignored = NO_CLASS if self.ignore_class is None else self.ignore_class
+        losses = self._loss(y_pred, target, ignore_index=ignored)
+        if self.ignore_class is not None:
+            set_keras_mask(losses, ops.not_equal(target, self.ignore_class))
+        return losses
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {**super().get_config(), "ignore_class": self.ignore_class}
+
+
+@keras.saving.register_keras_serializable(package="xentx")  # type: ignore[untyped-decorator]
+class CategoricalCrossentropy(_CrossEntropy):
+    r"""Cross-entropy with soft targets: `keras.losses.CategoricalCrossentropy`, by xentx.
+
+    .. math:: \ell = \sum_k q_k \left(\log \sum_j e^{x_j} - x_k\right)
+
+    A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
+    lacks, by keyword. What differs from Keras's is what `xentx.cross_entropy` promises: a gradient
+    that is right for a target that doesn't sum to 1, and one by the target, too.
+
+    Parameters
+    ----------
+    from_logits : bool, default: False
+        Whether `y_pred` are logits; else probabilities, which are normalised. Logits are more
+        accurate: give the model's last layer no softmax.
+    label_smoothing : float, default: 0.0
+        As in `xentx.cross_entropy`.
+    axis : int, default: -1
+        The axis that holds the classes.
+    reduction : str, default: "sum_over_batch_size"
+        As in every loss of Keras's.
+    name : str, default: "categorical_crossentropy"
+        The loss's name.
+    dtype : str or keras.DTypePolicy, optional
+        Of the computation; Keras's ``floatx`` by default.
+    weight, z_loss, logit_softcap
+        As in `xentx.cross_entropy`.
+
+    See Also
+    --------
+    SparseCategoricalCrossentropy : For class indices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx_keras
+    >>> loss = xentx_keras.CategoricalCrossentropy(from_logits=True)
+    >>> print(f"{float(loss(np.array([[1.0, 0.0]]), np.array([[20.0, 0.0]]))):.7g}")
+    2.061154e-09
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,  # noqa: FBT001, FBT002 -- Keras's order
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        weight: Sequence[float] | None = None,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            weight=weight,
+            z_loss=z_loss,
+            logit_softcap=logit_softcap,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+
+    def call(self, y_true: Array, y_pred: Array) -> Array:
+        """Loss of each row."""
+        return self._loss(y_pred, y_true)

@@ -1,0 +1,203 @@
+"""xentx's losses in Keras, on each of its backends: Keras reads which one when it is imported."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from xentx.testing import requested_frameworks
+
+if "tensorflow" not in requested_frameworks():
+    pytest.skip("Keras comes with TensorFlow, which is not asked for", allow_module_level=True)
+
+import keras
+from keras import ops
+
+import xentx
+import xentx_keras
+from xentx_keras import CategoricalCrossentropy, SparseCategoricalCrossentropy
+
+# Of the tensors of TensorFlow and PyTorch that Keras makes arrays.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+BACKEND = keras.backend.backend()
+RNG = np.random.default_rng(5)
+LOGITS = RNG.normal(0, 2, (6, 4)).astype(np.float32)
+TARGET = np.array([0, 3, 1, 2, 2, 1])
+SOFT = RNG.dirichlet(np.ones(4), 6).astype(np.float32)
+WEIGHTS = RNG.uniform(0.5, 2, 6).astype(np.float32)
+PAIRS = [
+    (SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy, TARGET),
+    (CategoricalCrossentropy, keras.losses.CategoricalCrossentropy, SOFT),
+]
+NAMES = ["indices", "soft"]
+REDUCTIONS = ["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", None]
+
+
+def number(value):
+    return ops.convert_to_numpy(value)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
+def test_on_the_other_backends(backend):
+    if BACKEND != "tensorflow":
+        pytest.skip("runs in the process of another backend")
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", __file__, "-q", "-n0", "-p", "no:cacheprovider"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("from_logits", [True, False], ids=["logits", "probabilities"])
+@pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
+def test_drop_in(ours, native, target, from_logits, reduction):
+    given = LOGITS if from_logits else np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    for weights in (None, WEIGHTS):
+        values = [
+            number(loss(from_logits=from_logits, reduction=reduction)(target, given, weights))
+            for loss in (ours, native)
+        ]
+        np.testing.assert_allclose(*values, rtol=2e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_ignored_class(reduction):
+    target = np.array([0, 255, 1, 2, 255, 1])
+    values = [
+        number(loss(True, 255, reduction)(target, LOGITS))
+        for loss in (SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
+    ]
+    np.testing.assert_allclose(*values, rtol=2e-6)
+
+
+def test_nothing_is_ignored_unasked():
+    """The default of xentx is -100, Keras has none: an index that is no class."""
+    loss = SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    with pytest.raises(IndexError, match="target: got -100"):
+        loss(np.array([-100, 3, 1, 2, 2, 1]), LOGITS)
+
+
+def test_keras_mask():
+    """A mask on the predictions, as an Embedding leaves it, keeps rows out of the mean."""
+    values = []
+    for loss in (SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy):
+        logits = ops.convert_to_tensor(LOGITS) + 0
+        keras.src.backend.set_keras_mask(logits, ops.convert_to_tensor(TARGET != 2))
+        values.append(number(loss(from_logits=True)(TARGET, logits)))
+    np.testing.assert_allclose(*values, rtol=2e-6)
+
+
+def test_indices_in_a_column():
+    loss = SparseCategoricalCrossentropy(from_logits=True)
+    assert number(loss(TARGET[:, None], LOGITS)) == number(loss(TARGET, LOGITS))
+
+
+def test_options():
+    options = {"weight": [1.0, 2.0, 0.5, 3.0], "z_loss": 0.01, "logit_softcap": 5.0}
+    sparse = SparseCategoricalCrossentropy(True, reduction=None, label_smoothing=0.1, **options)
+    dense = CategoricalCrossentropy(True, 0.1, reduction=None, **options)
+    options = {**options, "label_smoothing": 0.1, "reduction": "none"}
+    for loss, target in ((sparse, TARGET), (dense, SOFT)):
+        expected = xentx.cross_entropy(LOGITS, target, **options)
+        np.testing.assert_allclose(number(loss(target, LOGITS)), expected, rtol=1e-6)
+
+
+def test_segmentation():
+    """Classes on another axis."""
+    logits = RNG.normal(size=(2, 4, 3, 3)).astype(np.float32)
+    target = RNG.integers(0, 4, (2, 3, 3))
+    loss = SparseCategoricalCrossentropy(from_logits=True, axis=1)
+    expected = xentx.cross_entropy(logits, target, axis=1)
+    np.testing.assert_allclose(number(loss(target, logits)), expected, rtol=1e-6)
+
+
+def test_confident_row():
+    loss = SparseCategoricalCrossentropy(from_logits=True)
+    value = number(loss(np.array([0]), np.array([[20.0, 0.0]], np.float32)))
+    np.testing.assert_allclose(value, 2.06115369e-09, rtol=1e-6)
+
+
+def test_probability_of_zero():
+    """The loss of the least normal number: the gradient of log 0 would be NaN in the softmax."""
+    loss = SparseCategoricalCrossentropy(reduction=None)
+    value = number(loss(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)))
+    np.testing.assert_allclose(value, [0.0, 87.336545], rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_indices_need_a_dtype_that_counts(dtype):
+    text = f"dtype: got {dtype}; expected float32 or float64, since Keras makes class indices"
+    with pytest.raises(ValueError, match=text):
+        SparseCategoricalCrossentropy(dtype=dtype)
+
+
+@pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
+def test_configuration(ours, native, target):
+    loss = ours(
+        from_logits=True, reduction="sum", label_smoothing=0.1, weight=np.ones(4), z_loss=0.1
+    )
+    again = ours.from_config(loss.get_config())
+    assert again.get_config() == loss.get_config()
+    saved = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(saved) is ours
+    assert number(saved(target, LOGITS)) == number(loss(target, LOGITS))
+    assert set(native().get_config()) <= set(loss.get_config())
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+@pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
+def test_training(ours, native, target, tmp_path):
+    """The same weights after some steps, and a model that is saved with its loss."""
+
+    def trained(loss, softmax):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [keras.layers.Input((4,)), keras.layers.Dense(4, "softmax" if softmax else None)]
+        )
+        model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+        model.fit(LOGITS, target, batch_size=3, epochs=3, verbose=0, shuffle=False)
+        return model
+
+    for softmax in (False, True):
+        model = trained(ours(from_logits=not softmax), softmax)
+        other = trained(native(from_logits=not softmax), softmax)
+        for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    assert type(loaded.loss) is ours
+    kept, again = (m.evaluate(LOGITS, target, verbose=0) for m in (model, loaded))
+    np.testing.assert_allclose(kept, again, rtol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+def test_mixed_precision():
+    """Under mixed_float16 the model's logits are float16, and the loss is float32."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])
+        model.compile("sgd", SparseCategoricalCrossentropy(from_logits=True))
+        history = model.fit(LOGITS, TARGET, epochs=2, verbose=0).history["loss"]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.all(np.isfinite(history))
+    assert history[1] < history[0]
+
+
+def test_tensorflow_has_them_too():
+    if BACKEND != "tensorflow":
+        pytest.skip("imports TensorFlow")
+    from xentx_tensorflow import losses
+
+    assert losses.CategoricalCrossentropy is xentx_keras.CategoricalCrossentropy
