@@ -75,7 +75,7 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
         }
 
 
-@keras.saving.register_keras_serializable(package="xentx")  # type: ignore[untyped-decorator]
+@keras.saving.register_keras_serializable(package="xentx")
 class SparseCategoricalCrossentropy(_CrossEntropy):
     r"""Cross-entropy with class indices: `keras.losses.SparseCategoricalCrossentropy`, by xentx.
 
@@ -173,7 +173,7 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
         return {**super().get_config(), "ignore_class": self.ignore_class}
 
 
-@keras.saving.register_keras_serializable(package="xentx")  # type: ignore[untyped-decorator]
+@keras.saving.register_keras_serializable(package="xentx")
 class CategoricalCrossentropy(_CrossEntropy):
     r"""Cross-entropy with soft targets: `keras.losses.CategoricalCrossentropy`, by xentx.
 
