@@ -131,12 +131,14 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
 
 class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
-    """Last layer and its cross-entropy as torch.nn.LinearCrossEntropyLoss, by `xentx_torch.functional.linear_cross_entropy`.
+    """Last layer and its loss as torch.nn.LinearCrossEntropyLoss.
+
+    The loss is `xentx_torch.functional.linear_cross_entropy`.
 
     Parameters
     ----------
     in_features : int
-        Number of features.
+        Number of features of the layer's input.
     num_classes : int
         Number of classes.
     z_loss, logit_softcap : float, optional
