@@ -23,6 +23,7 @@ nox.options.stop_on_first_error = "CI" in os.environ
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+DROP_INS = ("torch", "optax")
 
 # Without it the repository's xentx would be tested, and not the installed one.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
@@ -235,6 +236,28 @@ def array_api_tests(session: nox.Session) -> None:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         },
     )
+
+
+@nox.session(requires=["wheel"])
+@nox.parametrize("library", DROP_INS, ids=DROP_INS)
+def drop_in(session: nox.Session, library: str) -> None:
+    """Run a library's own tests of its losses on xentx's; for some, of a checkout: NAME=PATH."""
+    # git clone -b v0.2.8 https://github.com/google-deepmind/optax; nox -s drop_in -- optax=optax
+    checkouts = dict(argument.split("=", 1) for argument in session.posargs)
+    here = Path.cwd() / "tests" / "drop_in"
+    env = {**SAFE_PATH, **NATIVE, "PYTHONPATH": str(here)}
+    if library == "torch":
+        install(session, built(session), groups=("test", "torch"))
+        env |= {"XENTX_TEST_BACKENDS": "torch", "XENTX_DROP_IN": "all"}
+        session.run("pytest", str(here / "test_torch_samples.py"), "-n", "2", env=env)
+        return
+    if library not in checkouts:
+        session.skip(f"it takes a checkout: nox -s drop_in -- {library}=PATH")
+    install(session, built(session), "absl-py", "pytest", groups=("jax",))
+    # The file alone: beside it lies a library that is not the installed one.
+    file = Path(session.create_tmp()) / "optax_losses_test.py"
+    shutil.copy(Path(checkouts[library], "optax", "losses", "_classification_test.py"), file)
+    session.run("pytest", "-p", "optax_suite", "-c", os.devnull, str(file), env=env)
 
 
 @nox.session(requires=["wheel"])

@@ -300,6 +300,12 @@ def linear_cross_entropy(
         return _functions.linear_cross_entropy(
             input, linear_weight, target, bias=linear_bias, **more
         )
+    if input.dim() != 2:  # noqa: PLR2004
+        msg = (
+            f"input: got shape {tuple(input.shape)} for linear_weight of shape "
+            f"{tuple(linear_weight.shape)}; expected (N, {linear_weight.shape[-1]})"
+        )
+        raise ValueError(msg)
     bias = None if linear_bias is None else linear_bias.flatten()
     logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
     logits = logits.unflatten(-1, linear_weight.shape[:-1])

@@ -188,6 +188,8 @@ def test_errors_are_those_of_the_function():
         functional.cross_entropy(torch.tensor(1.0), torch.tensor(0))
     with pytest.raises(IndexError, match="target: got 5 at position 1; expected 0 <= target < 5"):
         xentx_torch.CrossEntropyLoss()(LOGITS[:2], torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match=r"input: got shape \(5,\) .* expected \(N, 5\)"):
+        functional.linear_cross_entropy(LOGITS[0], torch.zeros(3, 4, 5), torch.zeros(4).long())
     with pytest.raises(ValueError, match="reduction: got 'average'"):
         xentx_torch.NLLLoss(reduction="average")(LOGITS, TARGET)
     with pytest.raises(ValueError, match=r"label_smoothing: got -0\.1"):
