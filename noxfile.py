@@ -24,6 +24,12 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 DROP_INS = ("torch", "optax")
+SURFACES = (
+    "xentx_torch.functional",
+    "xentx_torch.modules",
+    "xentx_torch.trainer",
+    "xentx_jax.losses",
+)
 
 # Without it the repository's xentx would be tested, and not the installed one.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
@@ -52,11 +58,12 @@ assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of noth
 """
 
 DOCSTRINGS = """
-import sys, tomllib, xentx
+import importlib, sys, tomllib
 from numpydoc.validate import get_validation_checks, validate
 config = tomllib.load(open("pyproject.toml", "rb"))["tool"]["numpydoc_validation"]
 checks = get_validation_checks(set(config["checks"]))
-names = [f"xentx.{name}" for name in xentx.__all__]
+modules = map(importlib.import_module, sys.argv[1:])
+names = [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
 errors = [(name, *error) for name in names for error in validate(name)["errors"]]
 report = [f"{name}: {code} {text}" for name, code, text in errors if code in checks]
 sys.exit("\\n".join(report) or None)
@@ -128,16 +135,18 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
-    session.run("python", "-c", DOCSTRINGS, env=SAFE_PATH, log=False)
+    session.run("python", "-c", DOCSTRINGS, "xentx", env=SAFE_PATH, log=False)
 
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Type-check xentx/ and backends/, beside the frameworks that have types: torch and JAX."""
+    """Type-check xentx/ and backends/ beside torch and JAX, and validate those surfaces."""
     extras = PROJECT["optional-dependencies"]
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"]]
-    install(session, *dependencies, groups=("typing", "torch", "jax"))
+    install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
+    env = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
+    session.run("python", "-c", DOCSTRINGS, *SURFACES, env=env, log=False)
 
 
 @nox.session(default=False)

@@ -10,6 +10,12 @@ import jax.numpy as jnp
 
 from xentx_jax import _functions
 
+__all__ = [
+    "safe_softmax_cross_entropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+]
+
 Array = jax.Array
 Axis = int | tuple[int, ...]
 

@@ -11,6 +11,8 @@ from torch.nn import _reduction
 
 from xentx_torch import _functions
 
+__all__ = ["cross_entropy", "linear_cross_entropy", "log_softmax", "nll_loss"]
+
 Array = torch.Tensor
 
 

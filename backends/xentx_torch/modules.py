@@ -9,6 +9,8 @@ import torch
 
 from xentx_torch import functional
 
+__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "LogSoftmax", "NLLLoss"]
+
 Array = torch.Tensor
 
 

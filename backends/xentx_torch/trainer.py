@@ -8,6 +8,8 @@ import torch
 from xentx_torch import _functions
 from xentx_torch.functional import widened
 
+__all__ = ["compute_loss_func"]
+
 Array = torch.Tensor
 
 
