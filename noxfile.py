@@ -23,6 +23,13 @@ nox.options.stop_on_first_error = "CI" in os.environ
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+DROP_INS = ("torch", "optax")
+SURFACES = (
+    "xentx_torch.functional",
+    "xentx_torch.modules",
+    "xentx_torch.trainer",
+    "xentx_jax.losses",
+)
 
 # Without it the repository's xentx would be tested, and not the installed one.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
@@ -54,11 +61,12 @@ assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of noth
 """
 
 DOCSTRINGS = """
-import sys, tomllib, xentx
+import importlib, sys, tomllib
 from numpydoc.validate import get_validation_checks, validate
 config = tomllib.load(open("pyproject.toml", "rb"))["tool"]["numpydoc_validation"]
 checks = get_validation_checks(set(config["checks"]))
-names = [f"xentx.{name}" for name in xentx.__all__]
+modules = map(importlib.import_module, sys.argv[1:])
+names = [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
 errors = [(name, *error) for name in names for error in validate(name)["errors"]]
 report = [f"{name}: {code} {text}" for name, code, text in errors if code in checks]
 sys.exit("\\n".join(report) or None)
@@ -130,16 +138,18 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
-    session.run("python", "-c", DOCSTRINGS, env=SAFE_PATH, log=False)
+    session.run("python", "-c", DOCSTRINGS, "xentx", env=SAFE_PATH, log=False)
 
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Type-check xentx/ and backends/, beside the frameworks that have types: torch and JAX."""
+    """Type-check xentx/ and backends/ beside torch and JAX, and validate those surfaces."""
     extras = PROJECT["optional-dependencies"]
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
-    install(session, *dependencies, groups=("typing", "torch", "jax"))
+    install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
+    env = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
+    session.run("python", "-c", DOCSTRINGS, *SURFACES, env=env, log=False)
 
 
 @nox.session(default=False)
@@ -247,6 +257,28 @@ def array_api_tests(session: nox.Session) -> None:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         },
     )
+
+
+@nox.session(requires=["wheel"])
+@nox.parametrize("library", DROP_INS, ids=DROP_INS)
+def drop_in(session: nox.Session, library: str) -> None:
+    """Run a library's own tests of its losses on xentx's; for some, of a checkout: NAME=PATH."""
+    # git clone -b v0.2.8 https://github.com/google-deepmind/optax; nox -s drop_in -- optax=optax
+    checkouts = dict(argument.split("=", 1) for argument in session.posargs)
+    here = Path.cwd() / "tests" / "drop_in"
+    env = {**SAFE_PATH, **NATIVE, "PYTHONPATH": str(here)}
+    if library == "torch":
+        install(session, built(session, "[testing]"), groups=("test", "torch"))
+        env |= {"XENTX_TEST_BACKENDS": "torch", "XENTX_DROP_IN": "all"}
+        session.run("pytest", str(here / "test_torch_samples.py"), "-n", "2", env=env)
+        return
+    if library not in checkouts:
+        session.skip(f"it takes a checkout: nox -s drop_in -- {library}=PATH")
+    install(session, built(session), "absl-py", "pytest", groups=("jax",))
+    # The file alone: beside it lies a library that is not the installed one.
+    file = Path(session.create_tmp()) / "optax_losses_test.py"
+    shutil.copy(Path(checkouts[library], "optax", "losses", "_classification_test.py"), file)
+    session.run("pytest", "-p", "optax_suite", "-c", os.devnull, str(file), env=env)
 
 
 @nox.session(requires=["wheel"])

@@ -1,6 +1,7 @@
 """xentx for JAX: the functions of `xentx`, for its arrays alone and without dispatch.
 
-`_backend` answers for JAX's arrays, `_autodiff` attaches the core's gradients.
+`_backend` answers for JAX's arrays, `_autodiff` attaches the core's gradients. `losses` is for
+programs that are written for Optax's.
 """
 
 from xentx_jax._backend import BACKEND
@@ -16,6 +17,11 @@ from xentx_jax._functions import (
     per_row,
     value_and_grad,
 )
+from xentx_jax.losses import (
+    safe_softmax_cross_entropy,
+    softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels,
+)
 
 __all__ = [
     "BACKEND",
@@ -28,5 +34,8 @@ __all__ = [
     "nll_loss",
     "partials",
     "per_row",
+    "safe_softmax_cross_entropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
     "value_and_grad",
 ]

@@ -39,7 +39,8 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array | None, *_: None) -> tuple[Array | None, ...]:
         if cotangent is None:
             return (None,) * (2 + ctx.count)
-        arrays, residuals = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # to be read once: a checkpoint recomputes it, and no second time
+        arrays, residuals = saved[: ctx.count], saved[ctx.count :]
         if torch.is_grad_enabled():
             # This gradient will be differentiated. The residuals were saved as constants, so they
             # are formed again from the logits, in operations that autograd sees.

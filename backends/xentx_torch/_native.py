@@ -195,6 +195,14 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
         return bool((wrong & (target != kind.task.ignore_index)).any())
 
 
+# A number that Dynamo holds to be dynamic is asked for, which makes its value a guard of the graph.
+_NUMBERS: dict[type, Callable[[Any], Any]] = {torch.SymFloat: float, torch.SymInt: int}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     """One of the public functions as a node of Dynamo's graph, for what comes after it to trace.
@@ -202,6 +210,7 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     Were it Dynamo that traced it, each call of what it compiled would first look whether all that
     the checks on the way read is as it was, which takes longer than a small problem.
     """
+    kwargs = {name: _NUMBERS.get(type(value), _same)(value) for name, value in kwargs.items()}
     try:
         value: Array = _losses.EVALUATED[name](_backend.BACKEND, *args, **kwargs)
     except (TypeError, ValueError) as error:

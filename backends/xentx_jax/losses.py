@@ -1,0 +1,200 @@
+"""Optax's softmax losses: its signatures, one loss for each row, and its `where`; xentx's results.
+
+Only the arguments are translated; Optax itself is not imported.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xentx_jax import _functions
+
+__all__ = [
+    "safe_softmax_cross_entropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+]
+
+Array = jax.Array
+Axis = int | tuple[int, ...]
+
+
+def softmax_cross_entropy(
+    logits: Any, labels: Any, axis: Axis | None = -1, where: Any = None
+) -> Array:
+    r"""Cross-entropy of logits against distributions, as optax.softmax_cross_entropy takes them.
+
+    .. math:: \ell = \sum_k y_k \left( \log \sum_j e^{x_j} - x_k \right)
+
+    Parameters
+    ----------
+    logits : array
+        Unnormalised scores of dtype float16, bfloat16, float32 or float64.
+    labels : array
+        Class probabilities in the shape of `logits`, of any real dtype. They need not sum to 1.
+    axis : int or tuple of int, default: -1
+        The axes that hold the classes; None for all.
+    where : array of bool, optional
+        What to include, in the shape of `logits` or of the result. A class left out is none of the
+        row's, and a row with none left has loss 0 and gradient exactly 0.
+
+    Returns
+    -------
+    array
+        A loss for each row, in the dtype of `logits` and their shape without `axis`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xentx.cross_entropy` does, in the same words.
+
+    See Also
+    --------
+    softmax_cross_entropy_with_integer_labels : For class indices.
+    xentx.cross_entropy : The same, with its rules, more options, and reductions.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import xentx_jax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> [f"{loss:.4f}" for loss in xentx_jax.softmax_cross_entropy(logits, labels)]
+    ['0.2761', '2.9518']
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        # By the function's name these are no class indices, whatever their dtype.
+        labels = labels.astype(logits.dtype)
+    mask = _mask(where, logits, axis)
+    logits, labels, mask = (_one_axis(array, axis) for array in (logits, labels, mask))
+    axis = axis if isinstance(axis, int) else -1
+    if mask is not None:
+        logits, labels = _excluding(logits, mask, axis), jnp.where(mask, labels, 0)
+    return _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Any, labels: Any, axis: Axis = -1, where: Any = None
+) -> Array:
+    r"""Cross-entropy of logits against class indices, as Optax's function of this name takes them.
+
+    .. math:: \ell = \log \sum_j e^{x_j} - x_t
+
+    Parameters
+    ----------
+    logits : array
+        Unnormalised scores of dtype float16, bfloat16, float32 or float64.
+    labels : array
+        Class indices of any integer dtype, in the shape of `logits` without `axis`. For several
+        axes they count the classes of all in the order of `axis`, the last fastest.
+    axis : int or tuple of int, default: -1
+        The axes that hold the classes.
+    where : array of bool, optional
+        What to include, in the shape of `logits` or of the result. A class left out is none of the
+        row's: as a label its loss is +inf. A row with none left has loss 0 and gradient exactly 0,
+        whatever its label.
+
+    Returns
+    -------
+    array
+        A loss for each row, in the dtype of `logits` and the shape of `labels`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.cross_entropy` does, in the same words.
+
+    See Also
+    --------
+    softmax_cross_entropy : For distributions.
+    xentx.cross_entropy : The same, with its rules, more options, and reductions.
+
+    Notes
+    -----
+    A row with the label -100 is ignored, as in `xentx.cross_entropy`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import xentx_jax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> losses = xentx_jax.softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1]))
+    >>> [f"{loss:.4f}" for loss in losses]
+    ['0.2761', '2.9518']
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    mask = _mask(where, logits, axis)
+    logits, mask = _one_axis(logits, axis), _one_axis(mask, axis)
+    axis = axis if isinstance(axis, int) else -1
+    if mask is None:
+        return _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+    kept = jnp.any(mask, axis)
+    logits, labels = _excluding(logits, mask, axis), jnp.where(kept, labels, 0)
+    losses = _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+    return jnp.where(kept, losses, 0)
+
+
+def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Array:
+    r"""Cross-entropy of logits against distributions, as optax.safe_softmax_cross_entropy.
+
+    .. math:: \ell = \sum_k y_k \left( \log \sum_j e^{x_j} - x_k \right)
+
+    Parameters
+    ----------
+    logits : array
+        Unnormalised scores in shape ``(..., C)``, of dtype float16, bfloat16, float32 or float64.
+    labels : array
+        Class probabilities in the shape of `logits`, of any real dtype.
+
+    Returns
+    -------
+    array
+        A loss for each row, in the dtype of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xentx.cross_entropy` does, in the same words.
+
+    See Also
+    --------
+    softmax_cross_entropy : The same: xentx's is safe, a class at -inf and label 0 adds nothing.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import xentx_jax
+    >>> logits = jnp.array([0.0, 0.0, -jnp.inf])
+    >>> loss = xentx_jax.safe_softmax_cross_entropy(logits, jnp.array([0.5, 0.5, 0.0]))
+    >>> f"{loss:.4f}"
+    '0.6931'
+    """
+    return softmax_cross_entropy(logits, labels)
+
+
+def _mask(where: Any, logits: Array, axis: Axis | None) -> Array | None:
+    """Give `where` the shape of the logits."""
+    if where is None:
+        return None
+    mask = jnp.asarray(where)
+    if mask.ndim != logits.ndim:
+        mask = jnp.expand_dims(mask, tuple(range(logits.ndim)) if axis is None else axis)
+    return jnp.broadcast_to(mask, logits.shape)
+
+
+def _one_axis(array: Any, axis: Axis | None) -> Any:
+    """Make one axis of several, the last."""
+    if array is None or isinstance(axis, int):
+        return array
+    if axis is None:
+        return jnp.reshape(array, -1)
+    last = jnp.moveaxis(array, axis, tuple(range(-len(axis), 0)))
+    return jnp.reshape(last, (*last.shape[: -len(axis)], -1))
+
+
+def _excluding(logits: Array, mask: Array, axis: int) -> Array:
+    """Give classes left out the probability 0. A row with no other must stay finite."""
+    rest = jnp.where(jnp.any(mask, axis, keepdims=True), -jnp.inf, 0)
+    return jnp.where(mask, logits, rest.astype(logits.dtype))

@@ -1,0 +1,334 @@
+"""The losses of torch.nn.functional: its signatures, its class axis, its autocast; xentx's results.
+
+Only the arguments are translated. What is computed, and what is an error, is decided behind
+`xentx_torch.cross_entropy` and its siblings, in the same words as everywhere.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import _reduction
+
+from xentx_torch import _functions
+
+__all__ = ["cross_entropy", "linear_cross_entropy", "log_softmax", "nll_loss"]
+
+Array = torch.Tensor
+
+
+def log_softmax(
+    input: Array, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Array:
+    r"""Logarithm of the softmax, as torch.nn.functional.log_softmax takes it.
+
+    .. math:: y_k = x_k - \log \sum_j e^{x_j}
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        Logits in any shape, of dtype float16, bfloat16, float32 or float64; with `dtype`, of any
+        dtype that converts to it.
+    dim : int, optional
+        The axis that holds the classes. Without it PyTorch's own choice, with its own warning.
+    _stacklevel : int, default: 3
+        Which caller that warning names.
+    dtype : torch.dtype, optional
+        Converts `input` first.
+
+    Returns
+    -------
+    torch.Tensor
+        Log-probabilities, in the shape and dtype of the logits.
+
+    Raises
+    ------
+    TypeError
+        If the logits are of none of those dtypes.
+    ValueError
+        If there is no axis `dim`, or no class on it.
+
+    See Also
+    --------
+    xentx.log_softmax : The same, with its rules.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xentx_torch import functional as F
+    >>> F.log_softmax(torch.tensor([[2, 2]]), dim=1, dtype=torch.float32)
+    tensor([[-0.6931, -0.6931]])
+    """
+    if dim is None:
+        find = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]
+        dim = find("log_softmax", input.dim(), _stacklevel)
+    return _functions.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
+
+
+def nll_loss(
+    input: Array,
+    target: Array,
+    weight: Array | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Array:
+    r"""Negative log-likelihood, as torch.nn.functional.nll_loss takes it.
+
+    .. math:: \ell = -w_t \, y_t
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        Log-probabilities in shape ``(C,)``, ``(N, C)`` or ``(N, C, ...)``, of dtype float16,
+        bfloat16, float32 or float64.
+    target : torch.Tensor
+        Class indices of any integer dtype, in the shape of `input` without its class axis; or
+        class probabilities in its shape.
+    weight : torch.Tensor, optional
+        A weight for each class.
+    size_average : bool, optional
+        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+    ignore_index : int, default: -100
+        Class index of the rows to ignore.
+    reduce : bool, optional
+        Deprecated, as in PyTorch.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `xentx.cross_entropy`.
+
+    Returns
+    -------
+    torch.Tensor
+        The loss, in the dtype of `input`: 0-d, or one for each row with ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.nll_loss` does, in the same words.
+
+    See Also
+    --------
+    xentx.nll_loss : The same, with its rules.
+
+    Notes
+    -----
+    Under torch.autocast float16 and bfloat16 are converted to float32 first, as PyTorch does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xentx_torch import functional as F
+    >>> log_probs = F.log_softmax(torch.tensor([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]), dim=1)
+    >>> F.nll_loss(log_probs, torch.tensor([1, 2]))
+    tensor(0.3906)
+    """
+    return _functions.nll_loss(
+        _autocast(input),
+        target,
+        axis=_class_axis(input),
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=_reduce(size_average, reduce, reduction),
+    )
+
+
+def cross_entropy(
+    input: Array,
+    target: Array,
+    weight: Array | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> Array:
+    r"""Cross-entropy of logits, as torch.nn.functional.cross_entropy takes it.
+
+    .. math:: \ell = \sum_k q_k \left( \log \sum_j e^{x_j} - x_k \right) + z \, \mathrm{lse}^2
+
+    with the distribution :math:`q` of `xentx.cross_entropy`.
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        Logits in shape ``(C,)``, ``(N, C)`` or ``(N, C, ...)``, of dtype float16, bfloat16, float32
+        or float64.
+    target : torch.Tensor
+        Class indices of any integer dtype, in the shape of `input` without its class axis; or
+        class probabilities of any float dtype, in its shape.
+    weight : torch.Tensor, optional
+        A weight for each class.
+    size_average : bool, optional
+        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+    ignore_index : int, default: -100
+        Class index of the rows to ignore. For class indices only.
+    reduce : bool, optional
+        Deprecated, as in PyTorch.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `xentx.cross_entropy`.
+    label_smoothing : float, default: 0.0
+        How much of the target to spread evenly over all classes, from 0 to 1.
+    z_loss, logit_softcap : float, optional
+        As in `xentx.cross_entropy`. PyTorch has neither.
+
+    Returns
+    -------
+    torch.Tensor
+        The loss, in the dtype of `input`: 0-d, or one for each row with ``reduction="none"``.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.cross_entropy` does, in the same words.
+
+    See Also
+    --------
+    xentx.cross_entropy : The same, with its rules and more options; its class axis is the last.
+
+    Notes
+    -----
+    Under torch.autocast float16 and bfloat16 are converted to float32 first, as PyTorch does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xentx_torch import functional as F
+    >>> pixels = torch.zeros(2, 4, 3, 3)  # 4 classes on axis 1
+    >>> F.cross_entropy(pixels, torch.zeros(2, 3, 3, dtype=torch.int32))
+    tensor(1.3863)
+    """
+    return _functions.cross_entropy(
+        _autocast(input),
+        target,
+        axis=_class_axis(input),
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        reduction=_reduce(size_average, reduce, reduction),
+    )
+
+
+def linear_cross_entropy(
+    input: Array,
+    linear_weight: Array,
+    target: Array,
+    *,
+    linear_bias: Array | None = None,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: torch.nn.LinearCrossEntropyOptions | None = None,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+) -> Array:
+    r"""Last layer and its loss in one, as torch.nn.functional.linear_cross_entropy takes them.
+
+    .. math:: \ell = \mathrm{cross\_entropy}(H W^\top + b, \text{target})
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        The layer's input in shape ``(F,)`` or ``(N, F)``, of dtype float16, bfloat16, float32 or
+        float64.
+    linear_weight : torch.Tensor
+        Its weights in shape ``(C, F)``; or ``(C, ..., F)``, which is a layer for each position.
+    target : torch.Tensor
+        Class indices of any integer dtype in shape ``()``, ``(N,)`` or ``(N, ...)``; or class
+        probabilities in the shape of the logits, ``(C,)``, ``(N, C)`` or ``(N, C, ...)``.
+    linear_bias : torch.Tensor, optional
+        Its bias, in the shape of `linear_weight` without the last axis.
+    weight : torch.Tensor, optional
+        A weight for each class.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `xentx.cross_entropy`.
+    ignore_index : int, optional
+        Class index of the rows to ignore; -100 by default. For class indices only.
+    label_smoothing : float, default: 0.0
+        How much of the target to spread evenly over all classes, from 0 to 1.
+    options : torch.nn.LinearCrossEntropyOptions, optional
+        Its ``batch_chunk_size`` is the number of rows taken at a time. Its other fields choose how
+        narrow PyTorch may compute, and whether its gradients last: here sums are in float32 or
+        wider, and gradients last, so that there is nothing to choose.
+    z_loss, logit_softcap : float, optional
+        As in `xentx.cross_entropy`. PyTorch has neither.
+
+    Returns
+    -------
+    torch.Tensor
+        The loss: 0-d, or one for each row with ``reduction="none"``. It is float32, and float64
+        where one of the operands is.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.linear_cross_entropy` does, in the same words.
+
+    See Also
+    --------
+    xentx.linear_cross_entropy : The same, with its rules and more options.
+
+    Notes
+    -----
+    The logits are never all in memory, with `options` or without. Those of a layer for each
+    position are: nothing is gained there, and they are as many as PyTorch forms.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xentx_torch import functional as F
+    >>> hidden, head = torch.ones(2, 3), torch.zeros(5, 3)
+    >>> F.linear_cross_entropy(hidden, head, torch.tensor([0, 4]))
+    tensor(1.6094)
+    """
+    ignored = -100 if ignore_index is None else ignore_index
+    more: dict[str, Any] = {
+        "weight": weight,
+        "ignore_index": ignored,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "logit_softcap": logit_softcap,
+        "reduction": reduction,
+    }
+    positions = linear_weight.shape[1:-1]
+    if not positions:
+        if options is not None and options.batch_chunk_size is not None:
+            more["chunk"] = options.batch_chunk_size
+        return _functions.linear_cross_entropy(
+            input, linear_weight, target, bias=linear_bias, **more
+        )
+    if input.dim() != 2:  # noqa: PLR2004
+        msg = (
+            f"input: got shape {tuple(input.shape)} for linear_weight of shape "
+            f"{tuple(linear_weight.shape)}; expected (N, {linear_weight.shape[-1]})"
+        )
+        raise ValueError(msg)
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
+    logits = logits.unflatten(-1, linear_weight.shape[:-1])
+    return _functions.cross_entropy(widened(logits), target, axis=1, **more)
+
+
+def widened(array: Array) -> Array:
+    """Convert float16 and bfloat16 to float32."""
+    return array.to(torch.promote_types(array.dtype, torch.float32))
+
+
+def _class_axis(input: Array) -> int:
+    return min(1, input.dim() - 1)
+
+
+def _autocast(input: Array) -> Array:
+    narrow = input.dtype in (torch.float16, torch.bfloat16)
+    return widened(input) if narrow and torch.is_autocast_enabled(input.device.type) else input
+
+
+def _reduce(size_average: bool | None, reduce: bool | None, reduction: str) -> Any:
+    if size_average is None and reduce is None:
+        return reduction
+    return _reduction.legacy_get_string(size_average, reduce)

@@ -1,0 +1,68 @@
+"""The loss of a causal language model, as transformers.Trainer asks for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from xentx_torch import _functions
+from xentx_torch.functional import widened
+
+__all__ = ["compute_loss_func"]
+
+Array = torch.Tensor
+
+
+def compute_loss_func(
+    outputs: Any, labels: Array, num_items_in_batch: float | Array | None = None, **options: Any
+) -> Array:
+    r"""Next-token loss for ``transformers.Trainer(compute_loss_func=...)``.
+
+    .. math:: \ell = \frac{1}{n} \sum_t \mathrm{cross\_entropy}(x_t, \text{label}_{t+1})
+
+    Parameters
+    ----------
+    outputs : mapping or object
+        What the model returns: its ``logits``, in shape ``(..., tokens, classes)``.
+    labels : torch.Tensor
+        Class indices in shape ``(..., tokens)``; -100 for tokens that don't count.
+    num_items_in_batch : float or torch.Tensor, optional
+        The divisor :math:`n`: how many labels count in all batches of an optimizer step, so that
+        their losses add up to the mean over the step. Without it, how many count in this one.
+    **options
+        Options of `xentx.cross_entropy`, such as ``z_loss``, given by functools.partial.
+
+    Returns
+    -------
+    torch.Tensor
+        The loss, 0-d, in float32; in float64 for such logits.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.cross_entropy` does, in the same words.
+
+    Notes
+    -----
+    Narrow logits are converted to float32, as transformers does: a loss is rounded to the dtype of
+    its logits, and losses in bfloat16 would not add up to a mean.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import xentx_torch
+    >>> outputs = {"logits": torch.zeros(1, 3, 4)}
+    >>> xentx_torch.compute_loss_func(outputs, torch.tensor([[0, 1, -100]]))
+    tensor(1.3863)
+    """
+    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+    # The last token has nothing to predict. Logits are left whole: without their last, they and
+    # their gradient would be copied.
+    ignored = options.get("ignore_index", -100)
+    target = torch.nn.functional.pad(labels, (0, 1), value=ignored)[..., 1:].to(logits.device)
+    if isinstance(num_items_in_batch, torch.Tensor):
+        # For several devices the Trainer makes it an array of one number.
+        num_items_in_batch = num_items_in_batch.to(logits.device).squeeze()
+    return _functions.cross_entropy(
+        widened(logits), target, axis=-1, normalizer=num_items_in_batch, **options
+    )
