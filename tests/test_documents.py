@@ -1,7 +1,8 @@
 """What the documents say is run: examples and commands, of the README, docs/ and the docstrings.
 
-A document's blocks share a namespace, and run in order. A section of them, which a heading begins, or
-a tab, or a block that imports, runs if all frameworks that it imports were asked for.
+A document's blocks share a namespace, and run in order, and so do a notebook's cells. A section of
+them, which a heading begins, or a tab, or a block that imports, runs if all frameworks that it
+imports were asked for.
 """
 
 import bisect
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
@@ -68,6 +70,11 @@ def frameworks_of(examples):
     return {FRAMEWORKS[root] for root in IMPORT.findall(source) if root in FRAMEWORKS}
 
 
+def is_cell(example):
+    text, start = example.document.text, example.region.start
+    return text.startswith("```{code-cell}", text.rindex("```", 0, start + 3))
+
+
 def test_readme_and_first_page_have_an_example_in_each_framework():
     for path in (README, ROOT / "docs" / "index.md"):
         found = [frameworks_of(examples) for examples in sections(path)]
@@ -76,11 +83,14 @@ def test_readme_and_first_page_have_an_example_in_each_framework():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_examples(path):
+def test_examples(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     count = 0
+    namespaces = {True: {}, False: {}}
     for examples in sections(path):
         if frameworks_of(examples) <= set(requested_frameworks()):
             for example in examples:
+                example.namespace = namespaces[is_cell(example)]
                 example.evaluate()
                 count += 1
     if not count:
@@ -102,13 +112,19 @@ def commands():
 @pytest.mark.parametrize("line", commands())
 def test_commands(line, tmp_path):
     """The documents' examples of the command run; its report is tested in tests/report."""
+    rng = np.random.default_rng(0)
+    batch = {"logits": rng.normal(size=(64, 10)), "target": rng.integers(10, size=64)}
+    np.savez(tmp_path / "batch.npz", **batch)  # as docs/howto/port_a_loss.md has it
     if "--html" in line:
         pytest.skip("tests/report writes one")
     here = {"torch", "tensorflow"} <= set(requested_frameworks())  # Keras comes with TensorFlow
     if line.startswith("xentx diff") and not here:
         pytest.skip("it compares losses of two frameworks")
+    options = shlex.split(line)[1:]
+    if options[0] == "compare":
+        options += ["--framework", "numpy"]  # all of them take minutes
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *shlex.split(line)[1:]],
+        [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,
