@@ -169,6 +169,15 @@ def matrix(session: nox.Session) -> None:
     run_tests(session, FRAMEWORKS, dense, tests="tests/matrix", env=PORTABLE)
 
 
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the pages into docs/_build/html, notebooks and all; a warning is an error."""
+    install(session, ".[cli,report]", groups=("docs", *FRAMEWORKS))
+    env = {**SAFE_PATH, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": session.create_tmp()}
+    options = ("-W", "--keep-going", "--fresh-env", "-b", "html")
+    session.run("sphinx-build", *options, "docs", "docs/_build/html", *session.posargs, env=env)
+
+
 @nox.session
 def pure(session: nox.Session) -> None:
     """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""

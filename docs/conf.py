@@ -9,8 +9,10 @@ from typing import Any
 import typer.cli
 import typer.main
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 from xentx.cli._app import app as command
 
@@ -79,7 +81,11 @@ html_theme_options = {
 def render_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML, which browsers lay out themselves: no script, and no network."""
     block = isinstance(node, nodes.math_block)
-    formula = tex2mathml(node.astext(), as_block=block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        msg = f"{translator.builder.current_docname}: {error}: {node.astext()}"
+        raise ExtensionError(msg) from error
     translator.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 
