@@ -40,6 +40,9 @@ extensions = [
 ]
 exclude_patterns = ["_build", "reference/generated/command.md"]  # which command.md includes
 
+default_role = "autolink"  # what docstrings have between single backticks
+smartquotes_action = "qe"  # not the dashes of options
+
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3  # which the links of the generated pages count on, as on GitHub
 
@@ -86,6 +89,8 @@ def render_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     except MathError as error:
         msg = f"{translator.builder.current_docname}: {error}: {node.astext()}"
         raise ExtensionError(msg) from error
+    # Browsers leave no space between a function and its argument.
+    formula = formula.replace("&ApplyFunction;</mo>", '&ApplyFunction;</mo><mspace width="0.17em"/>')
     translator.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 
