@@ -38,10 +38,11 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.programoutput",
 ]
+templates_path = ["_templates"]
 exclude_patterns = ["_build", "reference/generated/command.md"]  # which command.md includes
 
 default_role = "autolink"  # what docstrings have between single backticks
-smartquotes_action = "qe"  # not the dashes of options
+smartquotes = False  # an option's "mean" and --html are typed as they stand
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3  # which the links of the generated pages count on, as on GitHub
@@ -89,8 +90,13 @@ def render_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     except MathError as error:
         msg = f"{translator.builder.current_docname}: {error}: {node.astext()}"
         raise ExtensionError(msg) from error
-    # Browsers leave no space between a function and its argument.
-    formula = formula.replace("&ApplyFunction;</mo>", '&ApplyFunction;</mo><mspace width="0.17em"/>')
+    # Browsers leave no space between a function and its argument, and some around absolute values.
+    formula = formula.replace(
+        "&ApplyFunction;</mo>", '&ApplyFunction;</mo><mspace width="0.17em"/>'
+    )
+    formula = re.sub(
+        r"<mo[^>]*>\|</mo>", '<mo stretchy="false" lspace="0" rspace="0">|</mo>', formula
+    )
     translator.body.append(f'<div class="math">{formula}</div>\n' if block else formula)
     raise nodes.SkipNode
 

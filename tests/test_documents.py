@@ -88,7 +88,7 @@ def test_readme_and_first_page_have_an_example_in_each_framework():
         assert set.union(*found) == {"torch", "jax", "tensorflow"}, path
 
 
-@pytest.mark.parametrize("path", documents())
+@pytest.mark.parametrize("path", list(documents()))
 def test_examples(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = 0
