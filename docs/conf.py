@@ -53,9 +53,7 @@ nb_execution_timeout = 300
 nb_output_stderr = "remove-warn"
 
 autodoc_typehints = "none"  # the docstrings say more: an array's type is Any
-autosummary_ignore_module_all = False
 numpydoc_show_class_members = False
-numpydoc_xref_param_type = False
 
 # A build reads no network, and an inventory that can't be fetched would be a warning. So links to
 # other projects are made where somebody asks for them, as Read the Docs does of itself.
