@@ -173,7 +173,8 @@ def matrix(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the pages into docs/_build/html, notebooks and all; a warning is an error."""
     install(session, ".[cli,report]", groups=("docs", *FRAMEWORKS))
-    env = {**SAFE_PATH, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": session.create_tmp()}
+    home = str(Path(session.create_tmp()).resolve())  # notebooks run elsewhere
+    env = {**SAFE_PATH, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}
     options = ("-W", "--keep-going", "--fresh-env", "-b", "html")
     session.run("sphinx-build", *options, "docs", "docs/_build/html", *session.posargs, env=env)
 
