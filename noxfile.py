@@ -182,6 +182,16 @@ def matrix(session: nox.Session) -> None:
     run_tests(session, FRAMEWORKS, "tests/matrix", *SUITE, dense, env=PORTABLE)
 
 
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the pages into docs/_build/html, notebooks and all; a warning is an error."""
+    install(session, ".[cli,report]", groups=("docs", *FRAMEWORKS))
+    home = str(Path(session.create_tmp()).resolve())  # notebooks run elsewhere
+    env = {**SAFE_PATH, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}
+    options = ("-W", "--keep-going", "--fresh-env", "-b", "html")
+    session.run("sphinx-build", *options, "docs", "docs/_build/html", *session.posargs, env=env)
+
+
 @nox.session
 def pure(session: nox.Session) -> None:
     """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""

@@ -1,7 +1,14 @@
-"""What the documents say is run: the README's examples and commands, and the docstrings'."""
+"""What the documents say is run: examples and commands, of the README, docs/ and the docstrings.
 
+A document's blocks share a namespace, and run in order, and so do a notebook's cells. A section of
+them, which a heading begins, or a tab, or a block that imports, runs if all frameworks that it
+imports were asked for.
+"""
+
+import bisect
 import doctest
 import importlib
+import itertools
 import pkgutil
 import re
 import shlex
@@ -9,58 +16,121 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
 
 import xentx
 from xentx.testing import requested_frameworks
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-TOOLS = re.findall(r"^    (xentx .*)$", README, flags=re.MULTILINE)
-COMMANDS = re.findall(r"```sh\n(.*?)\n```", README, flags=re.DOTALL)
+README = ROOT / "README.md"
+DOCUMENTS = (
+    README,
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts),
+)
+SYBIL = Sybil([PythonCodeBlockParser()], path=str(ROOT))
+
+FRAMEWORKS = {
+    "torch": "torch",
+    "xentx_torch": "torch",
+    "jax": "jax",
+    "optax": "jax",
+    "xentx_jax": "jax",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "xentx_tensorflow": "tensorflow",
+}
+IMPORT = re.compile(r"^(?:import|from) (\w+)", flags=re.MULTILINE)
+SECTION = re.compile(r"^(?:#+ |:::|```.*python\n(?:>>> )?(?:import|from) )", flags=re.MULTILINE)
+# README's are indented, and those of docs/ are typed at a prompt, or run for the page.
+COMMAND = re.compile(r"^(?:    |\$ |```\{command-output\} )(xentx .*)$", flags=re.MULTILINE)
 
 
-def framework_of(block):
-    return next((f for f in ("torch", "jax", "tensorflow") if f"import {f}" in block), "numpy")
+def name(path):
+    return path.relative_to(ROOT).as_posix()
 
 
-def run(test):
-    runner = doctest.DocTestRunner(verbose=False)
-    output = []
-    runner.run(test, out=output.append)
-    assert runner.summarize(verbose=False).failed == 0, "".join(output)
-    return len(test.examples)
+def documents():
+    """The README's examples hold with every version, others with those whose losses they call."""
+    for path in DOCUMENTS:
+        yield pytest.param(path, marks=() if path == README else pytest.mark.pinned, id=name(path))
 
 
-def test_readme_has_an_example_in_each_framework():
-    assert {framework_of(block) for block in BLOCKS} == {"numpy", "torch", "jax", "tensorflow"}
+def sections(path):
+    """Group a document's examples."""
+    document = SYBIL.parse(path)
+    examples = list(document.examples())
+    spans = [(example.region.start, example.region.end) for example in examples]
+    starts = [match.start() for match in SECTION.finditer(document.text)]
+    # A comment at the start of a line of code looks like a heading.
+    starts = [at for at in starts if not any(a < at < b for a, b in spans)]
+    for _, group in itertools.groupby(examples, lambda e: bisect.bisect(starts, e.region.start)):
+        yield list(group)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=map(framework_of, BLOCKS))
-def test_readme(block):
-    if framework_of(block) not in requested_frameworks():
-        pytest.skip(f"{framework_of(block)} was not asked for")
-    parser = doctest.DocTestParser()
-    assert run(parser.get_doctest(block, {}, "README.md", "README.md", 0))
+def frameworks_of(examples):
+    parsed = (example.parsed for example in examples)
+    source = "\n".join(getattr(one, "source", one) for one in parsed)
+    return {FRAMEWORKS[root] for root in IMPORT.findall(source) if root in FRAMEWORKS}
+
+
+def is_cell(example):
+    text, start = example.document.text, example.region.start
+    return text.startswith("```{code-cell}", text.rindex("```", 0, start + 3))
+
+
+def test_readme_and_first_page_have_an_example_in_each_framework():
+    for path in (README, ROOT / "docs" / "index.md"):
+        found = [frameworks_of(examples) for examples in sections(path)]
+        assert set() in found, path
+        assert set.union(*found) == {"torch", "jax", "tensorflow"}, path
+
+
+@pytest.mark.parametrize("path", list(documents()))
+def test_examples(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count = 0
+    namespaces = {True: {}, False: {}}
+    for examples in sections(path):
+        if frameworks_of(examples) <= set(requested_frameworks()):
+            for example in examples:
+                example.namespace = namespaces[is_cell(example)]
+                example.evaluate()
+                count += 1
+    if not count:
+        pytest.skip("no example, or none of what was asked for")
 
 
 def test_ci_runs_the_command_of_the_readme():
-    compare, tests = COMMANDS
+    blocks = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), flags=re.DOTALL)
+    compare, tests = blocks
     assert compare.endswith("xentx compare")
     assert tests in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("line", TOOLS, ids=[line.split()[1] for line in TOOLS])
-def test_tools(line, tmp_path):
-    """The README's examples of the command run; its report is tested in tests/report."""
+def commands():
+    found = (line for path in DOCUMENTS for line in COMMAND.findall(path.read_text("utf-8")))
+    return dict.fromkeys(found)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands(line, tmp_path):
+    """The documents' examples of the command run; its report is tested in tests/report."""
+    rng = np.random.default_rng(0)
+    batch = {"logits": rng.normal(size=(64, 10)), "target": rng.integers(10, size=64)}
+    np.savez(tmp_path / "batch.npz", **batch)  # as docs/howto/port_a_loss.md has it
     if "--html" in line:
         pytest.skip("tests/report writes one")
     here = {"torch", "tensorflow"} <= set(requested_frameworks())  # Keras comes with TensorFlow
     if line.startswith("xentx diff") and not here:
         pytest.skip("it compares losses of two frameworks")
+    options = shlex.split(line)[1:]
+    if options[0] == "compare":
+        options += ["--framework", "numpy"]  # all of them take minutes
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *shlex.split(line)[1:]],
+        [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -79,8 +149,11 @@ def modules():
 @pytest.mark.parametrize("name", modules())
 def test_docstrings(name):
     module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(verbose=False)
+    output = []
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
-        run(test)
+        runner.run(test, out=output.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(output)
 
 
 def test_public_functions_have_examples():
