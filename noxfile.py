@@ -173,9 +173,10 @@ def tests(session: nox.Session, framework: str) -> None:
 def matrix(session: nox.Session) -> None:
     """Run across frameworks what each one's session can't, and the matrix on the portable core."""
     install(session, built(session, "[cli,report,testing]"), groups=("test", *FRAMEWORKS))
-    # Those sessions have run the rest on the kernel: what is left are test_across, test_bits and
-    # the tools.
-    done = ("--ignore-glob=*/matrix/test_[!a]*", "--ignore-glob=*/native/test_[!b]*")
+    # Those sessions have run the rest on the kernel: what is left are test_across, test_bits,
+    # Keras on all its backends, and the tools.
+    left_out = ("matrix/test_[!a]*", "native/test_[!b]*", "surfaces/test_[!k]*", "drop_in/*")
+    done = [f"--ignore-glob=*/{pattern}" for pattern in left_out]
     run_tests(session, FRAMEWORKS, "tests", *done)
     # Beside what is made of dense problems: that has no second engine.
     dense = "--ignore-glob=*/test_[lr]*"
