@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: offline, and without a warning. ``nox -s docs`` runs it."""  # noqa: INP001 -- a script of Sphinx's
 
+import importlib.metadata
 import os
 import re
 import tomllib
@@ -26,7 +27,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 project = PROJECT["name"]
 author = project_copyright = PROJECT["authors"][0]["name"]
-release = version = PROJECT["version"]
+release = version = importlib.metadata.version("xentx")
 
 extensions = [
     "myst_nb",

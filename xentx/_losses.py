@@ -282,7 +282,7 @@ def cross_entropy(
         The axis that holds the classes. The last by default; `logits` of 3 or more dimensions
         need it said.
     weight : array, optional
-        A weight for each class, of any real dtype. Not differentiable.
+        A weight for each class, of any real dtype. Differentiable, as far as the framework is.
     sample_weight : array, optional
         A weight for each row, of any real dtype, in the shape of `logits` without the class axis.
         It multiplies the row's loss, z-loss included, so that a weight of 2 equals repeating the

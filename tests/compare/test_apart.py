@@ -64,7 +64,9 @@ def test_processes_find_what_this_one_finds():
 
 
 def test_a_crash_costs_a_framework_its_own_rows(tmp_path, monkeypatch):
-    (tmp_path / "jax.py").write_text("import os, sys\nsys.stderr.write('no luck')\nos._exit(7)")
+    (tmp_path / "jax.py").write_text(
+        "import os, sys\nprint('no luck', file=sys.stderr)\nos._exit(7)"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     plan = dataclasses.replace(PLAN, frameworks=("numpy", "jax"), losses=("scipy:*",))
     report = compare_apart(plan, jobs=2)
