@@ -23,7 +23,12 @@ nox.options.stop_on_first_error = "CI" in os.environ
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-DROP_INS = ("torch", "optax")
+DROP_INS = ("torch", "optax", "keras")
+# Where a checkout has the tests of the losses, and what they need beside the library.
+CHECKOUTS = {
+    "optax": ("optax/losses/_classification_test.py", "jax", ("absl-py",)),
+    "keras": ("keras/src/losses/losses_test.py", "tensorflow", ("absl-py",)),
+}
 SURFACES = (
     "xentx_torch.functional",
     "xentx_torch.modules",
@@ -275,6 +280,7 @@ def array_api_tests(session: nox.Session) -> None:
 def drop_in(session: nox.Session, library: str) -> None:
     """Run a library's own tests of its losses on xentx's; for some, of a checkout: NAME=PATH."""
     # git clone -b v0.2.8 https://github.com/google-deepmind/optax; nox -s drop_in -- optax=optax
+    # git clone https://github.com/keras-team/keras; nox -s drop_in -- keras=keras
     checkouts = dict(argument.split("=", 1) for argument in session.posargs)
     here = Path.cwd() / "tests" / "drop_in"
     env = {**SAFE_PATH, **NATIVE, "PYTHONPATH": str(here)}
@@ -285,11 +291,13 @@ def drop_in(session: nox.Session, library: str) -> None:
         return
     if library not in checkouts:
         session.skip(f"it takes a checkout: nox -s drop_in -- {library}=PATH")
-    install(session, built(session), "absl-py", "pytest", groups=("jax",))
+    path, group, requirements = CHECKOUTS[library]
+    install(session, built(session), *requirements, "pytest", groups=(group,))
     # The file alone: beside it lies a library that is not the installed one.
-    file = Path(session.create_tmp()) / "optax_losses_test.py"
-    shutil.copy(Path(checkouts[library], "optax", "losses", "_classification_test.py"), file)
-    session.run("pytest", "-p", "optax_suite", "-c", os.devnull, str(file), env=env)
+    file = Path(session.create_tmp()) / f"{library}_losses_test.py"
+    shutil.copy(Path(checkouts[library], path), file)
+    env |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": session.create_tmp()}
+    session.run("pytest", "-p", f"{library}_suite", "-c", os.devnull, str(file), env=env)
 
 
 @nox.session(requires=["wheel"])
