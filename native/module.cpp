@@ -67,8 +67,9 @@ Array array_of(const Layout& layout) {
     return array;
 }
 
-// What a call returns where an array's elements don't lie at multiples of their size.
-constexpr int64_t kMisaligned = -2;
+// What a call returns where an array's elements don't lie at multiples of their size, or nowhere:
+// PyTorch has tensors of zeros without memory.
+constexpr int64_t kUnreadable = -2;
 
 bool is_misaligned(const Array& array) {
     return reinterpret_cast<uintptr_t>(array.data) % uintptr_t(size_of(array.dtype)) != 0;
@@ -84,17 +85,22 @@ class Plan {
         Array* const places[] = {&task.logits, &task.target, &task.weight, &task.sample_weight,
                                  &task.normalizer};
         size_t count = 0;
+        bool is_unreadable = false;
+        const bool is_empty = task.groups * task.outer * task.inner * task.classes == 0;
+        auto locate = [&](Array& place, nb::handle array) {
+            place.data = address_of(array);
+            is_unreadable |= is_misaligned(place);
+            is_unreadable |= !place.data && !array.is_none() && !is_empty;
+        };
         for (nb::handle array : arrays) {
             if (count == std::size(places)) throw nb::type_error("expected at most five arrays");
-            places[count++]->data = address_of(array);
+            locate(*places[count++], array);
         }
-        task.cotangent.data = address_of(cotangent);
+        locate(task.cotangent, cotangent);
+        if (is_unreadable) return kUnreadable;
         task.value = address_of(value);
         task.gradient = address_of(gradient);
         task.threads = threads;
-        for (const Array* array : {&task.logits, &task.target, &task.weight, &task.sample_weight,
-                                   &task.normalizer, &task.cotangent})
-            if (is_misaligned(*array)) return kMisaligned;
         if (task.groups * task.outer * task.inner * task.classes < kReleasesTheGIL)
             return run(task);
         nb::gil_scoped_release release;
@@ -142,6 +148,8 @@ int import_numpy() {
 
 NB_MODULE(_kernel, m) {
     if (import_numpy() < 0) nb::raise_python_error();
+    // What a framework still holds when a program ends, such as a graph of PyTorch's, is no leak.
+    nb::set_leak_warnings(false);
     m.doc() = "The native kernel. Its users are the adapters' modules called _native.";
     nb::class_<Plan>(m, "Plan")
         .def("__call__", &Plan::operator(), nb::arg("value").none(), nb::arg("gradient").none(),

@@ -77,7 +77,7 @@ def _run(
     )
     ready = kind.plans.get(key)
     bad: int = -2 if ready is None else ready(value, gradient, u, 0, x, t, w, s, n)
-    if bad == -2:  # noqa: PLR2004 -- not seen before, or misaligned
+    if bad == -2:  # noqa: PLR2004 -- not seen before, or not to be read
         views, ready = _prepare(kind, operation, given)
         in_place = (
             a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True)

@@ -10,7 +10,6 @@ The backward starts from the logits. A gradient saved by the forward could not b
 an operator may not return what it was given, and a copy costs what computing it again does.
 """
 
-import atexit
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -108,8 +107,6 @@ def _backward_on_cpu(cotangent: Array, *args: Any) -> Array:
 
 # What is prepared for a task on arrays of some shapes and dtypes. Only so many are kept.
 _PLANS: dict[Hashable, dict[Hashable, Any]] = {}
-# PyTorch keeps the operators, and they keep this, until nanobind calls all that is left a leak.
-atexit.register(_PLANS.clear)
 _MOST_PLANS = 1024
 
 

@@ -21,7 +21,7 @@ Arrays = Sequence[Array | None]
 TYPES = (torch.Tensor, torch.nn.Parameter)
 PLAIN = frozenset(TYPES)
 _NAMES = ("logits", "target", "weight", "sample_weight", "normalizer", "cotangent")
-_MISALIGNED = -2
+_UNREADABLE = -2
 _get_num_threads = torch.get_num_threads
 _empty_like = torch.empty_like
 
@@ -99,16 +99,23 @@ class Ready:
             if cotangent is not None and self.copied[-1]:
                 cotangent = cotangent.contiguous()
         bad = self.plan(value, gradient, cotangent, _get_num_threads(), *arrays)
-        if bad == _MISALIGNED:
-            arrays = [array if array is None else _aligned(array) for array in arrays]
-            cotangent = cotangent if cotangent is None else _aligned(cotangent)
+        if bad == _UNREADABLE:
+            arrays = [array if array is None else _readable(array) for array in arrays]
+            cotangent = cotangent if cotangent is None else _readable(cotangent)
             return self.run(arrays, cotangent, value, gradient)
         return bad
 
 
-def _aligned(array: Array) -> Array:
-    """Copy an array of which not even the elements are aligned, with its strides."""
-    if not array.numel() or array.data_ptr() % array.element_size() == 0:
+def _readable(array: Array) -> Array:
+    """Copy an array without memory, or whose very elements are not aligned, with its strides."""
+    if not array.numel():
+        return array
+    if array.data_ptr() == 0:
+        if not array._is_zerotensor():  # PyTorch's own functions would crash
+            msg = f"got a tensor of shape {tuple(array.shape)} whose storage was freed"
+            raise ValueError(msg)
+        return torch.empty_strided(array.shape, array.stride(), dtype=array.dtype).copy_(array)
+    if array.data_ptr() % array.element_size() == 0:
         return array
     size = 1 + sum((n - 1) * s for n, s in zip(array.shape, array.stride(), strict=True))
     everything = array.detach().as_strided((size,), (1,))
