@@ -830,7 +830,6 @@ GUARD = """
     from xentx._core import cross_entropy
     from xentx_jax import BACKEND
     from xentx_jax import _native as native
-from xentx_jax.testing import enable_x64
     def loss(x):
         return native.solve(*_problem.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int), axis=-1,
             weight=None, ignore_index=-100, reduction="mean"))
