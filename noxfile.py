@@ -23,12 +23,12 @@ nox.options.stop_on_first_error = "CI" in os.environ
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-DROP_INS = ("torch", "optax", "keras")
-# Where a checkout has the tests of the losses, and what they need beside the library.
+# Where a checkout has the tests of the losses, and the group that brings the library.
 CHECKOUTS = {
-    "optax": ("optax/losses/_classification_test.py", "jax", ("absl-py",)),
-    "keras": ("keras/src/losses/losses_test.py", "tensorflow", ("absl-py",)),
+    "optax": ("optax/losses/_classification_test.py", "jax"),
+    "keras": ("keras/src/losses/losses_test.py", "tensorflow"),
 }
+DROP_INS = ("torch", *CHECKOUTS)
 SURFACES = (
     "xentx_torch.functional",
     "xentx_torch.modules",
@@ -62,6 +62,7 @@ TOOLS = ("cli", "compare", "diff", "explain", "natives", "report")
 
 # The tests of behaviour, which come with the wheel.
 SUITE = ("--pyargs", "xentx.testing")
+EVERYTHING = ("tests", *SUITE)
 
 NO_KERNEL = """
 import importlib.util
@@ -110,7 +111,7 @@ def run_tests(
     *arguments: str,
     env: Mapping[str, str | None] = NATIVE,
 ) -> None:
-    """Run tests on the installed wheel, with exactly these frameworks; all, unless told which."""
+    """Run tests on the installed wheel, with exactly these frameworks."""
     wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
     proof = PROOF.format(frameworks=FRAMEWORKS, wanted=wanted)
     env = {**SAFE_PATH, **env}
@@ -123,8 +124,7 @@ def run_tests(
         "KERAS_HOME": session.create_tmp(),
     }
     # Two workers: they fill a small machine, and a process with four frameworks is a large one.
-    arguments = arguments or ("tests", *SUITE)
-    session.run("pytest", *arguments, "-n", "2", *session.posargs, env=env)
+    session.run("pytest", "-n", "2", *arguments, *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
@@ -176,7 +176,7 @@ def tests(session: nox.Session, framework: str) -> None:
     install(session, built(session, "[cli,report,testing]"), groups=("test", framework))
     elsewhere = () if framework == "numpy" else TOOLS
     ignored = (f"--ignore=tests/{folder}" for folder in elsewhere)
-    run_tests(session, (framework,), "tests", *SUITE, *ignored)
+    run_tests(session, (framework,), *EVERYTHING, *ignored)
 
 
 @nox.session(requires=["wheel"])
@@ -298,8 +298,8 @@ def drop_in(session: nox.Session, library: str) -> None:
         return
     if library not in checkouts:
         session.skip(f"it takes a checkout: nox -s drop_in -- {library}=PATH")
-    path, group, requirements = CHECKOUTS[library]
-    install(session, built(session), *requirements, "pytest", groups=(group,))
+    path, group = CHECKOUTS[library]
+    install(session, built(session), "absl-py", "pytest", groups=(group,))
     # The file alone: beside it lies a library that is not the installed one.
     file = Path(session.create_tmp()) / f"{library}_losses_test.py"
     shutil.copy(Path(checkouts[library], path), file)
@@ -311,4 +311,4 @@ def drop_in(session: nox.Session, library: str) -> None:
 def min_versions(session: nox.Session) -> None:
     """Run the tests with the oldest supported version of everything."""
     install(session, built(session, "[cli,report,testing]"), *oldest(), groups=("test",))
-    run_tests(session, FRAMEWORKS, "-m", "not pinned")
+    run_tests(session, FRAMEWORKS, *EVERYTHING, "-m", "not pinned")

@@ -143,10 +143,26 @@ def test_commands(line, tmp_path):
     assert done.stdout
 
 
+# The packages of a framework's users.
+SURFACES = {
+    "torch": ("xentx_torch",),
+    "jax": ("xentx_jax",),
+    "tensorflow": ("xentx_tensorflow", "xentx_keras"),
+}
+
+
+def surfaces():
+    return [name for f in requested_frameworks() for name in SURFACES.get(f, ())]
+
+
 def modules():
-    """Every module of xentx that imports no framework."""
-    names = [module.name for module in pkgutil.walk_packages(xentx.__path__, "xentx.")]
-    return [name for name in names if not re.search(r"\.natives\.(calls|runtimes)\.", name)]
+    """Every module of xentx that imports no framework, and those of what was asked for."""
+    packages = map(importlib.import_module, ["xentx", *surfaces()])
+    found = (pkgutil.walk_packages(p.__path__, f"{p.__name__}.") for p in packages)
+    names = [module.name for module in itertools.chain(*found)]
+    # TensorFlow loads its operators from a library that is no module.
+    others = re.compile(r"\.natives\.(calls|runtimes)\.|\._tensorflow_op$")
+    return [name for name in names if not others.search(name)]
 
 
 @pytest.mark.parametrize("name", modules())
@@ -163,3 +179,12 @@ def test_public_functions_have_examples():
     for name in xentx.__all__:
         if not isinstance(getattr(xentx, name), type):
             assert ">>>" in getattr(xentx, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", surfaces())
+def test_surfaces_have_examples(package):
+    """All functions, and the losses that are classes."""
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        if callable(getattr(module, name)):
+            assert ">>>" in getattr(module, name).__doc__, name

@@ -117,12 +117,17 @@ _BY_ROOT = {spec.framework: spec for spec in BACKENDS} | {"jaxlib": BACKENDS[2]}
 
 
 @functools.cache
-def third_parties() -> tuple[BackendSpec, ...]:
+def _third_parties() -> tuple[BackendSpec, ...]:
     """Rows for the backends of other packages, none of which is imported."""
     return tuple(
         BackendSpec(point.name, point.name, point.module, point.load, (point.name,))
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     )
+
+
+def specs() -> tuple[BackendSpec, ...]:
+    """All rows: xentx's own, and those of other packages."""
+    return (*BACKENDS, *_third_parties())
 
 
 def _spec_of_type(cls: type) -> BackendSpec | None:
@@ -134,7 +139,7 @@ def _spec_of_type(cls: type) -> BackendSpec | None:
     # torch.compile would try to trace.
     if set(roots) == {"builtins"}:
         return None
-    return next((spec for spec in third_parties() if spec.framework in roots), None)
+    return next((spec for spec in _third_parties() if spec.framework in roots), None)
 
 
 # A plain dict and no lru_cache, which torch.compile would warn of.
@@ -224,7 +229,7 @@ def backends() -> tuple[BackendInfo, ...]:
     >>> [backend.name for backend in xentx.backends()][:4]
     ['numpy', 'torch', 'jax', 'tensorflow']
     """
-    versions = ((spec, spec.version()) for spec in (*BACKENDS, *third_parties()))
+    versions = ((spec, spec.version()) for spec in specs())
     return tuple(
         BackendInfo(spec.name, version, None if version is None else _engine_of_spec(spec))
         for spec, version in versions

@@ -1,5 +1,6 @@
 """The core's derivatives as a tf.custom_gradient."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,19 +13,20 @@ Array = Any
 NAMESPACE = _namespace
 
 
+def with_others(
+    arrays: tuple[Array | None, ...], present: Sequence[Array]
+) -> tuple[Array | None, ...]:
+    """Put others in the places of the arrays that there are."""
+    rest = iter(present)
+    return tuple(None if array is None else next(rest) for array in arrays)
+
+
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order, inside tf.function and out."""
-    given = [i for i, array in enumerate(arrays) if array is not None]
-
-    def whole(present: tuple[Array, ...]) -> tuple[Array | None, ...]:
-        filled: list[Array | None] = [None] * len(arrays)
-        for i, array in zip(given, present, strict=True):
-            filled[i] = array
-        return tuple(filled)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def attached(*present: Array) -> tuple[Array, Any]:
-        value, residuals = operation.forward(NAMESPACE, spec, *whole(present))
+        value, residuals = operation.forward(NAMESPACE, spec, *with_others(arrays, present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array | None, ...], Any]:
@@ -34,12 +36,13 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
                 inputs = [cotangent, *present]
                 with tf.GradientTape() as tape:
                     tape.watch(inputs)
-                    arrays = whole(present)
-                    _, residuals = operation.forward(NAMESPACE, spec, *arrays)
-                    gradients = _pull(operation, spec, arrays, residuals, cotangent)
+                    others = with_others(arrays, present)
+                    _, residuals = operation.forward(NAMESPACE, spec, *others)
+                    gradients = _pull(operation, spec, others, residuals, cotangent)
                 return tape.gradient(gradients, inputs, output_gradients=list(cotangents))
 
-            return _pull(operation, spec, whole(present), residuals, cotangent), second
+            others = with_others(arrays, present)
+            return _pull(operation, spec, others, residuals, cotangent), second
 
         def gradient(cotangent: Array) -> list[Array | None]:
             gradients = iter(pullback(cotangent, *present))
@@ -47,7 +50,7 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
 
         return value, gradient
 
-    return attached(*(arrays[i] for i in given))
+    return attached(*(array for array in arrays if array is not None))
 
 
 def _pull(

@@ -14,7 +14,7 @@ import tensorflow as tf
 from xentx import _linear
 from xentx._core.tiles import BLOCK, Tiles
 from xentx._problem import Linear
-from xentx_tensorflow import _autodiff, _native
+from xentx_tensorflow import _autodiff
 
 try:  # There is no public way to ask whether a tape watches.
     from tensorflow.python.eager import record
@@ -147,10 +147,10 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
         with _unrecorded():
             if early:
                 value, known = _linear.solve_with_gradients(
-                    linear, _native.with_others(arrays, present), None, needs
+                    linear, _autodiff.with_others(arrays, present), None, needs
                 )
             else:
-                value = _linear.solve(linear, _native.with_others(arrays, present))
+                value = _linear.solve(linear, _autodiff.with_others(arrays, present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array, ...], Any]:
@@ -159,19 +159,19 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
                 with tf.GradientTape() as tape:
                     tape.watch(inputs)
                     first = _by_tape(
-                        linear, _native.with_others(arrays, inputs[1:]), inputs[0], watched
+                        linear, _autodiff.with_others(arrays, inputs[1:]), inputs[0], watched
                     )
                 return tape.gradient(first, inputs, output_gradients=list(cotangents))
 
             found: Sequence[Array | None]
             if by_tape:
-                found = _by_tape(linear, _native.with_others(arrays, present), cotangent, watched)
+                found = _by_tape(linear, _autodiff.with_others(arrays, present), cotangent, watched)
             elif known is not None:
                 found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
             else:
                 with _unrecorded():
                     _, found = _linear.solve_with_gradients(
-                        linear, _native.with_others(arrays, present), cotangent, needs
+                        linear, _autodiff.with_others(arrays, present), cotangent, needs
                     )
             return tuple(g for g in found if g is not None), second
 

@@ -33,6 +33,7 @@ from xentx import _evaluate, _problem
 from xentx._core import cross_entropy, log_softmax
 from xentx._native import KERNEL
 from xentx._problem import Kind, Problem
+from xentx_tensorflow import _autodiff
 
 try:  # There is no public way to ask for these, and not every version may have them.
     from tensorflow.python.eager import forwardprop_util, record
@@ -107,12 +108,6 @@ def _present(arrays: Arrays) -> list[Array]:
     return [array for array in arrays if array is not None]
 
 
-def with_others(arrays: Arrays, present: Sequence[Array]) -> Arrays:
-    """Put others in the places of the arrays that there are."""
-    rest = iter(present)
-    return tuple(None if array is None else next(rest) for array in arrays)
-
-
 def _reduces(kind: Kind) -> bool:
     return kind.operation is cross_entropy and kind.task.reduction != "none"
 
@@ -162,7 +157,7 @@ def _pull_back(
     sources = [present[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        value = _evaluate.portable(kind, with_others(arrays, present))
+        value = _evaluate.portable(kind, _autodiff.with_others(arrays, present))
     seed = tf.cast(cotangent, value.dtype)
     gradients: list[Array | None] = tape.gradient(value, sources, output_gradients=seed)
     return gradients
@@ -176,7 +171,7 @@ def _pull_back_twice(
     sources = [inputs[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        (gradient,) = _pull_back(kind, with_others(arrays, inputs[:-1]), inputs[-1], [0])
+        (gradient,) = _pull_back(kind, _autodiff.with_others(arrays, inputs[:-1]), inputs[-1], [0])
     gradients: list[Array | None] = tape.gradient(gradient, sources, output_gradients=second)
     return gradients
 
@@ -328,7 +323,7 @@ def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Ar
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def solved(*present: Array) -> tuple[Array, Any]:
-        whole = with_others(arrays, present)
+        whole = _autodiff.with_others(arrays, present)
         if both:
             value, gradient = _either(
                 lambda: _value_and_gradient(whole, options),
@@ -363,7 +358,7 @@ def _pulled(
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def pulled(*inputs: Array) -> tuple[Array, Any]:
         *present, seed = inputs
-        whole = with_others(arrays, present)
+        whole = _autodiff.with_others(arrays, present)
 
         def pull_back(second: Array) -> list[Array | None]:
             wanted = [i for i, array in enumerate(inputs) if array.dtype.is_floating]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import xentx
-from xentx._registry import BACKENDS, third_parties
+from xentx._registry import BACKENDS, specs
 
 Array = Any
 Function = Callable[..., Any]
@@ -192,16 +192,16 @@ def requested_frameworks() -> tuple[str, ...]:
     tuple of str
         Names of backends: xentx's own, and those of other packages.
     """
-    specs = {spec.name: spec for spec in (*BACKENDS, *third_parties())}
+    modules = {spec.name: spec.framework for spec in specs()}
     names = os.environ.get("XENTX_TEST_BACKENDS")
     if names is None:
-        return tuple(name for name in specs if importlib.util.find_spec(specs[name].framework))
+        return tuple(name for name in modules if importlib.util.find_spec(modules[name]))
     chosen = tuple(names.split(","))
-    if unknown := set(chosen) - set(specs):
-        msg = f"XENTX_TEST_BACKENDS: got {sorted(unknown)}; expected some of {tuple(specs)}"
+    if unknown := set(chosen) - set(modules):
+        msg = f"XENTX_TEST_BACKENDS: got {sorted(unknown)}; expected some of {tuple(modules)}"
         raise ValueError(msg)
     for name in chosen:
-        importlib.import_module(specs[name].framework)
+        importlib.import_module(modules[name])
     return chosen
 
 
@@ -218,7 +218,7 @@ def routes(*frameworks: str) -> tuple[type[Route], ...]:
     tuple of type
         Classes derived from `Route`.
     """
-    packages = {spec.name: spec.package for spec in (*BACKENDS, *third_parties())}
+    packages = {spec.name: spec.package for spec in specs()}
     found: list[type[Route]] = []
     for framework in frameworks:
         found.extend(importlib.import_module(f"{packages[framework]}.testing").ROUTES)

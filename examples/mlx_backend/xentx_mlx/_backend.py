@@ -48,10 +48,8 @@ class MLXBackend(ArrayAPIBackend):
 
         def whole(present: Any) -> tuple[Array | None, ...]:
             present = (present,) if isinstance(present, mx.array) else present  # as MLX has one
-            filled: list[Array | None] = [None] * len(arrays)
-            for i, array in zip(given, present, strict=True):
-                filled[i] = array
-            return tuple(filled)
+            rest = iter(present)
+            return tuple(None if array is None else next(rest) for array in arrays)
 
         @mx.custom_function
         def attached(*present: Array) -> Array:
