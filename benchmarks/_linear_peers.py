@@ -209,7 +209,8 @@ def jax_candidates() -> dict[str, Candidate]:  # noqa: C901
 
     @functools.cache
     def arrays(problem: Problem) -> tuple[Any, ...]:
-        return tuple(map(jnp.asarray, problem.arrays()))
+        # Ready, or peak memory would be counted from amid the copy.
+        return jax.block_until_ready(tuple(map(jnp.asarray, problem.arrays())))
 
     def losses(hidden: Any, head: Any, target: Any) -> Any:
         logits = (hidden @ head.T).astype(jnp.float32)

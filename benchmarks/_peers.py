@@ -164,7 +164,8 @@ def jax_candidates() -> dict[str, Candidate]:
 
     def candidate(loss: Callable[..., Any]) -> Candidate:
         def make(workload: Workload) -> Call:
-            x, t = map(jnp.asarray, workload.arrays())
+            # Ready, or peak memory would be counted from amid the copy.
+            x, t = jax.block_until_ready(list(map(jnp.asarray, workload.arrays())))
             function = functools.partial(loss, axis=workload.axis)
             step = jax.jit(jax.value_and_grad(function) if workload.gradient else function)
             return lambda: jax.block_until_ready(step(x, t))

@@ -1,6 +1,7 @@
-"""The core's derivatives as a tf.custom_gradient."""
+"""The core's derivatives as a tf.custom_gradient, and what else those are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -8,6 +9,11 @@ import tensorflow as tf
 from xentx._backend import Operation
 from xentx._core._spec import Spec
 from xentx_tensorflow import _namespace
+
+try:  # There is no public way to ask what tapes do, and not every version may have this one.
+    from tensorflow.python.eager import record
+except ImportError:
+    record = None
 
 Array = Any
 NAMESPACE = _namespace
@@ -19,6 +25,35 @@ def with_others(
     """Put others in the places of the arrays that there are."""
     rest = iter(present)
     return tuple(None if array is None else next(rest) for array in arrays)
+
+
+def unrecorded() -> AbstractContextManager[Any]:
+    """Context in which no tape keeps what is computed."""
+    return nullcontext() if record is None else record.stop_recording()
+
+
+def is_watched(array: Array) -> bool:
+    """Whether a tape may ask for the gradient by `array`, as a graph's caller always may."""
+    if not array.dtype.is_floating:
+        return False
+    if record is None or not tf.executing_eagerly():
+        return True
+    return bool(record.should_record_backprop([tf.convert_to_tensor(array)]))
+
+
+def is_one(cotangent: Array) -> bool:
+    """Whether it is known to be 1, which it is for a loss that nothing follows."""
+    return tf.executing_eagerly() and "CPU" in cotangent.device and float(cotangent) == 1.0
+
+
+def unless_xla(
+    own: Callable[[], Any], other: Callable[[], Any], devices: Sequence[str] = ("CPU", "GPU")
+) -> Any:
+    """Take the first on these devices, unless compiled by XLA, and the second anywhere else."""
+    # Recording has no use within a custom gradient, and forward mode can't record such a choice.
+    with unrecorded():
+        place = tf.raw_ops.DeviceIndex(device_names=list(devices))
+        return tf.switch_case(place, dict.fromkeys(range(len(devices)), own), default=other)
 
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:

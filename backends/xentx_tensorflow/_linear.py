@@ -1,12 +1,11 @@
 """TensorFlow's `linear_cross_entropy`: tiles of its tensors, eager and in loops of a graph.
 
 A reduced loss has its gradients formed beside its value where a tape watches a factor. Whatever
-else is asked for, gradients by weights and derivatives of second order, is derived from the plain
-expression, with all logits at once.
+else is asked for is derived from the plain expression: gradients by weights a chunk at a time,
+derivatives of second order with all logits at once.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,15 +15,11 @@ from xentx._core.tiles import BLOCK, Tiles
 from xentx._problem import Linear
 from xentx_tensorflow import _autodiff
 
-try:  # There is no public way to ask whether a tape watches.
-    from tensorflow.python.eager import record
-except ImportError:
-    record = None
-
 Array = Any
 Arrays = tuple[Array | None, ...]
 # Hidden, head, bias and target: the arrays whose gradients are formed with no tape.
 FORMED = 4
+NARROW = (tf.float16, tf.bfloat16)
 
 
 class TensorFlowTiles(Tiles):
@@ -59,10 +54,8 @@ class TensorFlowTiles(Tiles):
         return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
 
     def zeros(self, shape: tuple[Any, ...], dtype: Any, like: Array) -> Array:  # noqa: ARG002
-        if tf.executing_eagerly():
-            # Memory of its own, which a constant's need not be.
-            return tf.raw_ops.Empty(shape=list(shape), dtype=dtype, init=True)
-        return tf.zeros(shape, dtype)
+        # Memory of its own, which a constant's need not be.
+        return tf.raw_ops.Empty(shape=tf.stack(shape), dtype=dtype, init=True)
 
     def take(self, x: Array, start: Any, size: Any, axis: int = 0) -> Array:
         begin, extent = [0] * x.shape.rank, list(x.shape)
@@ -73,15 +66,19 @@ class TensorFlowTiles(Tiles):
     def put(self, x: Array, start: Any, block: Array) -> Array:
         block = tf.cast(block, x.dtype)
         places = self._places(start, block)
-        if tf.executing_eagerly():
-            return tf.raw_ops.InplaceUpdate(x=x, i=places, v=block)
-        return tf.tensor_scatter_nd_update(x, places[:, None], block)
+        return self._written(
+            x,
+            lambda: tf.raw_ops.InplaceUpdate(x=x, i=places, v=block),
+            lambda: tf.tensor_scatter_nd_update(x, places[:, None], block),
+        )
 
     def add(self, x: Array, start: Any, block: Array) -> Array:
         places = self._places(start, block)
-        if tf.executing_eagerly():
-            return tf.raw_ops.InplaceAdd(x=x, i=places, v=block)
-        return tf.tensor_scatter_nd_add(x, places[:, None], block)
+        return self._written(
+            x,
+            lambda: tf.raw_ops.InplaceAdd(x=x, i=places, v=block),
+            lambda: tf.tensor_scatter_nd_add(x, places[:, None], block),
+        )
 
     def logits(self, hidden: Array, head: Array, bias: Array | None) -> Array:
         product = tf.matmul(hidden, head, transpose_b=True)
@@ -101,6 +98,17 @@ class TensorFlowTiles(Tiles):
     def pull(self, slope: Array, hidden: Array) -> Array:
         return tf.matmul(slope, hidden, transpose_a=True)
 
+    def _written(
+        self, x: Array, in_place: Callable[[], Array], copied: Callable[[], Array]
+    ) -> Array:
+        if tf.executing_eagerly():
+            return in_place()
+        # A graph doesn't order what reads an array before what writes to it. Vectors are the rows'
+        # states, which are read; matrices are gradients, which nothing reads until they are whole.
+        if x.shape.rank == 1:
+            return copied()
+        return _autodiff.unless_xla(in_place, copied)
+
     def _places(self, start: Any, block: Array) -> Array:
         return start + tf.range(self.count(block))
 
@@ -115,12 +123,48 @@ def tiles(array: Array) -> Tiles:  # noqa: ARG001
 
 def by_chunks(
     function: Callable[..., tuple[Array, ...]],
-    size: int,  # noqa: ARG001
+    size: int,
     mapped: tuple[Array, ...],
     whole: Arrays,
 ) -> tuple[Array, ...]:
-    """``function(*mapped, *whole)``: a tape would keep all chunks."""
-    return function(*mapped, *whole)
+    """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
+    count, arrays = mapped[0].shape[0], (*mapped, *whole)
+    if count is None or count <= size:
+        return function(*arrays)
+    is_mapped = [i < len(mapped) for i, array in enumerate(arrays) if array is not None]
+    given = [array for array in arrays if array is not None]
+    places = [i for i, array in enumerate(given) if array.dtype.is_floating]
+
+    def at_once(*present: Array) -> tuple[Array, ...]:
+        return function(*_autodiff.with_others(arrays, present))
+
+    def part(array: Array, start: int) -> Array:
+        return array[start : start + size]
+
+    def parts(present: Sequence[Array], start: int) -> list[Array]:
+        pairs = zip(present, is_mapped, strict=True)
+        return [part(array, start) if chunked else array for array, chunked in pairs]
+
+    def solve(*present: Array) -> tuple[Array, ...]:
+        chunks = _in_turn(range(0, count, size), lambda i: at_once(*parts(present, i)))
+        return tuple(tf.concat(pieces, 0) for pieces in zip(*chunks, strict=True))
+
+    def pull(cotangents: Sequence[Array], *present: Array) -> list[Array]:
+        # Summed up in at least float32, and rounded to a narrower dtype once.
+        wide = [tf.cast(a, tf.float32) if a.dtype in NARROW else a for a in present]
+        sums = {i: _TILES.zeros(wide[i].shape, wide[i].dtype, wide[i]) for i in places}
+
+        def step(start: int) -> list[Array]:
+            seeds = [part(cotangent, start) for cotangent in cotangents]
+            found = _by_tape(at_once, parts(wide, start), seeds, places)
+            for i, gradient in zip(places, found, strict=True):
+                sums[i] = _TILES.add(sums[i], start if is_mapped[i] else 0, gradient)
+            return list(sums.values())
+
+        _in_turn(range(0, count, size), step)
+        return [tf.cast(gradient, present[i].dtype) for i, gradient in sums.items()]
+
+    return _formed(solve, pull, at_once, given, places)
 
 
 def solve_with_gradients(
@@ -133,82 +177,117 @@ def solve_with_gradients(
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     given = [i for i, array in enumerate(arrays) if array is not None]
-    watched = [i for i in given if _is_watched(arrays[i])]
+    watched = [i for i in given if _autodiff.is_watched(arrays[i])]
     if not watched:
         return _linear.solve(linear, arrays)
     needs = [i in watched for i in range(FORMED)]
-    by_tape = any(i >= FORMED for i in watched)
+    others = [i for i in watched if i >= FORMED]
+    # A tape that is asked for weights gives the rest as well. A graph has each on its own, since
+    # what nobody will use is removed from it.
+    by_tape = others and tf.executing_eagerly()
     # Those of a soft target are formed in a pass of their own, for the cotangent.
     early = linear.is_early and not by_tape and not needs[-1]
+    known: list[Array | None] = []
+
+    def solve(*present: Array) -> tuple[Array]:
+        whole = _autodiff.with_others(arrays, present)
+        if not early:
+            return (_linear.solve(linear, whole),)
+        value, known[:] = _linear.solve_with_gradients(linear, whole, None, needs)
+        return (value,)
+
+    def pull(cotangents: Sequence[Array], *present: Array) -> list[Array]:
+        (cotangent,) = cotangents
+        if by_tape:
+            return _by_tape(plain, present, cotangents, places)
+        found: Sequence[Array | None] = known
+        if not early:
+            whole = _autodiff.with_others(arrays, present)
+            with _autodiff.unrecorded():
+                _, found = _linear.solve_with_gradients(linear, whole, cotangent, needs)
+        elif not _autodiff.is_one(cotangent):
+            found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
+        formed = [g for g in found if g is not None]
+        return [*formed, *_by_tape(plain, present, cotangents, places[len(formed) :])]
+
+    def plain(*present: Array) -> tuple[Array]:
+        return (_linear.plain(linear, _autodiff.with_others(arrays, present)),)
+
+    places = [given.index(i) for i in watched]
+    (value,) = _formed(solve, pull, plain, [arrays[i] for i in given], places)
+    return value
+
+
+def _formed(
+    solve: Callable[..., tuple[Array, ...]],
+    pull: Callable[..., Sequence[Array]],
+    plain: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    places: Sequence[int],
+) -> tuple[Array, ...]:
+    """Return ``solve(*arrays)``, differentiable by those at some places and to any order.
+
+    ``pull(cotangents of its floating results, *arrays)`` forms the gradients. Their own derivatives
+    are those of `plain`, which computes the same in operations that a tape can follow.
+    """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def attached(*present: Array) -> tuple[Array, Any]:
-        known = None
-        with _unrecorded():
-            if early:
-                value, known = _linear.solve_with_gradients(
-                    linear, _autodiff.with_others(arrays, present), None, needs
-                )
-            else:
-                value = _linear.solve(linear, _autodiff.with_others(arrays, present))
+    def formed(*arrays: Array) -> tuple[tuple[Array, ...], Any]:
+        with _autodiff.unrecorded():
+            results = solve(*arrays)
+        floating = [i for i, result in enumerate(results) if result.dtype.is_floating]
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
-        def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array, ...], Any]:
+        def pullback(*operands: Array) -> tuple[tuple[Array, ...], Any]:
             def second(*cotangents: Array) -> list[Array | None]:
-                inputs = [tf.identity(array) for array in (cotangent, *present)]
+                inputs = [tf.identity(array) for array in operands]
                 with tf.GradientTape() as tape:
-                    tape.watch(inputs)
+                    tape.watch([array for array in inputs if array.dtype.is_floating])
                     first = _by_tape(
-                        linear, _autodiff.with_others(arrays, inputs[1:]), inputs[0], watched
+                        plain, inputs[len(floating) :], inputs[: len(floating)], places
                     )
                 return tape.gradient(first, inputs, output_gradients=list(cotangents))
 
-            found: Sequence[Array | None]
-            if by_tape:
-                found = _by_tape(linear, _autodiff.with_others(arrays, present), cotangent, watched)
-            elif known is not None:
-                found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
-            else:
-                with _unrecorded():
-                    _, found = _linear.solve_with_gradients(
-                        linear, _autodiff.with_others(arrays, present), cotangent, needs
-                    )
-            return tuple(g for g in found if g is not None), second
+            found = pull(operands[: len(floating)], *operands[len(floating) :])
+            return tuple(found), second
 
-        def gradient(cotangent: Array) -> list[Array | None]:
-            found = dict(zip(watched, pullback(cotangent, *present), strict=True))
-            return [found.get(i) for i in given]
+        def gradient(*cotangents: Array) -> list[Array | None]:
+            seeds = (cotangents[i] for i in floating)
+            found = dict(zip(places, pullback(*seeds, *arrays), strict=True))
+            return [found.get(i) for i in range(len(arrays))]
 
-        return value, gradient
+        return results, gradient
 
-    return attached(*(arrays[i] for i in given))
+    return formed(*arrays)
 
 
 def _by_tape(
-    linear: Linear, arrays: Arrays, cotangent: Array, wanted: Sequence[int]
+    plain: Callable[..., tuple[Array, ...]],
+    arrays: Sequence[Array],
+    cotangents: Sequence[Array],
+    places: Sequence[int],
 ) -> list[Array]:
-    """Gradients of the plain expression by the wanted arrays."""
-    given = [None if array is None else tf.identity(array) for array in arrays]
-    sources = [given[i] for i in wanted]
+    """Gradients of `plain` by the arrays at some places."""
+    if not places:
+        return []
+    given = [tf.identity(array) for array in arrays]
+    sources = [given[i] for i in places]
     with tf.GradientTape() as tape:
         tape.watch(sources)
-        value = _linear.plain(linear, tuple(given))
+        results = [result for result in plain(*given) if result.dtype.is_floating]
     zero = tf.UnconnectedGradients.ZERO
     gradients: list[Array] = tape.gradient(
-        value, sources, output_gradients=cotangent, unconnected_gradients=zero
+        results, sources, output_gradients=list(cotangents), unconnected_gradients=zero
     )
     return gradients
 
 
-def _unrecorded() -> AbstractContextManager[Any]:
-    """Context in which no tape keeps what is computed: here that would be every chunk's logits."""
-    return nullcontext() if record is None else record.stop_recording()
-
-
-def _is_watched(array: Array) -> bool:
-    """Whether a tape may ask for the gradient by `array`, as a graph's caller always may."""
-    if not array.dtype.is_floating:
-        return False
-    if record is None or not tf.executing_eagerly():
-        return True
-    return bool(record.should_record_backprop([tf.convert_to_tensor(array)]))
+def _in_turn(
+    starts: Iterable[int], step: Callable[[int], Sequence[Array]]
+) -> list[Sequence[Array]]:
+    """Make the steps, also in a graph, which would make them side by side and hold it all."""
+    results: list[Sequence[Array]] = []
+    for start in starts:
+        with tf.control_dependencies([array for last in results[-1:] for array in last]):
+            results.append(step(start))
+    return results

@@ -303,11 +303,8 @@ def _differentiable(
 
 
 def _either(native: Callable[[], Any], portable: Callable[[], Any]) -> Any:
-    """Take the first on a CPU, unless compiled by XLA, and the second anywhere else."""
-    # Recording has no use within a custom gradient, and forward mode can't record such a choice.
-    with record.stop_recording():
-        place = tf.raw_ops.DeviceIndex(device_names=["CPU"])
-        return tf.switch_case(place, {0: native}, default=portable)
+    """Take the kernel where a graph may."""
+    return _autodiff.unless_xla(native, portable, ("CPU",))
 
 
 def _by_core(kind: Kind, arrays: Arrays, cotangent: Array | None = None) -> list[Array]:

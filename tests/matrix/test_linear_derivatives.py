@@ -11,9 +11,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import xentx
 from xentx.testing import requested_frameworks
+from xentx.testing.test_linear import draw, problems
 
 RNG = np.random.default_rng(11)
 ROWS, FEATURES, CLASSES = 7, 3, 5
@@ -244,6 +246,32 @@ class TestTorch:
             value.backward(self.torch.ones_like(value))
             results.append((value.detach(), *(factor.grad for factor in factors)))
         self.torch.testing.assert_close(*results)
+
+    @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
+    def test_compile_any_options(self):
+        @settings(max_examples=4)  # each is compiled
+        @given(problems())
+        def run(problem):
+            sizes, options, chunk, seed = problem
+            rng = np.random.default_rng(seed)
+            arrays, options, cotangent = draw(rng, dtype=np.float32, options=options, **sizes)
+            target, cotangent = map(self.torch.from_numpy, (arrays[2], np.asarray(cotangent)))
+            for name, value in options.items():
+                if isinstance(value, np.ndarray):
+                    options[name] = self.torch.from_numpy(value)
+
+            def loss(hidden, head):
+                return xentx.linear_cross_entropy(hidden, head, target, chunk=chunk, **options)
+
+            results = []
+            for function in (loss, self.torch.compile(loss, fullgraph=True)):
+                factors = [self.torch.from_numpy(a).requires_grad_() for a in arrays[:2]]
+                value = function(*factors)
+                value.backward(cotangent)
+                results.append((value.detach(), *(factor.grad for factor in factors)))
+            self.torch.testing.assert_close(*results, equal_nan=True)
+
+        run()
 
 
 def twice(x):
@@ -477,10 +505,47 @@ class TestTensorFlow:
         with self.tf.GradientTape() as tape:
             tape.watch([hidden, head])
             value = xentx.linear_cross_entropy(hidden, head, np.zeros(64, int), chunk=16)
-            kept = [v for v in gc.get_objects() if isinstance(v, type(value)) and 50 in v.shape]
+            kept = [
+                v for v in gc.get_objects() if issubclass(type(v), type(value)) and 50 in v.shape
+            ]
         gradients = tape.gradient(value, [hidden, head])
         assert all(v.shape[0] != 16 for v in kept)
         assert [g.dtype for g in gradients] == [dtype, dtype]
+
+    @pytest.mark.parametrize("way", ["eager", "tf.function"])
+    def test_rows_come_by_chunks(self, monkeypatch, way):
+        """The loss of each row and its gradients as well, and these are still right twice."""
+        from xentx_tensorflow._linear import TensorFlowTiles
+
+        sizes = []
+        logits = TensorFlowTiles.logits
+
+        def spy(tiles, hidden, head, bias):
+            sizes.append(hidden.shape[0])
+            return logits(tiles, hidden, head, bias)
+
+        def total(rows):
+            return self.tf.reduce_sum(rows.loss) + self.tf.reduce_sum(rows.entropy * rows.lse)
+
+        def by_chunks(hidden, head, bias):
+            options = {"bias": bias, "chunk": CHUNK, **OPTIONS}
+            return total(xentx.linear_per_row(hidden, head, self.target, **options))
+
+        def at_once(hidden, head, bias):
+            formed = self.tf.matmul(hidden, head, transpose_b=True) + bias
+            return total(xentx.per_row(formed, self.target, **OPTIONS))
+
+        for order, expected in ((self.first, 2 * [3, 3, 1]), (self.second, None)):
+            sizes.clear()
+            function = functools.partial(order, by_chunks)
+            if way != "eager":
+                function = self.tf.function(function)
+            with monkeypatch.context() as patch:
+                patch.setattr(TensorFlowTiles, "logits", spy)
+                found = function(*self.factors())
+            if expected:
+                assert sizes == expected
+            self.close(found, order(at_once, *self.factors()))
 
     def test_variables_and_unknown_rows(self):
         head = self.tf.Variable(HEAD)

@@ -4,8 +4,10 @@ The error allowed is that of forming the logits in the compute dtype and of summ
 unit of rounding times the sum of the magnitudes of what is added.
 """
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
 
 import xentx
 from xentx.testing import _oracle as oracle
@@ -73,7 +75,7 @@ def check(route, arrays, options, cotangent, units=UNITS):
     )
     assert value.dtype == cotangent.dtype
     oracle.assert_within(value, *truth, units)
-    arguments = (*arrays[:2], options.get("bias"))
+    arguments = [*arrays[:2], *([options["bias"]] if "bias" in options else [])]
     # Soft targets have a gradient too, where a function of NumPy returns all that there are.
     for argument, gradient, (true, scale) in zip(arguments, found, gradients, strict=False):
         assert gradient.dtype == argument.dtype
@@ -101,6 +103,52 @@ def test_options(route, options, soft, reduction):
         rng, (7,), 3, 5, np.float32, soft=soft, reduction=reduction, options=options
     )
     check(route, arrays, {**options, "chunk": 3}, cotangent)
+
+
+@st.composite
+def problems(draw_from):
+    """Draw the sizes of a problem, its options, and the rows of a chunk."""
+
+    def flag():
+        return draw_from(st.booleans())
+
+    sizes = {
+        "rows": (draw_from(st.integers(1, 9)),),
+        "features": draw_from(st.integers(1, 5)),
+        "classes": draw_from(st.integers(1, 9)),
+        "soft": flag(),
+        "bias": flag(),
+        "reduction": draw_from(st.sampled_from(REDUCTIONS)),
+    }
+    options = {
+        "weight": flag(),
+        "sample_weight": flag(),
+        "ignore": flag(),
+        "label_smoothing": draw_from(st.sampled_from([0.0, 0.1, 0.7, 1.0])),
+        "z_loss": draw_from(st.sampled_from([0.0, 0.02])),
+        "logit_softcap": draw_from(st.sampled_from([None, 3.0])),
+        "normalizer": draw_from(st.sampled_from([None, 2.5])),
+    }
+    options = {name: value for name, value in options.items() if value}
+    chunk = draw_from(st.sampled_from(["auto", 1, 2, 4, 20]))
+    return sizes, options, chunk, draw_from(st.integers(0, 99))
+
+
+def test_any_options(route):
+    """Whatever goes together, with the kernel and without, and however the rows are split."""
+
+    # Compilers compile once for each.
+    @settings(max_examples=10 if route.traced else 60)
+    @given(problems())
+    def run(problem):
+        sizes, options, chunk, seed = problem
+        rng = np.random.default_rng(seed)
+        arrays, options, cotangent = draw(rng, dtype=np.float32, options=options, **sizes)
+        # A mean of nothing is among the corners.
+        assume(np.any(arrays[2] != options.get("ignore_index")))
+        check(route, arrays, {**options, "chunk": chunk}, cotangent)
+
+    run()
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
