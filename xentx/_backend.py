@@ -57,9 +57,14 @@ class NativeAdapter(Protocol):
         """Value, which the framework can differentiate to any order."""
 
     def solve_with_gradient(
-        self, kind: Any, arrays: tuple[Array | None, ...], cotangent: object | None
+        self,
+        kind: Any,
+        arrays: tuple[Array | None, ...],
+        cotangent: object | None,
+        *,
+        overwrite: bool = False,
     ) -> tuple[Array, Array]:
-        """Value and gradient by the logits."""
+        """Value and gradient by the logits, which it may take the place of."""
 
 
 class LinearAdapter(Protocol):

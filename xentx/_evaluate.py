@@ -26,13 +26,19 @@ def value(problem: Problem) -> Array:
     return native.solve(kind, _for_kernel(kind, arrays))
 
 
-def value_and_gradient(problem: Problem, cotangent: object | None) -> tuple[Array, Array]:
-    """Value of the problem, and the cotangent pulled back to its first array."""
+def value_and_gradient(
+    problem: Problem, cotangent: object | None, *, overwrite: bool = False
+) -> tuple[Array, Array]:
+    """Value of the problem, and the cotangent pulled back to its first array.
+
+    That array may be overwritten by its gradient, if the caller has no more use for it.
+    """
     kind, arrays = problem
     native = kind.backend.native
     if native is None or not kind.native:
         return portable_with_gradient(kind, arrays, cotangent)
-    return native.solve_with_gradient(kind, _for_kernel(kind, arrays), cotangent)
+    arrays = _for_kernel(kind, arrays)
+    return native.solve_with_gradient(kind, arrays, cotangent, overwrite=overwrite)
 
 
 def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:

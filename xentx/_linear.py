@@ -246,7 +246,7 @@ def _dense(linear: Linear, spec: Spec) -> core.Dense:
         problem = Problem(of_shape(logits), (logits, target, weight, None, None))
         if cotangent is None:
             return _evaluate.value(problem), None
-        return _evaluate.value_and_gradient(problem, cotangent)
+        return _evaluate.value_and_gradient(problem, cotangent, overwrite=True)
 
     return dense
 

@@ -64,6 +64,9 @@ class Call:
         gradient always have it.
     known
         Whether the last operand is the gradient for ones.
+    overwrites
+        Whether ``loss_and_gradient`` puts the gradient where the logits were. Where somebody else
+        needs them XLA copies them first, so that this pays only for what nobody does.
     """
 
     kind: Kind
@@ -71,6 +74,7 @@ class Call:
     groups: int | None
     grouped: tuple[bool, ...]
     known: bool
+    overwrites: bool = False
 
     @property
     def count(self) -> int:
@@ -87,6 +91,10 @@ class Call:
         """Return the same with or without a known gradient."""
         return _call(self.kind, self.given, self.groups, self.grouped, known)
 
+    def overwriting(self, overwrites: bool) -> "Call":  # noqa: FBT001
+        """Return the same with a gradient in the logits' place, or beside them."""
+        return _call(self.kind, self.given, self.groups, self.grouped, self.known, overwrites)
+
 
 @functools.cache
 def _call(
@@ -95,8 +103,9 @@ def _call(
     groups: int | None,
     grouped: tuple[bool, ...],
     known: bool = False,  # noqa: FBT001, FBT002
+    overwrites: bool = False,  # noqa: FBT001, FBT002
 ) -> Call:
-    return Call(kind, given, groups, grouped, known)
+    return Call(kind, given, groups, grouped, known, overwrites)
 
 
 loss_p: Any = Primitive("xentx_loss")
@@ -123,13 +132,13 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None
+    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
 ) -> tuple[Array, Array]:
     """Value, and the gradient by the logits in the same pass over them."""
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    call = _call_for(kind, arrays)
+    call = _call_for(kind, arrays).overwriting(overwrite)
     seeds = []
     if cotangent is not None:
         shape = _value_shape(call, present[0].shape)
@@ -510,9 +519,10 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     seeds = len(operands) - call.count
     pulls = task.operation == "log_softmax" and seeds > 0
     wanted = [primitive is not pullback_p, primitive is not loss_p]
-    lower = jax.ffi.ffi_lowering(
-        TARGET, operand_output_aliases={len(operands) - 1: 0} if call.known else None
-    )
+    aliases = {len(operands) - 1: 0} if call.known else None
+    if call.overwrites and primitive is loss_and_gradient_p:
+        aliases = {0: 1}
+    lower = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
     return lower(
         ctx,
         *operands,

@@ -28,12 +28,13 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None
+    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
 ) -> tuple[Array, Array]:
     """Value, and the gradient by the logits in the same pass over them."""
     logits = arrays[0]
     value = _empty_value(kind, logits)
-    gradient = _memory.empty(logits.shape, logits.dtype)
+    in_place = overwrite and logits.flags.c_contiguous
+    gradient = logits if in_place else _memory.empty(logits.shape, logits.dtype)
     seed = None
     if cotangent is not None:
         seed = _problem.cotangent(kind.backend, cotangent, value)

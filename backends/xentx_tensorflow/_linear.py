@@ -5,6 +5,7 @@ else is asked for is derived from the plain expression: gradients by weights a c
 derivatives of second order with all logits at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -88,12 +89,18 @@ class TensorFlowTiles(Tiles):
         return tf.matmul(slope, head)
 
     def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
-        # Not in the default's loop, which in a graph would be one more for TensorFlow to run.
-        classes, size = slope.shape[1], max(1, BLOCK // hidden.shape[1])
+        # Not in the default's loop, which in a graph would be one more for TensorFlow to run. It
+        # adds row by row, so that it takes less time for few long ones.
+        classes, features = x.shape
+        together = math.gcd(classes, 256)
+        size = together * max(1, BLOCK // max(1, together * features))
+        x = tf.reshape(x, (classes // together, together * features))
         for start in range(0, classes, size):
-            block = self.take(slope, start, min(size, classes - start), axis=1)
-            x = self.add(x, start, self.pull(block, hidden))
-        return x
+            with tf.control_dependencies([x]):  # else a graph makes all products before it adds
+                block = self.take(slope, start, min(size, classes - start), axis=1)
+                product = self.pull(block, hidden)
+            x = self.add(x, start // together, tf.reshape(product, (-1, together * features)))
+        return tf.reshape(x, (classes, features))
 
     def pull(self, slope: Array, hidden: Array) -> Array:
         return tf.matmul(slope, hidden, transpose_a=True)

@@ -416,7 +416,11 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None
+    kind: Kind,
+    arrays: Arrays,
+    cotangent: object | None,
+    *,
+    overwrite: bool = False,  # noqa: ARG001 -- TensorFlow knows itself where nobody else reads them
 ) -> tuple[Array, Array]:
     """Value, and the gradient by the logits, both of which TensorFlow can differentiate."""
     if not _takes(arrays):

@@ -107,7 +107,7 @@ def remember(
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None
+    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
 ) -> tuple[Array, Array]:
     """Value and gradient by the logits: in one pass, where nobody asks for their derivatives."""
     task, logits = kind.task, _plans.first(arrays)
@@ -134,7 +134,8 @@ def solve_with_gradient(
         ready.run(arrays, None, value, None)
         seed = torch.ones_like(value) if seed is None else seed
         return value, _plans.pull(kind.plans, task, arrays, seed)
-    gradient = ready.empty_gradient(logits)
+    in_place = overwrite and ready.gradient_strides is None
+    gradient = logits if in_place else ready.empty_gradient(logits)
     if seed is not None:
         seed = _plans.seed(task, arrays, seed)
     if ready.run(arrays, seed, value, gradient) >= 0:

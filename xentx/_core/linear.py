@@ -36,8 +36,10 @@ Arrays = tuple[Array, Array, Array | None, Array, Array | None]
 Needs = tuple[bool, bool, bool]
 Gradients = tuple[Array | None, Array | None, Array | None]
 
-# A chunk of so many logits keeps the products near their full speed, and is small beside a head.
-CHUNK = 1 << 25
+# With so many rows at a time the products are near their full speed; for few classes it takes more
+# until the work outweighs the calls, and for very many it would take too much memory.
+ROWS = 512
+LEAST_LOGITS, MOST_LOGITS = 1 << 23, 1 << 26
 TILE_ROWS, TILE_CLASSES = 512, 4096
 
 
@@ -62,7 +64,8 @@ def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bo
     """Choose the tiles for so many rows, of which a chunk may be asked to have `chunk`."""
     rows = chunk
     if rows is None:
-        rows = TILE_ROWS if by_classes else max(64, CHUNK // classes)
+        rows = max(ROWS, LEAST_LOGITS // classes)
+        rows = TILE_ROWS if by_classes else max(64, min(rows, MOST_LOGITS // classes))
         if count:  # of nearly equal sizes, since a small remainder is slow
             rows = math.ceil(count / math.ceil(count / rows))
     return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)

@@ -76,7 +76,7 @@ class Tiles:
         def step(start: Index, size: int, x: Array) -> Array:
             return self.add(x, start, self.pull(self.take(slope, start, size, axis=1), hidden))
 
-        return self.chunks(slope.shape[1], max(1, BLOCK // hidden.shape[1]), step, x)
+        return self.chunks(slope.shape[1], max(1, BLOCK // max(1, hidden.shape[1])), step, x)
 
     def pull(self, slope: Array, hidden: Array) -> Array:
         """``slope.T @ hidden``."""
