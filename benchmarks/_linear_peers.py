@@ -268,7 +268,9 @@ def tensorflow_candidates() -> dict[str, Candidate]:
 
     @functools.cache
     def tensors(problem: Problem) -> tuple[Any, ...]:
-        return tuple(map(tf.constant, problem.arrays()))
+        found = tuple(map(tf.constant, problem.arrays()))
+        tf.constant(0) + 0  # It is in its next operation that TensorFlow lets NumPy's arrays go.
+        return found
 
     def naive(hidden: Any, head: Any, target: Any) -> Any:
         logits = tf.cast(tf.matmul(hidden, head, transpose_b=True), tf.float32)

@@ -204,6 +204,7 @@ def tensorflow_candidates() -> dict[str, Candidate]:  # noqa: C901
         def make(workload: Workload) -> Call:
             logits, target = workload.arrays()
             x, t = tf.constant(logits), tf.constant(target)
+            tf.constant(0) + 0  # It is in its next operation that it lets NumPy's arrays go.
 
             def step(x: Any, t: Any) -> Any:
                 if not workload.gradient:
