@@ -139,8 +139,17 @@ def torch_candidates() -> dict[str, Candidate]:
 
         return make
 
+    def without_autograd(workload: Workload) -> Call | None:
+        if not workload.gradient:
+            return None
+        logits, target = workload.arrays()
+        x = torch.from_numpy(logits.astype(np.float32)).to(getattr(torch, workload.dtype))
+        function = xentx.value_and_grad(xentx.cross_entropy)
+        return functools.partial(function, x, torch.from_numpy(target), axis=workload.axis)
+
     return {
         "xentx": candidate(xentx.cross_entropy, compiled=False),
+        "xentx.value_and_grad": without_autograd,
         "xentx, torch.compile": candidate(xentx.cross_entropy, compiled=True),
         "F.cross_entropy": candidate(F.cross_entropy, compiled=False),
         "F.cross_entropy, torch.compile": candidate(F.cross_entropy, compiled=True),
@@ -223,9 +232,17 @@ def tensorflow_candidates() -> dict[str, Candidate]:  # noqa: C901
     def ours(x: Any, t: Any, axis: int) -> Any:
         return xentx.cross_entropy(x, t, axis=axis)
 
+    def without_tape(workload: Workload) -> Call | None:
+        if not workload.gradient:
+            return None
+        function = xentx.value_and_grad(xentx.cross_entropy)
+        return functools.partial(function, *map(tf.constant, workload.arrays()), axis=workload.axis)
+
     return {
         "xentx": candidate(ours, "eager"),
+        "xentx.value_and_grad": without_tape,
         "xentx, tf.function": candidate(ours, "function"),
+        "xentx, XLA": candidate(ours, "xla"),
         "tf.nn.sparse, eager": candidate(sparse, "eager"),
         "tf.nn.sparse, tf.function": candidate(sparse, "function"),
         "tf.nn.sparse, XLA": candidate(sparse, "xla"),

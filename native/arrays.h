@@ -1,4 +1,5 @@
-// The arrays of NumPy and PyTorch, read in the time of a few function calls.
+// The arrays of NumPy and PyTorch, read in the time of a few function calls, and what tells calls of
+// functions of them apart.
 //
 // PyTorch's are read through the table of functions that its type carries as DLPack's exchange API,
 // so that nothing is built against PyTorch. https://dmlc.github.io/dlpack/latest/c_api.html
@@ -10,6 +11,8 @@
 #include <nanobind/ndarray.h>
 
 #include <cstring>
+#include <iterator>
+#include <string_view>
 
 namespace xentx {
 
@@ -98,18 +101,31 @@ inline bool is_one(nb::handle tensor_types, nb::handle tensor) {
     }
 }
 
-// What a call's arguments are but for the values of arrays, as bytes: equal for two calls only if
-// their arrays have the same dtypes, shapes and strides, in the CPU's memory, and their options the
-// same types and values. Arguments of other kinds have no form.
+// What a call is but for the values of its tensors, as bytes: equal for two calls only if they are
+// of one function, their tensors have the same dtypes, shapes and strides, in the CPU's memory, and
+// their options the same types and values. Calls with arguments of other kinds have no form.
 class Form {
   public:
-    // Arrays are what is exactly of one of these types: a subclass may have a mind of its own.
-    explicit Form(nb::handle array_types) : array_types_(array_types) {}
+    // Tensors are what is exactly of one of these types: a subclass may have a mind of its own.
+    explicit Form(nb::handle tensor_types) : tensor_types_(tensor_types) {}
 
-    bool add(nb::handle value) {
+    bool add(nb::handle function, nb::tuple args, nb::dict kwargs) {
+        if (args.size() > std::size(addresses_) || !put(function.ptr()) || !put(args.size()))
+            return false;
+        for (size_t i = 0; i < args.size(); i++)
+            if (!add(args[i], &addresses_[i])) return false;
+        for (auto [name, value] : kwargs)
+            if (!add(name) || !add(value)) return false;
+        return true;
+    }
+    std::string_view bytes() const { return {bytes_, size_}; }
+    // Where the memory of a positional argument is; null if that is no tensor.
+    void* address(size_t argument) const { return addresses_[argument]; }
+
+  private:
+    bool add(nb::handle value, void** address = nullptr) {
         PyObject* object = value.ptr();
-        if (is_one_of(Py_TYPE(object), array_types_))
-            return PyArray_Check(object) ? add_numpy(object) : add_tensor(object);
+        if (is_one_of(Py_TYPE(object), tensor_types_)) return add_tensor(object, address);
         if (value.is_none()) return put('0');
         if (PyBool_Check(object)) return put(object == Py_True ? 'T' : 'F');
         if (PyFloat_CheckExact(object)) return put('f') && put(PyFloat_AsDouble(object));
@@ -124,25 +140,16 @@ class Form {
         if (!text) PyErr_Clear();
         return text && put('s') && put(size) && put(text, size_t(size));
     }
-    template <class T> bool put(const T& value) { return put(&value, sizeof value); }
-    nb::object bytes() const { return nb::bytes(bytes_, size_); }
-
-  private:
-    bool add_numpy(PyObject* object) {
-        auto* array = reinterpret_cast<PyArrayObject*>(object);
-        const int ndim = PyArray_NDIM(array);
-        const size_t size = size_t(ndim) * sizeof(npy_intp);
-        return PyArray_ISNOTSWAPPED(array) && put('n') && put(PyArray_TYPE(array)) && put(ndim) &&
-               put(PyArray_DIMS(array), size) && put(PyArray_STRIDES(array), size);
-    }
-    bool add_tensor(PyObject* object) {
+    bool add_tensor(PyObject* object, void** address) {
         nb::dlpack::dltensor tensor;
-        if (!view_plain(array_types_, object, tensor)) return false;
+        if (!view_plain(tensor_types_, object, tensor)) return false;
+        if (address) *address = static_cast<char*>(tensor.data) + tensor.byte_offset;
         const size_t size = size_t(tensor.ndim) * sizeof(int64_t);
         return put('t') && put(tensor.dtype) && put(tensor.ndim) && put(tensor.shape, size) &&
                put(tensor.strides, size);
     }
 
+    template <class T> bool put(const T& value) { return put(&value, sizeof value); }
     bool put(const void* from, size_t size) {
         if (size_ + size > sizeof bytes_) return false;
         if (size) std::memcpy(bytes_ + size_, from, size);
@@ -150,19 +157,10 @@ class Form {
         return true;
     }
 
-    nb::handle array_types_;
+    nb::handle tensor_types_;
+    void* addresses_[5] = {};
     char bytes_[1024];
     size_t size_ = 0;
 };
-
-inline nb::object form(nb::tuple array_types, nb::tuple args, nb::dict kwargs) {
-    Form found(array_types);
-    found.put(args.size());
-    for (nb::handle value : args)
-        if (!found.add(value)) return nb::none();
-    for (auto [name, value] : kwargs)
-        if (!found.add(name) || !found.add(value)) return nb::none();
-    return found.bytes();
-}
 
 }  // namespace xentx

@@ -35,8 +35,12 @@ extern const Engine baseline, avx2, avx512, neon;
 // What a row's target says, the same for the divisor and for the loss.
 struct Target {
     enum { kept, ignored, wrong } state;
-    int64_t index;
+    int64_t index;  // counted from the first class of a block
 };
+
+inline bool is_block(const Task& task) {
+    return task.operation == Operation::block_state || task.operation == Operation::block_gradient;
+}
 
 inline Target read_target(const Task& task, int64_t group, int64_t outer, int64_t inner) {
     int64_t at = task.target.at(group, outer, inner);
@@ -44,8 +48,9 @@ inline Target read_target(const Task& task, int64_t group, int64_t outer, int64_
                         ? static_cast<const int64_t*>(task.target.data)[at]
                         : static_cast<const int32_t*>(task.target.data)[at];
     if (task.has_ignore && index == task.ignore_index) return {Target::ignored, index};
-    bool inside = 0 <= index && index < task.classes;
-    return {inside ? Target::kept : Target::wrong, index};
+    const int64_t classes = task.all_classes ? task.all_classes : task.classes;
+    bool inside = 0 <= index && index < classes;
+    return {inside ? Target::kept : Target::wrong, index - task.first_class};
 }
 
 // An entry of float32 or float64, or 1 where the array is not given.

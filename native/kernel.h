@@ -33,6 +33,9 @@ enum class Operation : int32_t {
     cross_entropy,         // value and, where it is asked for, gradient
     log_softmax,           // value in the shape of the logits
     log_softmax_pullback,  // gradient, for a cotangent in the shape of the logits
+    // Of a block of the classes, beside others: what cross_entropy is made of.
+    block_state,     // value: six doubles a row, as _core/partials.py has them
+    block_gradient,  // gradient, from the rows' states of all classes
 };
 
 enum class Reduction : int32_t { none, sum, mean, weighted_mean };
@@ -68,9 +71,14 @@ struct Task {
     double label_smoothing = 0.0, z_loss = 0.0, logit_softcap = 0.0;  // no cap: 0
     bool exact = false;  // float64 inside, whatever the logits
 
+    // A block's first class, and how many there are in all of them; `classes` are its own, and so
+    // are the weights and probabilities. Class indices count from the first class of all.
+    int64_t first_class = 0, all_classes = 0;
+    Array state;  // six doubles a row, along the axis of the classes
+
     // Results, dense in [group, outer, (classes,) inner]; those that are left empty are not wanted.
     // A gradient may be written over the logits.
-    void* value = nullptr;     // dtype of the logits
+    void* value = nullptr;     // dtype of the logits; states: [6][rows] doubles
     void* gradient = nullptr;  // dtype of the logits
 
     int threads = 0;  // at the most; 0: one for each processor that this process may use

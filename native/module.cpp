@@ -2,7 +2,7 @@
 //
 // What can be checked once is checked when a Plan is made, and a call costs little more than the
 // computing: it takes arrays, and None for what isn't there, and returns the first row with a class
-// index that is out of range, or -1. `form` is what tells calls apart that need different plans.
+// index that is out of range, or -1. Calls remembers which functions' calls need which Plan.
 #include "arrays.h"
 
 #include <nanobind/nanobind.h>
@@ -10,7 +10,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
-#include <iterator>
+#include <array>
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -40,6 +42,8 @@ constexpr Name<Operation> kOperations[] = {
     {"cross_entropy", Operation::cross_entropy},
     {"log_softmax", Operation::log_softmax},
     {"log_softmax_pullback", Operation::log_softmax_pullback},
+    {"block_state", Operation::block_state},
+    {"block_gradient", Operation::block_gradient},
 };
 constexpr Name<Reduction> kReductions[] = {
     {"none", Reduction::none},
@@ -71,49 +75,124 @@ Array array_of(const Layout& layout) {
 // PyTorch has tensors of zeros without memory.
 constexpr int64_t kUnreadable = -2;
 
-bool is_misaligned(const Array& array) {
-    return reinterpret_cast<uintptr_t>(array.data) % uintptr_t(size_of(array.dtype)) != 0;
-}
+// Logits, target, weight, sample_weight, normalizer, state.
+constexpr size_t kArrays = 6;
 
 class Plan {
   public:
-    explicit Plan(const Task& task) : task_(task) {}
+    // Of a task whose arrays are described; `given` are those that there are.
+    Plan(const Task& task, const std::array<bool, kArrays>& given)
+        : task_(task),
+          given_(given),
+          size_(task.groups * task.outer * task.inner * task.classes) {}
 
     int64_t operator()(nb::handle value, nb::handle gradient, nb::handle cotangent, int threads,
                        nb::args arrays) const {
+        if (arrays.size() > kArrays) throw nb::type_error("expected at most six arrays");
+        std::array<void*, kArrays> addresses = {};
+        for (size_t i = 0; i < arrays.size(); i++) addresses[i] = address_of(arrays[i]);
+        void* seed = address_of(cotangent);
+        if (!seed && !cotangent.is_none() && size_ > 0) return kUnreadable;
+        return compute(addresses, seed, address_of(value), address_of(gradient), threads);
+    }
+
+    int64_t compute(const std::array<void*, kArrays>& arrays, void* cotangent, void* value,
+                    void* gradient, int threads) const {
         Task task = task_;
         Array* const places[] = {&task.logits, &task.target, &task.weight, &task.sample_weight,
-                                 &task.normalizer};
-        size_t count = 0;
-        bool is_unreadable = false;
-        const bool is_empty = task.groups * task.outer * task.inner * task.classes == 0;
-        auto locate = [&](Array& place, nb::handle array) {
-            place.data = address_of(array);
-            is_unreadable |= is_misaligned(place);
-            is_unreadable |= !place.data && !array.is_none() && !is_empty;
-        };
-        for (nb::handle array : arrays) {
-            if (count == std::size(places)) throw nb::type_error("expected at most five arrays");
-            locate(*places[count++], array);
+                                 &task.normalizer, &task.state};
+        for (size_t i = 0; i < kArrays; i++) {
+            places[i]->data = arrays[i];
+            if (is_misaligned(*places[i]) || (given_[i] && !arrays[i] && size_ > 0))
+                return kUnreadable;
         }
-        locate(task.cotangent, cotangent);
-        if (is_unreadable) return kUnreadable;
-        task.value = address_of(value);
-        task.gradient = address_of(gradient);
+        task.cotangent.data = cotangent;
+        if (is_misaligned(task.cotangent)) return kUnreadable;
+        task.value = value;
+        task.gradient = gradient;
         task.threads = threads;
-        if (task.groups * task.outer * task.inner * task.classes < kReleasesTheGIL)
-            return run(task);
+        if (size_ < kReleasesTheGIL) return run(task);
         nb::gil_scoped_release release;
         return run(task);
     }
 
   private:
+    static bool is_misaligned(const Array& array) {
+        return reinterpret_cast<uintptr_t>(array.data) % uintptr_t(size_of(array.dtype)) != 0;
+    }
+
     Task task_;
+    std::array<bool, kArrays> given_;
+    int64_t size_;
+};
+
+// What was found out about calls in eager PyTorch, by their forms. It is there for small problems,
+// which take less time than one more function of Python's.
+class Calls {
+  public:
+    // With PyTorch's torch.is_grad_enabled, torch.get_num_threads and torch.empty_like.
+    Calls(nb::tuple tensor_types, nb::object is_grad_enabled, nb::object num_threads,
+          nb::object empty_like)
+        : tensor_types_(tensor_types),
+          is_grad_enabled_(is_grad_enabled),
+          num_threads_(num_threads),
+          empty_like_(empty_like) {}
+
+    // What a call like one that is remembered needs; or its value, if a plan was remembered with
+    // it, and autograd has no part in it; or None.
+    nb::object recall(nb::handle function, nb::tuple args, nb::dict kwargs) const {
+        Form form(tensor_types_);
+        if (!form.add(function, args, kwargs)) return nb::none();
+        const auto found = known_.find(form.bytes());
+        if (found == known_.end()) return nb::none();
+        const Known& known = found->second;
+        if (!known.plan || is_differentiated(args)) return known.what;
+        std::array<void*, kArrays> arrays = {};
+        for (size_t i = 0; i < args.size(); i++) arrays[i] = form.address(i);
+        nb::object value = empty_like_(known.scalar);
+        const int threads = nb::cast<int>(num_threads_());
+        const int64_t bad = known.plan->compute(arrays, nullptr, address_of(value), nullptr, threads);
+        return bad == -1 ? value : known.what;
+    }
+
+    // With a plan, a tensor to make others like for its value.
+    void remember(nb::handle function, nb::tuple args, nb::dict kwargs, nb::object what,
+                  nb::object plan, nb::object scalar) {
+        Form form(tensor_types_);
+        if (!form.add(function, args, kwargs)) return;
+        if (known_.size() >= kMostCalls) known_.clear();
+        const Plan* pointer = plan.is_none() ? nullptr : nb::cast<const Plan*>(plan);
+        known_[std::string(form.bytes())] = {what, plan, scalar, pointer};
+    }
+
+  private:
+    struct Known {
+        nb::object what, owner, scalar;
+        const Plan* plan;  // of `owner`
+    };
+    static constexpr size_t kMostCalls = 4096;
+
+    bool is_differentiated(nb::tuple args) const {
+        static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+        if (!is_grad_enabled_().is(nb::bool_(true))) return false;
+        for (nb::handle array : args) {
+            if (array.is_none()) continue;
+            nb::object answer = nb::steal(PyObject_GetAttr(array.ptr(), requires_grad));
+            if (!answer.is_valid()) nb::raise_python_error();
+            if (answer.is(nb::bool_(true))) return true;
+        }
+        return false;
+    }
+
+    nb::tuple tensor_types_;
+    nb::object is_grad_enabled_, num_threads_, empty_like_;
+    std::map<std::string, Known, std::less<>> known_;  // which finds what is no std::string
 };
 
 Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int64_t classes,
                int64_t inner, const Layout& logits, const Layout& target, const Layout& weight,
-               const Layout& sample_weight, const Layout& normalizer, const Layout& cotangent,
+               const Layout& sample_weight, const Layout& normalizer, const Layout& state,
+               const Layout& cotangent, int64_t first_class, int64_t all_classes,
                const std::string& reduction, std::optional<int64_t> ignore_index,
                double label_smoothing, double z_loss, std::optional<double> logit_softcap,
                bool exact) {
@@ -128,7 +207,10 @@ Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int6
     task.weight = array_of(weight);
     task.sample_weight = array_of(sample_weight);
     task.normalizer = array_of(normalizer);
+    task.state = array_of(state);
     task.cotangent = array_of(cotangent);
+    task.first_class = first_class;
+    task.all_classes = all_classes;
     task.reduction = named(kReductions, reduction);
     task.has_ignore = ignore_index.has_value();
     task.ignore_index = ignore_index.value_or(0);
@@ -136,7 +218,8 @@ Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int6
     task.z_loss = z_loss;
     task.logit_softcap = logit_softcap.value_or(0.0);
     task.exact = exact;
-    return Plan(task);
+    return Plan(task, {true, target.has_value(), weight.has_value(), sample_weight.has_value(),
+                       normalizer.has_value(), state.has_value()});
 }
 
 int import_numpy() {
@@ -157,10 +240,16 @@ NB_MODULE(_kernel, m) {
     m.def("plan", &make_plan, nb::kw_only(), nb::arg("operation"), nb::arg("groups"),
           nb::arg("outer"), nb::arg("classes"), nb::arg("inner"), nb::arg("logits").none(),
           nb::arg("target").none(), nb::arg("weight").none(), nb::arg("sample_weight").none(),
-          nb::arg("normalizer").none(), nb::arg("cotangent").none(), nb::arg("reduction"),
+          nb::arg("normalizer").none(), nb::arg("state").none(), nb::arg("cotangent").none(),
+          nb::arg("first_class"), nb::arg("all_classes"), nb::arg("reduction"),
           nb::arg("ignore_index").none(), nb::arg("label_smoothing"), nb::arg("z_loss"),
           nb::arg("logit_softcap").none(), nb::arg("exact"));
-    m.def("form", &form, nb::arg("array_types"), nb::arg("args"), nb::arg("kwargs"));
+    nb::class_<Calls>(m, "Calls")
+        .def(nb::init<nb::tuple, nb::object, nb::object, nb::object>(), nb::arg("tensor_types"),
+             nb::arg("is_grad_enabled"), nb::arg("num_threads"), nb::arg("empty_like"))
+        .def("recall", &Calls::recall, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"))
+        .def("remember", &Calls::remember, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"),
+             nb::arg("what"), nb::arg("plan").none(), nb::arg("scalar").none());
     m.def("is_one", &is_one, nb::arg("tensor_types"), nb::arg("tensor"));
     m.def("instruction_set", &instruction_set);
     m.def("is_fast", &is_fast);

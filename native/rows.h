@@ -136,13 +136,13 @@ inline Row row_of(const Job& job, const Batch& batch, int i) {
     row.weight = 1.0;
     if (task.target && !is_soft(task)) {
         row.target = read_target(task, row.group, row.outer, row.inner);
-        if (row.target.state == Target::kept)
+        if (row.target.state == Target::kept && !is_block(task))
             row.weight = read(task.weight, row.group * task.weight.group +
                                                row.target.index * task.weight.classes);
     }
     row.share = read(task.sample_weight, task.sample_weight.at(row.group, row.outer, row.inner));
     double cotangent = 1.0;
-    if (task.cotangent && task.operation == Operation::cross_entropy) {
+    if (task.cotangent && task.operation != Operation::log_softmax_pullback) {
         Array one = task.cotangent;
         int64_t at = one.at(row.group, row.outer, row.inner);
         one.classes = 0;
@@ -500,14 +500,15 @@ inline void read_distribution(const Task& task, const Row& row, double* q) {
     if (task.operation == Operation::log_softmax_pullback) {
         gather(task.cotangent, task.cotangent.at(row.group, row.outer, row.inner), n, q);
     } else {
-        double keep = 1.0 - task.label_smoothing, share = task.label_smoothing / double(n);
+        const int64_t classes = task.all_classes ? task.all_classes : n;
+        double keep = 1.0 - task.label_smoothing, share = task.label_smoothing / double(classes);
         if (is_soft(task)) {
             gather(task.target, task.target.at(row.group, row.outer, row.inner), n, q);
             if (task.label_smoothing != 0.0)
                 for (int64_t k = 0; k < n; k++) q[k] = keep * q[k] + share;
         } else {
             for (int64_t k = 0; k < n; k++) q[k] = share;
-            q[row.target.index] += keep;
+            if (0 <= row.target.index && row.target.index < n) q[row.target.index] += keep;
         }
         if (task.weight)
             for (int64_t k = 0; k < n; k++)
@@ -538,26 +539,30 @@ inline double sum_of(const double* x, int64_t n) {
     return sum.total();
 }
 
-inline void compute_general(const Job& job, const Row& row, void* memory) {
-    using V = Vec<double>;
-    const Task& task = job.task;
-    const General s(task, memory);
+// Logits, capped, with the cap's slope; what pads them is -inf, and so has no share in anything.
+inline void read_logits(const Task& task, const Row& row, const General& s) {
     const int64_t n = task.classes, all = padded(n);
-    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
-
-    // Logits, capped; what pads them is -inf, and so has no share in anything.
     gather(task.logits, task.logits.at(row.group, row.outer, row.inner), n, s.x);
-    for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
-    const bool capped = task.logit_softcap != 0.0;
-    if (capped)
-        for (int64_t k = 0; k < n; k += 8) {
-            V x, slope;
+    if (task.logit_softcap != 0.0) {
+        for (int64_t k = n; k < all; k++) s.x[k] = 0.0;
+        for (int64_t k = 0; k < all; k += 8) {
+            Vec<double> x, slope;
             soft_cap(load(s.x + k), task.logit_softcap, x, slope);
             store(s.x + k, x);
             store(s.slope + k, slope);
         }
-    if (capped)
-        for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
+    }
+    for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
+}
+
+inline void compute_general(const Job& job, const Row& row, void* memory) {
+    using V = Vec<double>;
+    const Task& task = job.task;
+    const General s(task, memory);
+    const int64_t all = padded(task.classes);
+    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
+    const bool capped = task.logit_softcap != 0.0;
+    read_logits(task, row, s);
 
     V highest(-__builtin_inf());
     for (int64_t k = 0; k < all; k += 8) highest = max(load(s.x + k), highest);
@@ -600,7 +605,7 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     double mass = row.weight, gaps;
     if (dense) {
         read_distribution(task, row, s.q);
-        mass = sum_of(s.q, n);
+        mass = sum_of(s.q, task.classes);
         ExactSum products;
         for (int64_t k = 0; k < all; k += 8) {
             V q = load(s.q + k), zero(0.0);
@@ -627,7 +632,7 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     }
     if (dense && ties == 1.0 && rest < 1.0) {
         s.q[leader] = 0.0;
-        s.e[leader] = unit * ((sum_of(s.q, n) - mass * p_others) + extra * p_top);
+        s.e[leader] = unit * ((sum_of(s.q, task.classes) - mass * p_others) + extra * p_top);
     } else if (!dense) {
         double p = picked == top ? p_top : e_picked / all_over_top;
         double p_minus_one = picked == top ? -p_others : p - 1.0;
@@ -635,6 +640,81 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     }
     if (capped)
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, load(s.e + k) * load(s.slope + k));
+    write_row(task, task.gradient, out, s.e);
+}
+
+// ---- Blocks of the classes: a row at a time, in double.
+
+constexpr int kState = 6;
+
+// As _core/partials.py: top, rest, ties, mass, gaps and whether the row is kept.
+inline void compute_block_state(const Job& job, const Row& row, void* memory) {
+    using V = Vec<double>;
+    const Task& task = job.task;
+    const General s(task, memory);
+    const int64_t n = task.classes, all = padded(n), rows = task.groups * task.outer * task.inner;
+    double state[kState] = {0.0, 0.0, double(n), 0.0, 0.0, 0.0};  // of an ignored row
+    if (row.target.state != Target::ignored) {
+        read_logits(task, row, s);
+        V highest(-__builtin_inf());
+        for (int64_t k = 0; k < all; k += 8) highest = max(load(s.x + k), highest);
+        double top = -__builtin_inf();
+        for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
+
+        // What is summed is a share of the top, wherever that is: none of it where it is -inf.
+        const double level = top == -__builtin_inf() ? 0.0 : top;
+        ExactSum sum, products;
+        double ties = 0.0;
+        read_distribution(task, row, s.q);
+        const Reference<double> reference{V(0.0)};
+        for (int64_t k = 0; k < all; k += 8) {
+            V x = load(s.x + k), gap = V(level) - x, zero(0.0), value, error, q = load(s.q + k);
+            exponential(x - V(level), reference, value, error);
+            auto is_top = x == V(level);
+            sum.add(select(is_top, zero, value));
+            sum.lost = sum.lost + select(is_top, zero, error);
+            products.add(select(q == zero, zero, q * gap));
+            for (int lane = 0; lane < 8; lane++) ties += is_top[lane] ? 1.0 : 0.0;
+        }
+        state[0] = top;
+        state[1] = sum.total() * 0x1p-53;
+        state[2] = top - top == 0.0 || level == 0.0 ? ties : double(kNaN);  // not at infinity
+        state[3] = row.target.state == Target::wrong ? double(kNaN) : sum_of(s.q, n);
+        state[4] = products.total();
+        state[5] = 1.0;
+    }
+    for (int i = 0; i < kState; i++) static_cast<double*>(task.value)[i * rows + row.number] = state[i];
+}
+
+// u (A p - q + 2 z lse p), and (A - q) - A (1 - p) for the entry whose p is above one half.
+inline void compute_block_gradient(const Job& job, const Row& row, void* memory) {
+    using V = Vec<double>;
+    const Task& task = job.task;
+    const General s(task, memory);
+    const int64_t n = task.classes, all = padded(n);
+    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
+    double state[kState];
+    gather(task.state, task.state.at(row.group, row.outer, row.inner), kState, state);
+    const double top = state[0], rest = state[1], ties = state[2], mass = state[3];
+    if (state[5] == 0.0) return fill_row(task, task.gradient, out, 0.0);
+    if (!(absolute(top) < __builtin_inf())) return fill_row(task, task.gradient, out, double(kNaN));
+
+    read_logits(task, row, s);
+    read_distribution(task, row, s.q);
+    const V tail = log1p_positive(V(rest + (ties - 1.0)));
+    const double extra = 2.0 * task.z_loss * (top + tail[0]), sum = rest + ties;
+    const double complement = rest / sum;
+    const bool has_leader = sum < 2.0;
+    const Reference<double> reference{V(0.0)};
+    for (int64_t k = 0; k < all; k += 8) {
+        V x = load(s.x + k), q = load(s.q + k), value, error;
+        exponential(x - V(top), reference, value, error);
+        V p = value * V(0x1p-53) / V(sum), g = V(mass) * p - q;
+        if (has_leader) g = select(x == V(top), (V(mass) - q) - V(mass * complement), g);
+        g = V(row.unit) * (g + V(extra) * p);
+        if (task.logit_softcap != 0.0) g = g * load(s.slope + k);
+        store(s.e + k, g);
+    }
     write_row(task, task.gradient, out, s.e);
 }
 
@@ -914,7 +994,11 @@ inline void compute_batch(const Job& job, const Batch& batch, void* memory) {
     }
     for (int i = 0; i < batch.count; i++) {
         Row row = row_of(job, batch, i);
-        if (row.target.state == Target::kept) {
+        if (task.operation == Operation::block_state) {
+            compute_block_state(job, row, memory);
+        } else if (task.operation == Operation::block_gradient) {
+            compute_block_gradient(job, row, memory);
+        } else if (row.target.state == Target::kept) {
             compute_general(job, row, memory);
         } else {
             write_loss(job, row, 0.0);

@@ -76,6 +76,9 @@ class LinearAdapter(Protocol):
     def tiles(self, array: Array) -> Tiles:
         """Return how arrays like this one are taken by tiles."""
 
+    def view(self, array: Array) -> np.ndarray[Any, Any] | None:
+        """Return an array's memory as NumPy sees it; None where it can't be seen."""
+
     def attach(self, linear: Any, arrays: tuple[Array | None, ...]) -> Array:
         """Value of the problem, differentiable by every array and to any order."""
 

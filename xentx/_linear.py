@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xentx import _evaluate, _problem
+from xentx import _blocks, _evaluate, _problem
 from xentx._backend import Backend
 from xentx._core import linear as core
 from xentx._core import reduction as reductions
@@ -131,7 +131,7 @@ def solve(linear: Linear, arrays: Arrays) -> Array:
             prepared.spec,
             prepared.tiling,
             prepared.arrays,
-            _dense(linear, prepared.spec),
+            _engine(linear, prepared.spec, arrays[0]),
         )
         return _finish(linear, prepared, rows)
 
@@ -158,7 +158,7 @@ def solve_with_gradients(
             tiling,
             prepared.arrays,
             seed,
-            _dense(linear, spec),
+            _engine(linear, spec, arrays[0]),
             (needs[0], needs[1], needs[2]),
         )
         probabilities = None
@@ -234,6 +234,20 @@ def tiles_of(backend: Backend, array: Array) -> Tiles:
     """Return how arrays like this one are taken by tiles."""
     adapter = backend.linear
     return Tiles(backend.namespace(array)) if adapter is None else adapter.tiles(array)
+
+
+def _engine(linear: Linear, spec: Spec, hidden: Array) -> core.Engine:
+    """Make what computes tiles: the native kernel where there is one, else the core."""
+    backend = linear.backend
+    portable = core.portable(backend.namespace(hidden), spec, _dense(linear, spec))
+    if backend.native is None or not linear.by_classes:
+        return portable
+    view = _numpy_view if backend.linear is None else backend.linear.view
+    return _blocks.engine(linear.kind.task, spec, portable, view, backend.array)
+
+
+def _numpy_view(array: Array) -> Array | None:
+    return array if isinstance(array, np.ndarray) else None
 
 
 def _dense(linear: Linear, spec: Spec) -> core.Dense:

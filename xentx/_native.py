@@ -87,7 +87,10 @@ def plan(
     weight: Layout = None,
     sample_weight: Layout = None,
     normalizer: Layout = None,
+    state: Layout = None,
     cotangent: Layout = None,
+    first_class: int = 0,
+    all_classes: int = 0,
 ) -> Any:
     """Make what is then called with addresses or NumPy arrays, as `native/module.cpp` says.
 
@@ -99,10 +102,13 @@ def plan(
         How many (outer, classes, inner) there are.
     groups
         And how many independent problems of that shape.
-    logits, target, weight, sample_weight, normalizer, cotangent
+    logits, target, weight, sample_weight, normalizer, state, cotangent
         Each array's dtype, and its strides in elements along (group, outer, classes, inner).
     operation
-        What to compute, where that is not the task's own: "log_softmax_pullback".
+        What to compute, where that is not the task's own: "log_softmax_pullback", or what is done
+        with a block of the classes, "block_state" and "block_gradient".
+    first_class, all_classes
+        Where a block begins, and how many classes there are beside its own.
     """
     outer, classes, inner = shape
     return KERNEL.plan(
@@ -116,7 +122,10 @@ def plan(
         weight=weight,
         sample_weight=sample_weight,
         normalizer=normalizer,
+        state=state,
         cotangent=cotangent,
+        first_class=first_class,
+        all_classes=all_classes,
         reduction=task.reduction,
         ignore_index=None if task.soft else task.ignore_index,
         label_smoothing=task.label_smoothing,

@@ -289,15 +289,25 @@ def check_options(
     return smoothing, z, cap
 
 
-def check_block(start: object, size: int, classes: object) -> None:
-    """Check that a block of classes lies among all of them."""
-    first, count = _check_integer("start", start), _check_integer("classes", classes)
+def check_block(backend: Backend, start: Any, size: int, classes: object) -> Any:
+    """Check that a block of classes lies among all of them, if it can be seen to; return `start`.
+
+    On many devices one program runs, where the number of the device is traced.
+    """
+    count = _check_integer("classes", classes)
+    if backend.owns(start) and shape_of(start) == ():
+        _check_dtype(backend, "start", start, INTEGERS)
+        if not backend.is_concrete(start):
+            return start
+        start = int(backend.to_numpy(start))
+    first = _check_integer("start", start)
     if not 0 <= first <= count - size:
         msg = (
             f"start: got {first} for a block of {size} classes; expected 0 <= start <= "
             f"{count - size}, where all blocks have {count} classes"
         )
         raise ValueError(msg)
+    return first
 
 
 def _logits(

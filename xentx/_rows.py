@@ -221,7 +221,7 @@ def partials(
     /,
     *,
     classes: int,
-    start: int = 0,
+    start: int | Array = 0,
     axis: int | None = None,
     weight: Array | None = None,
     ignore_index: int = -100,
@@ -247,8 +247,9 @@ def partials(
         the class axis; or the block's part of class probabilities.
     classes : int
         How many classes all blocks have together.
-    start : int, default: 0
-        Index of the block's first class.
+    start : int or array, default: 0
+        Index of the block's first class. An array of no dimensions may be traced, as the index of a
+        device is; whether the block then lies within `classes` is left to the caller.
     axis : int, optional
         As in `cross_entropy`.
     weight : array, optional
@@ -306,7 +307,7 @@ def partials(
         reduction="none",
     )
     size = problem.kind.spec.classes
-    _problem.check_block(start, size, classes)
+    start = _problem.check_block(backend, start, size, classes)
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
     prepared = _problem.prepare(Problem(kind, problem.arrays), block=size)
     with backend.evaluating():

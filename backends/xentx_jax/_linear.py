@@ -66,6 +66,10 @@ def _attached(linear: Linear, arrays: Arrays) -> Array:
     return _value(linear, *arrays)
 
 
+def view(array: Array) -> None:
+    """Nothing: what is compiled has no memory yet, and XLA makes one loop of the core's steps."""
+
+
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     _linear.check_target(linear, arrays)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from xentx import _linear
@@ -18,6 +19,7 @@ from xentx_tensorflow import _autodiff
 
 Array = Any
 Arrays = tuple[Array | None, ...]
+NumPyArray = np.ndarray[Any, Any]
 # Hidden, head, bias and target: the arrays whose gradients are formed with no tape.
 FORMED = 4
 NARROW = (tf.float16, tf.bfloat16)
@@ -126,6 +128,13 @@ _TILES = TensorFlowTiles(_autodiff.NAMESPACE)
 def tiles(array: Array) -> Tiles:  # noqa: ARG001
     """Return how tensors are taken by tiles."""
     return _TILES
+
+
+def view(array: Array) -> NumPyArray | None:
+    """Memory of an eager tensor on the CPU. Narrow floats are widened: they are only to be read."""
+    if not tf.executing_eagerly() or "CPU" not in array.device:
+        return None
+    return np.asarray(memoryview(tf.cast(array, tf.float32) if array.dtype in NARROW else array))
 
 
 def by_chunks(

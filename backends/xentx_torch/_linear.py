@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -18,9 +19,10 @@ from xentx import _linear, _problem
 from xentx._core import cross_entropy
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
-from xentx_torch import _autodiff, _backend, _native
+from xentx_torch import _autodiff, _backend, _native, _plans
 
 Array = torch.Tensor
+NumPyArray = np.ndarray[Any, Any]
 Arrays = tuple[Any, ...]
 # Hidden, head and bias: the arrays whose gradients are formed with no autodiff.
 FACTORS = 3
@@ -42,6 +44,14 @@ _TILES = TorchTiles(_autodiff.NAMESPACE)
 def tiles(array: Array) -> Tiles:  # noqa: ARG001
     """Return how tensors are taken by tiles."""
     return _TILES
+
+
+def view(array: Array) -> NumPyArray | None:
+    """Memory of a plain tensor. What NumPy has no dtype for is widened: it is only to be read."""
+    if not _plans.is_plain(array) or _native.is_observed():
+        return None
+    seen = array.detach()
+    return (seen.float() if seen.dtype == torch.bfloat16 else seen).numpy()
 
 
 def attach(linear: Linear, arrays: Arrays) -> Array:

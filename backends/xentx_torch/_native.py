@@ -15,7 +15,7 @@ without a copy. For any other cotangent the kernel starts from the logits again:
 saved gradient would round twice.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,9 +69,12 @@ def _all(given: Sequence[Any]) -> tuple[Any, ...]:
     return (*given, None, None, None, None)[:5]
 
 
-# What is known of a call's arguments by their form.
-_CALLS: dict[Hashable, Known] = {}
-_MOST_CALLS = 4096
+# What is known of calls by their form.
+_calls: Any = None
+if KERNEL is not None:
+    _calls = KERNEL.Calls(
+        _plans.TYPES, torch.is_grad_enabled, torch.get_num_threads, torch.empty_like
+    )
 
 
 def recall(
@@ -83,8 +86,8 @@ def recall(
         return node
     if is_observed():
         return None
-    known = _CALLS.get((pose, _form(_plans.TYPES, args, kwargs)))
-    return None if known is None else _run(known, args)
+    found: Array | Known | None = _calls.recall(pose, args, kwargs)
+    return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
 
 
 def remember(
@@ -98,12 +101,11 @@ def remember(
     as_given = all(a is b for a, b in zip(arrays, _all(args), strict=True))
     if is_observed() or not (kind.native and kind.fits and as_given):
         return
-    form = _form(_plans.TYPES, args, kwargs)
     ready = _plans.prepare(kind.plans, kind.task, arrays)
-    if form is not None and ready is not None:
-        if len(_CALLS) >= _MOST_CALLS:
-            _CALLS.clear()
-        _CALLS[pose, form] = kind, ready
+    if ready is not None:
+        simple = ready.copied is None and ready.scalar is not None
+        how = (ready.plan, ready.scalar) if simple else (None, None)
+        _calls.remember(pose, args, kwargs, (kind, ready), *how)
 
 
 def solve_with_gradient(
@@ -144,7 +146,6 @@ def solve_with_gradient(
 
 
 # Names of their own, since a step on the way to them takes as long as their answer.
-_form: Any = getattr(KERNEL, "form", None)
 _is_one: Any = getattr(KERNEL, "is_one", None)
 _is_compiling = torch.compiler.is_compiling
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling

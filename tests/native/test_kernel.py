@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 import xentx
 import xentx_numpy
-from xentx import _native
+from xentx import _blocks, _native
+from xentx._core import linear as core_linear
+from xentx._core import partials as monoid
+from xentx._core._spec import Precision, Spec
 from xentx.compare.regimes import REGIMES
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
@@ -133,6 +136,63 @@ def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
         assert row[1].tobytes() == gradient[at].tobytes()
 
 
+def block(seed):
+    """What the kernel and the core make of a block of random logits: its states and gradient."""
+    rng = np.random.default_rng(seed)
+    rows, width = int(rng.integers(0, 9)), int(rng.integers(1, 40))
+    first, after = (int(n) for n in rng.integers(0, 9, 2))
+    classes, soft = first + width + after, seed % 3 == 0
+    logits = rng.normal(0, 4, (rows, width))
+    special = rng.random(logits.shape)
+    logits[special < 0.02] = -np.inf
+    logits[special > 0.995] = rng.choice([np.inf, np.nan])
+    if seed % 7 == 0:
+        logits[:] = -np.inf
+    logits = logits.astype(np.float64 if seed % 2 else np.float32)
+    target = rng.gamma(0.5, size=(rows, width)).astype(logits.dtype)
+    if not soft:
+        target = rng.choice([*range(classes), -100, classes + 1, -1], (rows, 1))
+    weight = rng.uniform(0, 2, (1, width)).astype(logits.dtype) if seed % 5 else None
+    options = {
+        "label_smoothing": float(rng.choice([0.0, 0.3, 1.0])),
+        "z_loss": float(rng.choice([0.0, 0.1])),
+        "logit_softcap": rng.choice([None, 4.0]),
+    }
+    wide = Precision(np.float64, np.float64, recover=True, compensate=False)
+    ignored = None if soft else -100
+    spec = Spec(1, classes, wide, soft, ignore_index=ignored, **options)
+    core = core_linear.portable(np, spec, None)
+    task = _native.Task("cross_entropy", 1, soft, **options)
+    kernel = _blocks.engine(task, spec, core, lambda x: x, lambda x, _: x)
+
+    given = (target, weight, first)
+    exact = (target.astype(np.float64) if soft else target,)
+    exact += (None if weight is None else weight.astype(np.float64), first)
+    with np.errstate(all="ignore"):
+        expected = core.state(logits.astype(np.float64), *exact)
+        state = kernel.state(logits.copy(), *given)
+        # Of more than this block.
+        others = core.state(rng.normal(0, 4, (rows, width)), *exact)
+        known = monoid.combine(np, expected, others)
+        cotangent = rng.normal(size=rows)
+        slope = core.gradient(known, cotangent, logits.astype(np.float64), *exact)
+        found = kernel.gradient(known, cotangent, logits.copy(), *given)
+    return (state, found), (expected, slope)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_blocks_are_as_the_core_has_them(seed):
+    (state, gradient), (expected, slope) = block(seed)
+    # Where a row is NaN in the end, it matters not in which of its sums it is.
+    spoilt = np.isnan(np.stack(expected)).any(0) | np.isinf(expected.top) & (expected.top > 0)
+    for got, true in zip(state, expected, strict=True):
+        np.testing.assert_allclose(got[~spoilt], true[~spoilt], rtol=1e-13, atol=1e-300)
+    assert np.array_equal(np.isnan(np.stack(state)).any(0), spoilt)
+    assert gradient.dtype == (np.float64 if seed % 2 else np.float32)
+    unit = np.finfo(gradient.dtype).eps
+    np.testing.assert_allclose(gradient, slope, rtol=0.51 * unit + 1e-13, atol=1e-13)
+
+
 PROGRAM = """
 import sys
 import test_kernel
@@ -142,6 +202,8 @@ print(_native.KERNEL.instruction_set())
 print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
        for p in map(test_kernel.problem, range(120))])
 print(test_kernel.digest(test_kernel.both(*test_kernel.wide())))
+blocks = [test_kernel.block(seed)[0] for seed in range(40)]
+print([test_kernel.digest([*state, gradient]) for state, gradient in blocks])
 """
 
 

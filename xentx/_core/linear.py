@@ -15,7 +15,7 @@ Both ways take rows by chunks, and differ in what of the classes they take at a 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xentx._core import cross_entropy
 from xentx._core import partials as monoid
@@ -29,6 +29,27 @@ Array = Any
 # Logits, target, weight and the rows' cotangent -> the rows' losses and their gradient; without a
 # cotangent, the losses and None.
 Dense = Callable[[Array, Array, Array | None, Array | None], tuple[Array, Array | None]]
+
+
+class Engine(NamedTuple):
+    """What computes tiles: the core's own expressions, or something quicker.
+
+    Parameters
+    ----------
+    rows
+        The dense problem of whole rows.
+    state
+        The state of a block's logits, target, weight and first class.
+    gradient
+        From the state of all classes and the rows' cotangent, and those four, the gradient by the
+        logits, in whose place it may be.
+    """
+
+    rows: Dense
+    state: Callable[[Array, Array, Array | None, Any], Partials]
+    gradient: Callable[[Partials, Array, Array, Array, Array | None, Any], Array]
+
+
 # Hidden, head, bias, target and weight.
 Arrays = tuple[Array, Array, Array | None, Array, Array | None]
 
@@ -60,6 +81,18 @@ class Tiling:
     by_classes: bool
 
 
+def portable(xp: Any, spec: Spec, rows: Dense) -> Engine:
+    """Compute blocks by the core's expressions."""
+
+    def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
+        return monoid.partials(xp, spec, logits, target, weight, first)
+
+    def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
+        return monoid.gradient(xp, spec, known, *block) * cotangent[:, None]
+
+    return Engine(rows, state, gradient)
+
+
 def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bool) -> Tiling:
     """Choose the tiles for so many rows, of which a chunk may be asked to have `chunk`."""
     rows = chunk
@@ -71,17 +104,17 @@ def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bo
     return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)
 
 
-def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, dense: Dense) -> Array:
+def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Array:
     """Return a loss for each row, in the compute dtype."""
     if tiling.by_classes:
-        state = _states(tiles, spec, tiling, arrays)
+        state = _states(tiles, spec, tiling, arrays, engine)
         return tiles.xp.astype(monoid.finish(tiles.xp, state, spec.z_loss), spec.precision.compute)
     hidden, head, bias, target, weight = arrays
     bias = _cast(tiles, spec, bias)
 
     def step(start: Any, size: Any, rows: Array) -> Array:
         logits = tiles.logits(tiles.take(hidden, start, size), head, bias)
-        loss, _ = dense(logits, tiles.take(target, start, size), weight, None)
+        loss, _ = engine.rows(logits, tiles.take(target, start, size), weight, None)
         return tiles.put(rows, start, loss)
 
     rows = tiles.zeros((tiles.count(hidden),), spec.precision.compute, hidden)
@@ -94,7 +127,7 @@ def losses_and_gradients(
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
-    dense: Dense,
+    engine: Engine,
     needs: Needs = (True, True, True),
 ) -> tuple[Array, Gradients]:
     """Return the rows' losses, and their cotangents pulled back to hidden, head and bias.
@@ -103,7 +136,7 @@ def losses_and_gradients(
     """
     needs = (*needs[:2], needs[2] and arrays[2] is not None)
     way = _by_classes if tiling.by_classes else _by_rows
-    rows, gradients = way(tiles, spec, tiling, arrays, cotangent, dense, needs)
+    rows, gradients = way(tiles, spec, tiling, arrays, cotangent, engine, needs)
     by_hidden, by_head, by_bias = (
         None if gradient is None else tiles.xp.astype(gradient, array.dtype, copy=False)
         for gradient, array in zip(gradients, arrays[:3], strict=True)
@@ -179,7 +212,7 @@ def _by_rows(
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
-    dense: Dense,
+    engine: Engine,
     needs: Needs,
 ) -> tuple[Array, Gradients]:
     xp, compute = tiles.xp, spec.precision.compute
@@ -191,7 +224,7 @@ def _by_rows(
         x = tiles.take(hidden, start, size)
         chosen = tiles.take(target, start, size)
         logits = tiles.logits(x, head, bias)
-        loss, slope = dense(logits, chosen, weight, tiles.take(cotangent, start, size))
+        loss, slope = engine.rows(logits, chosen, weight, tiles.take(cotangent, start, size))
         del logits
         rows = tiles.put(rows, start, loss)
         if by_hidden is not None:
@@ -222,12 +255,12 @@ def _by_classes(
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
-    dense: Dense,  # noqa: ARG001 -- there is no whole row to give it
+    engine: Engine,
     needs: Needs,
 ) -> tuple[Array, Gradients]:
     xp, compute = tiles.xp, spec.precision.compute
     hidden, head, *_ = arrays
-    state = _states(tiles, spec, tiling, arrays)
+    state = _states(tiles, spec, tiling, arrays, engine)
     features = hidden.shape[1]
 
     def zeros(i: int, shape: tuple[Any, ...], dtype: Any) -> Array | None:
@@ -241,8 +274,7 @@ def _by_classes(
             by_hidden, by_block, by_shift = carry
             x, *operands = tile(start, size)
             known = Partials(*(tiles.take(field, start, size) for field in state))
-            slope = monoid.gradient(xp, spec, known, *operands)
-            slope = slope * tiles.take(cotangent, start, size)[:, None]
+            slope = engine.gradient(known, tiles.take(cotangent, start, size), *operands)
             if by_hidden is not None:
                 by_hidden = tiles.add(by_hidden, start, tiles.product(slope, block))
             if by_block is not None:
@@ -273,7 +305,7 @@ def _by_classes(
     return rows, gradients
 
 
-def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays) -> Partials:
+def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Partials:
     """Return the states of all rows, combined over blocks of the classes."""
     xp, hidden = tiles.xp, arrays[0]
 
@@ -282,7 +314,7 @@ def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays) -> Partial
 
         def inner(start: Any, size: Any, state: Partials) -> Partials:
             _, *operands = tile(start, size)
-            new = monoid.partials(xp, spec, *operands)
+            new = engine.state(*operands)
             old = Partials(*(tiles.take(field, start, size) for field in state))
             joined = monoid.combine(xp, old, new)
             return Partials(*(tiles.put(a, start, b) for a, b in zip(state, joined, strict=True)))

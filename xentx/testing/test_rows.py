@@ -132,6 +132,22 @@ def split_loss(logits, target, *, cuts, order, weight=None, z_loss=0.0, **option
     return xentx.finish(states[0], z_loss=z_loss)
 
 
+def block_from(logits, target, start):
+    """Loss of a row's later classes, and of an earlier one that is given apart."""
+    earlier = xentx.partials(logits[:, :1], target, classes=4)
+    later = xentx.partials(logits[:, 1:], target, classes=4, start=start)
+    return xentx.finish(xentx.combine(earlier, later))
+
+
+def test_a_block_begins_where_an_array_says(route):
+    """Traced or not: on many devices one program asks for the number of its own."""
+    logits = np.random.default_rng(RNG_SEED).normal(size=(5, 4)).astype(np.float32)
+    target = np.array([0, 3, 1, -100, 2], np.int32)
+    found = route.value(block_from, logits, target, np.array(1, np.int32))
+    whole = route.value(xentx.cross_entropy, logits, target, reduction="none")
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_split_is_the_whole(route, data):
