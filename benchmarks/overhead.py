@@ -157,6 +157,7 @@ def tensorflow_steps() -> Steps:
         ", tf.function": tf.function,
         ", XLA": lambda function: tf.function(function, jit_compile=True),
     }
+
     def ours(x: Any, t: Any) -> Any:
         return xentx.cross_entropy(x, t)
 
@@ -207,6 +208,7 @@ def main() -> None:
     frameworks = options.framework or list(STEPS)
     report = {
         "machine": machine(),
+        "shape": SHAPE,
         "frameworks": {name: apart(__file__, "--worker", name) for name in frameworks},
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")

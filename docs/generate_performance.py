@@ -1,6 +1,7 @@
 """Write docs/performance.md from what the benchmarks have measured; nothing is typed.
 
-python benchmarks/speed.py && python benchmarks/linear.py && python docs/generate_performance.py
+for name in speed overhead linear; do python benchmarks/$name.py; done
+python docs/generate_performance.py
 """  # noqa: INP001 -- a script
 
 import json
@@ -23,6 +24,7 @@ PAGE = Path(__file__).with_name("performance.md")
 COMMAND = "python docs/generate_performance.py"
 SPEED = ROOT / "benchmarks" / "speed.json"
 LINEAR = ROOT / "benchmarks" / "linear.json"
+OVERHEAD = ROOT / "benchmarks" / "overhead.json"
 NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 
 HEAD = """\
@@ -42,6 +44,13 @@ are, a ratio within a third of 1 says little.
 `python benchmarks/speed.py`. The fastest peer is whichever of the framework's own losses took least
 time on that workload. The limit is the time in which this machine's memory moves the logits, and
 with the backward pass the gradient, at the bandwidth that was measured beside.
+"""
+
+OVERHEAD_HEAD = """\
+## Where a small problem's time goes
+
+`python benchmarks/overhead.py`: one call on {shape} in float32, and what its framework takes for a
+call that computes all but nothing, which no loss can do without.
 """
 
 LINEAR_HEAD = """\
@@ -69,6 +78,14 @@ def losses(report: dict[str, Any]) -> Iterator[str]:
     yield from table(("", "", "peak / size of the logits"), rows)
 
 
+def overhead(report: dict[str, Any]) -> Iterator[str]:
+    """Tables of what a small call is made of."""
+    for framework, steps in report["frameworks"].items():
+        yield f"### {NAMES[framework]}, a small call\n"
+        rows = ((name, f"{seconds * 1e6:.1f} us") for name, seconds in steps.items())
+        yield from table(("", "time"), rows)
+
+
 def last_layer(report: dict[str, Any]) -> Iterator[str]:
     """Tables of the linear form."""
     for framework, results in report["frameworks"].items():
@@ -94,7 +111,12 @@ def generate() -> str:
     machine = speed["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = HEAD.format(**{**machine, "command": COMMAND, "versions": versions})
-    lines = [head, *losses(speed), LINEAR_HEAD, *last_layer(json.loads(LINEAR.read_text("utf-8")))]
+    calls, linear = (json.loads(path.read_text("utf-8")) for path in (OVERHEAD, LINEAR))
+    lines = [
+        *(head, *losses(speed)),
+        *(OVERHEAD_HEAD.format(shape=tuple(calls["shape"])), *overhead(calls)),
+        *(LINEAR_HEAD, *last_layer(linear)),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

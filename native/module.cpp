@@ -161,7 +161,7 @@ class Calls {
         Form form(tensor_types_);
         if (!form.add(function, args, kwargs)) return;
         if (known_.size() >= kMostCalls) known_.clear();
-        const Plan* pointer = plan.is_none() ? nullptr : nb::cast<const Plan*>(plan);
+        const Plan* pointer = nb::isinstance<Plan>(plan) ? nb::cast<const Plan*>(plan) : nullptr;
         known_[std::string(form.bytes())] = {what, plan, scalar, pointer};
     }
 

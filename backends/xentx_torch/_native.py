@@ -69,12 +69,13 @@ def _all(given: Sequence[Any]) -> tuple[Any, ...]:
     return (*given, None, None, None, None)[:5]
 
 
-# What is known of calls by their form.
-_calls: Any = None
-if KERNEL is not None:
-    _calls = KERNEL.Calls(
-        _plans.TYPES, torch.is_grad_enabled, torch.get_num_threads, torch.empty_like
-    )
+def no_calls() -> Any:
+    """What is known of calls, by their form: nothing yet, and never anything without a kernel."""
+    asks = torch.is_grad_enabled, torch.get_num_threads, torch.empty_like
+    return None if KERNEL is None else KERNEL.Calls(_plans.TYPES, *asks)
+
+
+_calls = no_calls()
 
 
 def recall(

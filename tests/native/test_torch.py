@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import xentx_torch
 from xentx import _evaluate, _native, _problem
+from xentx_torch import _native as adapter
 from xentx_torch import _operators
 from xentx_torch.testing import Torch
 
@@ -139,7 +140,7 @@ def calls(monkeypatch):
     # Plans are kept.
     monkeypatch.setattr(_problem, "_KINDS", {})
     monkeypatch.setattr(_operators, "_PLANS", {})
-    monkeypatch.setattr("xentx_torch._native._CALLS", {})
+    monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
     monkeypatch.setattr(_native, "KERNEL", SimpleNamespace(plan=spy))
     return made
 
@@ -158,6 +159,45 @@ def never_the_core(monkeypatch):
 def operators_in(graph):
     """Names of our operators in an FX graph."""
     return [node.target.name() for node in graph.graph.nodes if "xentx" in str(node.target)]
+
+
+# ---- calls that are known
+
+
+@pytest.mark.usefixtures("never_the_core")
+def test_a_known_call_is_told_from_all_others(monkeypatch):
+    """Each twice, among others of the same shape: by function, dtype, strides and options."""
+    monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
+    logits, target = torch.randn(6, 4, generator=torch.manual_seed(0)), torch.tensor([0, 1, 2] * 2)
+    wide, turned = torch.cat([logits] * 2, 1), logits.T.contiguous().T
+    forms = [logits, turned, wide[:, :4], wide[:, 4:], logits.double(), logits.half(), logits[:3]]
+    options = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.2}, {"reduction": "sum"}]
+    options += [{"reduction": "none"}, {"ignore_index": 1}, {"z_loss": 1}, {"z_loss": 1.0}]
+    cases = [
+        (x, t, option)
+        for x in forms
+        for t in (target[: len(x)], target[: len(x)].int())
+        for option in options
+    ]
+    for again in range(2):
+        for x, t, option in cases if again else cases[::-1]:
+            bits = expected_bits(x, t, **option)[0]
+            assert_bits([xentx.cross_entropy(x, t, **option)], [bits])
+            assert_bits([xentx_torch.cross_entropy(x, t, **option)], [bits])
+            leaf = x.clone().requires_grad_()
+            for enabled in (True, False):
+                with torch.set_grad_enabled(enabled):
+                    value = xentx.cross_entropy(leaf, t, **option)
+                assert value.requires_grad == enabled
+        assert_bits([xentx.log_softmax(logits)], [xentx_numpy.log_softmax(logits.numpy())])
+
+
+def test_a_known_call_with_a_wrong_index_is_an_error():
+    logits, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for _ in range(2):
+        xentx.cross_entropy(logits, target)
+    with pytest.raises(IndexError, match="got 9 at position 1"):
+        xentx.cross_entropy(logits, torch.tensor([0, 9, 2]))
 
 
 # ---- values and gradients
