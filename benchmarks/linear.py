@@ -30,8 +30,9 @@ SHAPES = {
     "large": (4096, 1024, 128256),
 }
 DTYPES = ("float32", "bfloat16")
-# Logits rounded to bfloat16 make a mean that is off in its third digit.
-AGREEMENT = {"float32": 1e-4, "bfloat16": 2e-2}
+# Logits rounded to bfloat16 make a mean that is off in its third digit; losses that are added up in
+# it, as in PyTorch's own chunks, one that is off in its second.
+AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def ready(framework: str, problem: Problem) -> dict[str, Ready]:

@@ -288,7 +288,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         target = xp.reshape(target, (_count(linear), spec.classes))
     else:
         target, seen, ignored = _problem.indices(
-            backend, target, hidden, spec, linear.kind.task.ignore_index, look=linear.looks
+            backend, target, hidden, spec, linear.kind.task.ignore_index
         )
         target = xp.reshape(target, (_count(linear),))
         device = backend.device(hidden)

@@ -99,8 +99,6 @@ class Linear:
         How many rows to take at a time; None for as many as is good.
     by_classes
         Which of the two ways of `xentx._core.linear` is taken.
-    looks
-        Whether class indices are looked at where they can be seen.
     """
 
     backend: Backend
@@ -110,7 +108,6 @@ class Linear:
     rows: tuple[int | None, ...]
     chunk: int | None
     by_classes: bool
-    looks: bool = True
 
     @property
     def is_early(self) -> bool:
@@ -375,15 +372,13 @@ def indices(
     like: Array,
     spec: Spec,
     ignore_index: int,
-    *,
-    look: bool = True,
 ) -> tuple[Array, bool, int | None]:
     """Check class indices wherever they can be seen, and give them the core's dtype.
 
     Returns them with whether they were seen, and the index of the rows to ignore: None where there
     was seen to be no such row.
     """
-    seen = look and backend.is_concrete(target)
+    seen = backend.is_concrete(target)
     ignored: int | None = ignore_index
     if seen:
         values = backend.to_numpy(target)

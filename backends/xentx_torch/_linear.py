@@ -8,7 +8,6 @@ expression, with all logits at once; a backward that is to be differentiated, a 
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -196,7 +195,7 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
     hidden, head, bias, target, weight, sample_weight, normalizer = arrays
     ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision, chunk = options
-    linear, arrays = _problem.linear(
+    return _problem.linear(
         _backend.BACKEND,
         cross_entropy,
         hidden,
@@ -214,8 +213,6 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
         precision=precision,
         chunk=chunk or "auto",
     )
-    # As in everything that is compiled: a wrong index makes its row NaN.
-    return replace(linear, looks=False), arrays
 
 
 _ARRAYS = (

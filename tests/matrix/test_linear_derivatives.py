@@ -248,6 +248,17 @@ class TestTorch:
         self.torch.testing.assert_close(*results)
 
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
+    def test_a_compiled_call_says_where_an_index_is_wrong(self):
+        hidden, head, _ = self.factors()
+        wrong = self.target.clone()
+        wrong[CHUNK + 2] = CLASSES
+        loss = self.torch.compile(
+            lambda target: xentx.linear_cross_entropy(hidden, head, target, chunk=CHUNK)
+        )
+        with pytest.raises(IndexError, match=f"got {CLASSES} at position {CHUNK + 2}"):
+            loss(wrong)
+
+    @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
     def test_compile_any_options(self):
         @settings(max_examples=4)  # each is compiled
         @given(problems())
