@@ -63,9 +63,9 @@ gradients.
 
 In bfloat16 the floor, like the frameworks' own losses, has products whose results are rounded to
 bfloat16, for which a processor may have units of its own. xentx's logits are of float32, and so is
-what it adds the head's gradient up in, at the price of a fourth product and of slower units: PyTorch
-and TensorFlow have no product of bfloat16 with a float32 result on CPUs. PyTorch's own chunks add the
-losses themselves up in bfloat16, and miss the mean by some percent.
+what it adds the head's gradient up in, at the price of a fourth product and of slower units:
+PyTorch and TensorFlow have no product of bfloat16 with a float32 result on CPUs. PyTorch's own
+chunks add the losses themselves up in bfloat16, and miss the mean by some percent.
 """
 
 
