@@ -124,7 +124,8 @@ def run_tests(
         "KERAS_HOME": session.create_tmp(),
     }
     # Two workers: they fill a small machine, and a process with four frameworks is a large one.
-    session.run("pytest", "-n", "2", *arguments, *session.posargs, env=env)
+    two = ("-n", "2", "--dist", "worksteal")
+    session.run("pytest", *two, *arguments, *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
@@ -190,9 +191,9 @@ def matrix(session: nox.Session) -> None:
         *("surfaces/test_[!k]*", "drop_in", "examples"),
     )
     run_tests(session, FRAMEWORKS, "tests", *(f"--ignore-glob=*/{pattern}" for pattern in done))
-    # Beside what is made of dense problems: that has no second engine.
-    dense = "--ignore-glob=*/test_[lr]*"
-    run_tests(session, FRAMEWORKS, "tests/matrix", *SUITE, dense, env=PORTABLE)
+    # Beside what is made of dense problems, which has no second engine, and NumPy: `pure` has that.
+    dense, frameworks = "--ignore-glob=*/test_[lr]*", FRAMEWORKS[1:]
+    run_tests(session, frameworks, "tests/matrix", *SUITE, dense, env=PORTABLE)
 
 
 @nox.session(default=False)
