@@ -75,9 +75,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 @pytest.fixture
 def browser(chromium, page):
     """The browser with the page just loaded, at a desk and in light."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     set_screen(chromium, 1280, 900)
     set_scheme(chromium, "light")
     chromium.get(page.as_uri())
+    # It is the script that fills the lists, the last of what it does at once.
+    WebDriverWait(chromium, 20).until(lambda b: b.find_elements("css selector", "#port-to option"))
     return chromium
 
 
