@@ -162,6 +162,24 @@ struct Work {
     }
 };
 
+// The rows of a group that are not ignored, where each amounts to 1; `wrong` as below. It runs before
+// any thread does, so that for few classes it must not take long.
+template <class Index>
+double count_rows(const Task& task, int64_t g, int64_t& wrong) {
+    const auto* targets = static_cast<const Index*>(task.target.data);
+    int64_t ignored = 0, row = g * task.outer * task.inner;
+    for (int64_t o = 0; o < task.outer; o++) {
+        const Index* line = targets + task.target.at(g, o, 0);
+        for (int64_t i = 0; i < task.inner; i++, row++) {
+            const int64_t index = line[i * task.target.inner];
+            const bool leaves = task.has_ignore && index == task.ignore_index;
+            ignored += leaves;
+            if (uint64_t(index) >= uint64_t(task.classes) && !leaves && wrong < 0) wrong = row;
+        }
+    }
+    return double(task.outer * task.inner - ignored);
+}
+
 // Looks at every row's target: the first that is out of range, or -1, and what the rows of each
 // group amount to, which is what a mean divides by.
 int64_t read_targets(const Task& task, bool amounts, double* divisors) {
@@ -170,6 +188,13 @@ int64_t read_targets(const Task& task, bool amounts, double* divisors) {
     // With class indices, the weights' sum is all of a row's mass that depends on no row.
     double share = 0.0;
     int64_t wrong = -1, row = 0;
+    if (!soft && !weighted && !task.weight && !task.sample_weight) {
+        const bool wide = task.target.dtype == DType::int64;
+        for (int64_t g = 0; g < task.groups; g++)
+            divisors[g] = wide ? count_rows<int64_t>(task, g, wrong)
+                               : count_rows<int32_t>(task, g, wrong);
+        return wrong;
+    }
     for (int64_t g = 0; g < task.groups; g++) {
         double amount = 0.0;
         if (!soft && weighted && task.label_smoothing != 0.0) {
