@@ -57,8 +57,8 @@ Arrays = tuple[Array, Array, Array | None, Array, Array | None]
 Needs = tuple[bool, bool, bool]
 Gradients = tuple[Array | None, Array | None, Array | None]
 
-# With so many rows at a time the products are near their full speed (benchmarks/products.py); for few
-# classes it takes more until the work outweighs the calls, and for very many it would take too much
+# With so many rows at a time the products are near their full speed (benchmarks/products.py). For
+# few classes it takes more until the work outweighs the calls, and very many would take too much
 # memory.
 ROWS = 512
 LEAST_LOGITS, MOST_LOGITS = 1 << 23, 1 << 26
