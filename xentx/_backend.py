@@ -79,6 +79,9 @@ class LinearAdapter(Protocol):
     def view(self, array: Array) -> np.ndarray[Any, Any] | None:
         """Return an array's memory as NumPy sees it; None where it can't be seen."""
 
+    def threads(self) -> int:
+        """Return how many threads the framework was told to use; 0 where it was told nothing."""
+
     def attach(self, linear: Any, arrays: tuple[Array | None, ...]) -> Array:
         """Value of the problem, differentiable by every array and to any order."""
 

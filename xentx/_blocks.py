@@ -16,6 +16,7 @@ from xentx._native import Layout, Task, plan
 
 Array = Any
 NumPyArray = np.ndarray[Any, Any]
+_UNREADABLE = -2
 
 
 def engine(
@@ -24,11 +25,12 @@ def engine(
     portable: core.Engine,
     view: Callable[[Array], NumPyArray | None],
     array: Callable[[NumPyArray, Array], Array],
+    threads: int,
 ) -> core.Engine:
     """Let the kernel take the blocks that it can read, and the portable core the others.
 
     ``view`` returns an array's memory, None where it can't; ``array(values, like)`` makes an array
-    beside another.
+    beside another. No more than so many threads are used; for 0, what the kernel likes.
     """
 
     def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
@@ -37,7 +39,8 @@ def engine(
             return portable.state(logits, target, weight, first)
         values = np.empty((len(Partials._fields), len(seen[0])))
         ready = _plan(task, spec, "block_state", seen, first)
-        ready(values, None, None, 0, *seen)
+        if ready(values, None, None, threads, *seen) == _UNREADABLE:
+            return portable.state(logits, target, weight, first)
         return Partials(*(array(row, logits) for row in values))
 
     def gradient(
@@ -55,7 +58,9 @@ def engine(
         *fields, seed = others
         values, seed = np.stack(fields).astype(np.float64, copy=False), np.ascontiguousarray(seed)  # type: ignore[arg-type]
         ready = _plan(task, spec, "block_gradient", seen, first, values, seed)
-        ready(None, seen[0], seed, 0, *seen, None, None, values)  # over the logits
+        bad = ready(None, seen[0], seed, threads, *seen, None, None, values)  # over the logits
+        if bad == _UNREADABLE:
+            return portable.gradient(known, cotangent, logits, target, weight, first)
         return logits
 
     return core.Engine(portable.rows, state, gradient)

@@ -242,8 +242,10 @@ def _engine(linear: Linear, spec: Spec, hidden: Array) -> core.Engine:
     portable = core.portable(backend.namespace(hidden), spec, _dense(linear, spec))
     if backend.native is None or not linear.by_classes:
         return portable
-    view = _numpy_view if backend.linear is None else backend.linear.view
-    return _blocks.engine(linear.kind.task, spec, portable, view, backend.array)
+    adapter, task = backend.linear, linear.kind.task
+    if adapter is None:
+        return _blocks.engine(task, spec, portable, _numpy_view, backend.array, 0)
+    return _blocks.engine(task, spec, portable, adapter.view, backend.array, adapter.threads())
 
 
 def _numpy_view(array: Array) -> Array | None:

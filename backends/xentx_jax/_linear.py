@@ -70,6 +70,11 @@ def view(array: Array) -> None:
     """Nothing: what is compiled has no memory yet, and XLA makes one loop of the core's steps."""
 
 
+def threads() -> int:
+    """None of the kernel's own: XLA has them."""
+    return 0
+
+
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     _linear.check_target(linear, arrays)

@@ -137,6 +137,9 @@ def view(array: Array) -> NumPyArray | None:
     return np.asarray(memoryview(tf.cast(array, tf.float32) if array.dtype in NARROW else array))
 
 
+threads = tf.config.threading.get_intra_op_parallelism_threads
+
+
 def by_chunks(
     function: Callable[..., tuple[Array, ...]],
     size: int,

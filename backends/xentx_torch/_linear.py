@@ -53,6 +53,9 @@ def view(array: Array) -> NumPyArray | None:
     return (seen.float() if seen.dtype == torch.bfloat16 else seen).numpy()
 
 
+threads = torch.get_num_threads
+
+
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     others = arrays[FACTORS:]

@@ -163,7 +163,7 @@ def block(seed):
     spec = Spec(1, classes, wide, soft, ignore_index=ignored, **options)
     core = core_linear.portable(np, spec, None)
     task = _native.Task("cross_entropy", 1, soft, **options)
-    kernel = _blocks.engine(task, spec, core, lambda x: x, lambda x, _: x)
+    kernel = _blocks.engine(task, spec, core, lambda x: x, lambda x, _: x, 0)
 
     given = (target, weight, first)
     exact = (target.astype(np.float64) if soft else target,)
