@@ -555,6 +555,14 @@ inline void read_logits(const Task& task, const Row& row, const General& s) {
     for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
 }
 
+inline double maximum(const double* x, int64_t all) {
+    Vec<double> highest(-__builtin_inf());
+    for (int64_t k = 0; k < all; k += 8) highest = max(load(x + k), highest);
+    double top = -__builtin_inf();
+    for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
+    return top;
+}
+
 inline void compute_general(const Job& job, const Row& row, void* memory) {
     using V = Vec<double>;
     const Task& task = job.task;
@@ -564,11 +572,8 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     const bool capped = task.logit_softcap != 0.0;
     read_logits(task, row, s);
 
-    V highest(-__builtin_inf());
-    for (int64_t k = 0; k < all; k += 8) highest = max(load(s.x + k), highest);
-    double top = -__builtin_inf();
+    const double top = maximum(s.x, all);
     int64_t leader = -1;
-    for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
 
     // Exponentials, over 2^n where the row can be reduced as it stands, else after a shift. A row
     // without a finite maximum comes out as NaN: its shift is infinite.
@@ -656,10 +661,7 @@ inline void compute_block_state(const Job& job, const Row& row, void* memory) {
     double state[kState] = {0.0, 0.0, double(n), 0.0, 0.0, 0.0};  // of an ignored row
     if (row.target.state != Target::ignored) {
         read_logits(task, row, s);
-        V highest(-__builtin_inf());
-        for (int64_t k = 0; k < all; k += 8) highest = max(load(s.x + k), highest);
-        double top = -__builtin_inf();
-        for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
+        const double top = maximum(s.x, all);
 
         // What is summed is a share of the top, wherever that is: none of it where it is -inf.
         const double level = top == -__builtin_inf() ? 0.0 : top;

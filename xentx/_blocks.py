@@ -12,11 +12,10 @@ import numpy as np
 from xentx._core import linear as core
 from xentx._core._spec import Spec
 from xentx._core.partials import Partials
-from xentx._native import Layout, Task, plan
+from xentx._native import UNREADABLE, Layout, Task, plan
 
 Array = Any
 NumPyArray = np.ndarray[Any, Any]
-_UNREADABLE = -2
 
 
 def engine(
@@ -39,7 +38,7 @@ def engine(
             return portable.state(logits, target, weight, first)
         values = np.empty((len(Partials._fields), len(seen[0])))
         ready = _plan(task, spec, "block_state", seen, first)
-        if ready(values, None, None, threads, *seen) == _UNREADABLE:
+        if ready(values, None, None, threads, *seen) == UNREADABLE:
             return portable.state(logits, target, weight, first)
         return Partials(*(array(row, logits) for row in values))
 
@@ -59,7 +58,7 @@ def engine(
         values, seed = np.stack(fields).astype(np.float64, copy=False), np.ascontiguousarray(seed)  # type: ignore[arg-type]
         ready = _plan(task, spec, "block_gradient", seen, first, values, seed)
         bad = ready(None, seen[0], seed, threads, *seen, None, None, values)  # over the logits
-        if bad == _UNREADABLE:
+        if bad == UNREADABLE:
             return portable.gradient(known, cotangent, logits, target, weight, first)
         return logits
 

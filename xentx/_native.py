@@ -33,6 +33,8 @@ def _find() -> Any:
 
 
 KERNEL: Any = _find()
+# What a plan returns, having done nothing, where it can't read an array as it lies.
+UNREADABLE = -2
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,10 +91,6 @@ class Call:
         """Return the same with or without a known gradient."""
         return _call(self.kind, self.given, self.groups, self.grouped, known)
 
-    def overwriting(self, overwrites: bool) -> "Call":  # noqa: FBT001
-        """Return the same with a gradient in the logits' place, or beside them."""
-        return _call(self.kind, self.given, self.groups, self.grouped, self.known, overwrites)
-
 
 @functools.cache
 def _call(
@@ -138,7 +134,7 @@ def solve_with_gradient(
     present = _present(kind, arrays)
     if present is None:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    call = _call_for(kind, arrays).overwriting(overwrite)
+    call = _call_for(kind, arrays, overwrite=overwrite)
     seeds = []
     if cotangent is not None:
         shape = _value_shape(call, present[0].shape)
@@ -153,11 +149,12 @@ def solve_with_gradient(
     return value, gradient
 
 
-def _call_for(kind: Kind, arrays: Arrays) -> Call:
+def _call_for(kind: Kind, arrays: Arrays, *, overwrite: bool = False) -> Call:
     given = tuple(array is not None for array in arrays)
-    call: Call | None = kind.plans.get(given)
+    call: Call | None = kind.plans.get((given, overwrite))
     if call is None:
-        call = kind.plans[given] = _call(kind, given, None, (False,) * sum(given))
+        grouped = (False,) * sum(given)
+        call = kind.plans[given, overwrite] = _call(kind, given, None, grouped, False, overwrite)  # noqa: FBT003
     return call
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from xentx import _evaluate, _problem
-from xentx._native import Layout, plan
+from xentx._native import UNREADABLE, Layout, plan
 from xentx._problem import Kind
 from xentx_numpy import _memory
 
@@ -77,8 +77,8 @@ def _run(
         None if u is None else u.strides,
     )
     ready = kind.plans.get(key)
-    bad: int = -2 if ready is None else ready(value, gradient, u, 0, x, t, w, s, n)
-    if bad == -2:  # noqa: PLR2004 -- not seen before, or not to be read
+    bad: int = UNREADABLE if ready is None else ready(value, gradient, u, 0, x, t, w, s, n)
+    if bad == UNREADABLE:  # not seen before, or not to be read
         views, ready = _prepare(kind, operation, given)
         in_place = (
             a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True)

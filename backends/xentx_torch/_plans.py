@@ -21,7 +21,6 @@ Arrays = Sequence[Array | None]
 TYPES = (torch.Tensor, torch.nn.Parameter)
 PLAIN = frozenset(TYPES)
 _NAMES = ("logits", "target", "weight", "sample_weight", "normalizer", "cotangent")
-_UNREADABLE = -2
 _get_num_threads = torch.get_num_threads
 _empty_like = torch.empty_like
 
@@ -99,7 +98,7 @@ class Ready:
             if cotangent is not None and self.copied[-1]:
                 cotangent = cotangent.contiguous()
         bad = self.plan(value, gradient, cotangent, _get_num_threads(), *arrays)
-        if bad == _UNREADABLE:
+        if bad == _native.UNREADABLE:
             arrays = [array if array is None else _readable(array) for array in arrays]
             cotangent = cotangent if cotangent is None else _readable(cotangent)
             return self.run(arrays, cotangent, value, gradient)
