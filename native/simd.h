@@ -301,8 +301,9 @@ XENTX_INLINE float round_to_odd(double d) {
     float f = float(d);
     if (double(f) == d || f != f || f - f != 0.0f) return f;
     uint32_t bits = as_bits(f);
-    bool too_far = (double(f) > d) == (f > 0);  // away from zero
-    if (too_far) bits -= 1;
+    // The sign is that of d, since f may be 0: rounded towards zero, with no bit to take away.
+    bool away_from_zero = (double(f) < d) != (d > 0);
+    if (away_from_zero) bits -= 1;
     return as_float(bits | 1);
 }
 XENTX_INLINE void put(Brain* to, double d) { put(to, round_to_odd(d)); }
