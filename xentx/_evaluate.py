@@ -43,7 +43,7 @@ def value_and_gradient(
 
 def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Give the small arrays the dtypes that the kernel reads."""
-    logits, target, weight, sample_weight, normalizer = arrays
+    logits, target, weight, sample_weight, normalizer = arrays  # the kernel takes no more
     if kind.fits and weight is sample_weight is normalizer is None:
         return arrays
     backend = kind.backend

@@ -21,12 +21,13 @@ from xentx._backend import Backend
 from xentx._core import linear as core
 from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, bound
 from xentx._core.tiles import Tiles
 from xentx._problem import Kind, Linear, LinearProblem, Problem
 
 Array = Any
-# Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none.
+# Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
+# the options that are arrays.
 Arrays = tuple[Any, ...]
 
 
@@ -65,10 +66,14 @@ class _Prepared:
 
     Parameters
     ----------
+    static
+        All but the arrays: hashable.
     spec, tiling
-        As the core takes them.
+        As the core takes them, with the values of options that are arrays.
     arrays
         Hidden, head, bias, target and weight.
+    options
+        Those that are arrays.
     sample_weight, divisor
         What the rows' losses are multiplied by, and what a mean divides their sum by.
     chosen, places
@@ -76,9 +81,11 @@ class _Prepared:
         found, an ignored one past their end; else None.
     """
 
+    static: Spec
     spec: Spec
     tiling: core.Tiling
     arrays: core.Arrays
+    options: tuple[Array, ...]
     sample_weight: Array | None
     divisor: Array | None
     chosen: Array | None = None
@@ -131,7 +138,7 @@ def solve(linear: Linear, arrays: Arrays) -> Array:
             prepared.spec,
             prepared.tiling,
             prepared.arrays,
-            _engine(linear, prepared.spec, arrays[0]),
+            _engine(linear, prepared, arrays[0]),
         )
         return _finish(linear, prepared, rows)
 
@@ -158,7 +165,7 @@ def solve_with_gradients(
             tiling,
             prepared.arrays,
             seed,
-            _engine(linear, spec, arrays[0]),
+            _engine(linear, prepared, arrays[0]),
             (needs[0], needs[1], needs[2]),
         )
         probabilities = None
@@ -176,10 +183,8 @@ def plain(linear: Linear, arrays: Arrays) -> Array:
     with linear.backend.evaluating():
         prepared = _prepare(linear, arrays, drop=False)
 
-        def losses(
-            kind: Kind, logits: Array, target: Array, weight: Array | None
-        ) -> tuple[Array, ...]:
-            return (_evaluate.value(Problem(kind, (logits, target, weight, None, None))),)
+        def losses(kind: Kind, *arrays: Array | None) -> tuple[Array, ...]:
+            return (_evaluate.value(dense_problem(kind, *arrays)),)
 
         (rows,) = _of_chunks(linear, prepared, losses)
         return _finish(linear, prepared, rows)
@@ -188,7 +193,7 @@ def plain(linear: Linear, arrays: Arrays) -> Array:
 def of_rows(
     linear: Linear, arrays: Arrays, function: Callable[..., tuple[Array, ...]]
 ) -> tuple[Array, ...]:
-    """Apply ``function(kind, logits, target, weight)`` chunk by chunk, and join what it returns."""
+    """Apply ``function(kind, logits, target, weight, *options)`` to chunks, and join the parts."""
     prepared = _prepare(linear, arrays, drop=False)
     return tuple(_as_rows(linear, prepared, x) for x in _of_chunks(linear, prepared, function))
 
@@ -198,15 +203,15 @@ def _of_chunks(
 ) -> tuple[Array, ...]:
     hidden, head, bias, target, weight = prepared.arrays
     tiles = tiles_of(linear.backend, hidden)
-    of_shape = _kinds(linear, prepared.spec)
+    of_shape = _kinds(linear, prepared.static)
 
     def of_chunk(
-        hidden: Array, target: Array, head: Array, bias: Array | None, weight: Array | None
+        hidden: Array, target: Array, head: Array, bias: Array | None, *others: Array | None
     ) -> tuple[Array, ...]:
-        logits = core.logits_of(tiles, prepared.spec, hidden, head, bias)
-        return function(of_shape(logits), logits, target, weight)
+        logits = core.logits_of(tiles, prepared.static, hidden, head, bias)
+        return function(of_shape(logits), logits, target, *others)
 
-    size, whole = prepared.tiling.rows, (head, bias, weight)
+    size, whole = prepared.tiling.rows, (head, bias, weight, *prepared.options)
     if linear.backend.linear is None:
         return by_chunks(tiles, of_chunk, size, (hidden, target), whole)
     return linear.backend.linear.by_chunks(of_chunk, size, (hidden, target), whole)
@@ -236,11 +241,11 @@ def tiles_of(backend: Backend, array: Array) -> Tiles:
     return Tiles(backend.namespace(array)) if adapter is None else adapter.tiles(array)
 
 
-def _engine(linear: Linear, spec: Spec, hidden: Array) -> core.Engine:
+def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
     """Make what computes tiles: the native kernel where there is one, else the core."""
-    backend = linear.backend
-    portable = core.portable(backend.namespace(hidden), spec, _dense(linear, spec))
-    if backend.native is None or not linear.by_classes:
+    backend, spec = linear.backend, prepared.spec
+    portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
+    if backend.native is None or not linear.by_classes or prepared.options:
         return portable
     adapter, task = backend.linear, linear.kind.task
     if adapter is None:
@@ -252,14 +257,21 @@ def _numpy_view(array: Array) -> Array | None:
     return array if isinstance(array, np.ndarray) else None
 
 
-def _dense(linear: Linear, spec: Spec) -> core.Dense:
+def dense_problem(
+    kind: Kind, logits: Array, target: Array, weight: Array | None, *options: Array
+) -> Problem:
+    """Pose the problem of a chunk's logits."""
+    return Problem(kind, (logits, target, weight, None, None, *options))
+
+
+def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
     """Make what computes the losses of a chunk of whole rows, and their gradient."""
-    of_shape = _kinds(linear, spec)
+    of_shape = _kinds(linear, prepared.static)
 
     def dense(
         logits: Array, target: Array, weight: Array | None, cotangent: Array | None
     ) -> tuple[Array, Array | None]:
-        problem = Problem(of_shape(logits), (logits, target, weight, None, None))
+        problem = dense_problem(of_shape(logits), logits, target, weight, *prepared.options)
         if cotangent is None:
             return _evaluate.value(problem), None
         return _evaluate.value_and_gradient(problem, cotangent, overwrite=True)
@@ -282,7 +294,7 @@ def _kinds(linear: Linear, spec: Spec) -> Callable[[Array], Kind]:
 
 def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     backend, spec = linear.backend, linear.kind.spec
-    hidden, head, bias, target, weight, sample_weight, normalizer = arrays
+    hidden, head, bias, target, weight, sample_weight, normalizer, *options = arrays
     tiles = tiles_of(backend, hidden)
     xp, compute = tiles.xp, spec.precision.compute
     hidden = xp.reshape(hidden, (_count(linear), head.shape[1]))
@@ -310,6 +322,8 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         spec = replace(spec, ignore_index=None)
     tiling = core.tiling(hidden.shape[0], spec.classes, linear.chunk, by_classes=linear.by_classes)
     laid_out = (hidden, head, bias, target, weight)
+    operands = tuple(xp.astype(option, compute, copy=False) for option in options)
+    static, spec = spec, bound(xp, spec, operands)
     divisor = None
     if normalizer is not None:
         divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
@@ -318,7 +332,9 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         if sample_weight is not None:
             amounts = amounts * sample_weight
         divisor = reductions.total(xp, spec, keep_rows(xp, spec, target, amounts))
-    return _Prepared(spec, tiling, laid_out, sample_weight, divisor, chosen, places)
+    return _Prepared(
+        static, spec, tiling, laid_out, operands, sample_weight, divisor, chosen, places
+    )
 
 
 def _seed(linear: Linear, prepared: _Prepared, tiles: Tiles, cotangent: Array | None) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 from xentx import _registry
 from xentx._backend import Backend, Operation
 from xentx._core import reduction as reductions
-from xentx._core._spec import Precision, Spec
+from xentx._core._spec import OPERAND, OPTIONS, Precision, Spec, bound, in_range
 from xentx._native import Task
 
 Array = Any
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
         What is known without seeing a value.
     arrays
         Logits, target, class weights, sample weights and normalizer; None where there is none. The
-        first is the one that `value_and_grad` differentiates by.
+        first is the one that `value_and_grad` differentiates by. Options that are arrays follow.
     """
 
     kind: Kind
@@ -127,7 +127,7 @@ class LinearProblem(NamedTuple):
         What is known without seeing a value.
     arrays
         Hidden, head, bias, target, class weights, sample weights and normalizer; None where there
-        is none.
+        is none. Options that are arrays follow.
     """
 
     linear: Linear
@@ -148,6 +148,8 @@ class Prepared:
     ----------
     spec
         As of the problem, with what was seen of the class indices.
+    bound
+        The same with the values of options that are arrays; not hashable where there are any.
     arrays
         What the operation takes.
     sample_weight, divisor
@@ -155,6 +157,7 @@ class Prepared:
     """
 
     spec: Spec
+    bound: Spec
     arrays: tuple[Array | None, ...]
     sample_weight: Array | None = None
     divisor: Array | None = None
@@ -266,23 +269,77 @@ def _check_reduction(value: object) -> Reduction:
     return value  # type: ignore[return-value]
 
 
+def _operands(
+    backend: Backend, options: Sequence[object], like: Array, first: str
+) -> tuple[tuple[Any, ...], tuple[Array, ...]]:
+    """Tell which of the options OPTIONS are arrays, and return those arrays.
+
+    Returns the options, a number or OPERAND each, and the arrays. Python's and NumPy's numbers are
+    read. An array of the framework may be traced or differentiated: it stays an array, and its
+    value is checked where it is concrete.
+    """
+    numbers: list[object] = []
+    arrays = []
+    for name, option in zip(OPTIONS, options, strict=True):
+        number = option
+        if option is not None and not isinstance(option, Real):
+            number, array = _number(backend, name, option, like, first)
+            if array is not None:
+                arrays.append(array)
+        numbers.append(number)
+    return tuple(numbers), tuple(arrays)
+
+
+def _number(
+    backend: Backend, name: str, option: object, like: Array, first: str
+) -> tuple[object, Array | None]:
+    """Return the number that an option is, or OPERAND and an array."""
+    of_numpy = isinstance(option, np.ndarray | np.generic)
+    if not of_numpy and _registry.find(option) is None:
+        return option, None  # whose type `check_options` refuses
+    array = np.asarray(option) if of_numpy else _convert(backend, name, option, like, first)
+    owner = _registry.require(name, array)
+    _check_dtype(owner, name, array, FLOATS + INTEGERS)
+    if shape_of(array) != ():
+        msg = f"{name}: got shape {shape_of(array)}; expected a number or a 0-d array"
+        raise ValueError(msg)
+    if of_numpy:
+        return float(array), None
+    if owner.is_concrete(array):
+        check_options(**{name: float(owner.to_numpy(array))})
+    return OPERAND, array
+
+
+def traced_z_loss(backend: Backend, option: object, like: Array) -> Any:
+    """Check a z-loss that goes with no problem: a number, or an array which is NaN out of range."""
+    (_, z, _), operands = _operands(backend, (0.0, option, None), like, "state")
+    z = check_options(z_loss=z)[1]
+    if z is not OPERAND:
+        return z
+    xp = backend.namespace(like)
+    return in_range(xp, "z_loss", xp.astype(operands[0], like.dtype))
+
+
 def check_options(
-    label_smoothing: object, z_loss: object, logit_softcap: object
-) -> tuple[float, float, float | None]:
-    smoothing = _check_real("label_smoothing", label_smoothing, "a number")
-    if not 0.0 <= smoothing <= 1.0:
-        msg = f"label_smoothing: got {smoothing}; expected 0 <= label_smoothing <= 1"
-        raise ValueError(msg)
-    z = _check_real("z_loss", z_loss, "a number")
-    if not 0.0 <= z < math.inf:
-        msg = f"z_loss: got {z}; expected 0 <= z_loss < inf"
-        raise ValueError(msg)
-    if logit_softcap is None:
-        return smoothing, z, None
-    cap = _check_real("logit_softcap", logit_softcap, "a number or None")
-    if not 0.0 < cap < math.inf:
-        msg = f"logit_softcap: got {cap}; expected 0 < logit_softcap < inf"
-        raise ValueError(msg)
+    label_smoothing: object = 0.0, z_loss: object = 0.0, logit_softcap: object = None
+) -> tuple[Any, Any, Any]:
+    """Check the options that are numbers; one that is an array is OPERAND, and is left so."""
+    smoothing, z, cap = label_smoothing, z_loss, logit_softcap
+    if smoothing is not OPERAND:
+        smoothing = _check_real("label_smoothing", smoothing, "a number")
+        if not 0.0 <= smoothing <= 1.0:
+            msg = f"label_smoothing: got {smoothing}; expected 0 <= label_smoothing <= 1"
+            raise ValueError(msg)
+    if z is not OPERAND:
+        z = _check_real("z_loss", z, "a number")
+        if not 0.0 <= z < math.inf:
+            msg = f"z_loss: got {z}; expected 0 <= z_loss < inf"
+            raise ValueError(msg)
+    if cap is not None and cap is not OPERAND:
+        cap = _check_real("logit_softcap", cap, "a number or None")
+        if not 0.0 < cap < math.inf:
+            msg = f"logit_softcap: got {cap}; expected 0 < logit_softcap < inf"
+            raise ValueError(msg)
     return smoothing, z, cap
 
 
@@ -536,7 +593,8 @@ def rowwise(
     if normalizer is not None:
         normalizer = _convert(backend, "normalizer", normalizer, logits, first)
     arrays = (logits, target, weight, sample_weight, normalizer)
-    options = (axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
+    scalars, operands = _operands(backend, (label_smoothing, z_loss, logit_softcap), logits, first)
+    options = (axis, ignore_index, *scalars, reduction, precision)
     key = (
         backend,
         operation,
@@ -556,7 +614,7 @@ def rowwise(
     if kind is None:
         kind = _check_rowwise(backend, operation, arrays, options, first)
         _remember(backend, key, kind)
-    return Problem(kind, arrays)
+    return Problem(kind, (*arrays, *operands))
 
 
 def _check_rowwise(
@@ -584,7 +642,13 @@ def _check_rowwise(
     _check_weight(backend, weight, logits, axis, classes, first)
     _check_sample_weight(backend, sample_weight, logits, axis, first)
     _check_normalizer(backend, normalizer, reduction)
-    task = Task(operation.NAME, axis, soft, reduction, ignore, smoothing, z, cap, exact)
+    has_operands = OPERAND in (smoothing, z, cap)
+    # The kernel reads numbers: what has options that are arrays is the core's.
+    numbers = {
+        name: 0.0 if option is OPERAND else option
+        for name, option in zip(OPTIONS, (smoothing, z, cap), strict=True)
+    }
+    task = Task(operation.NAME, axis, soft, reduction, ignore, exact=exact, **numbers)
     spec = Spec(
         axis=axis,
         classes=classes,
@@ -598,7 +662,7 @@ def _check_rowwise(
     dtype = backend.dtype_name(target)
     # An unsigned index too large for the signed type must be seen to be out of range.
     wraps = dtype == "uint64" or (dtype == "uint32" and not backend.has_float64(logits))
-    native = operation.NAME != "nll_loss" and not wraps
+    native = operation.NAME != "nll_loss" and not wraps and not has_operands
     fits = dtype in ("int32", "int64", *FLOATS)
     return Kind(backend, operation, task, spec, native, fits)
 
@@ -648,7 +712,10 @@ def linear(
             ("normalizer", normalizer),
         )
     )
-    options = (-1, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
+    scalars, operands = _operands(
+        backend, (label_smoothing, z_loss, logit_softcap), hidden, "hidden"
+    )
+    options = (-1, ignore_index, *scalars, reduction, precision)
     names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
     dtypes = {name: _check_dtype(backend, name, array, FLOATS) for name, array in names.items()}
     shape, classes = _check_shapes(hidden, head, bias)
@@ -673,7 +740,7 @@ def linear(
         chunk=_check_chunk(chunk),
         by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,
     )
-    return LinearProblem(static, (hidden, head, bias, target, *others))
+    return LinearProblem(static, (hidden, head, bias, target, *others, *operands))
 
 
 def _check_shapes(
@@ -720,9 +787,9 @@ def prepare(problem: Problem, block: int | None = None) -> Prepared:
     """
     kind = problem.kind
     backend, task, spec = kind.backend, kind.task, kind.spec
-    logits, target, weight, sample_weight, normalizer = problem.arrays
+    logits, target, weight, sample_weight, normalizer, *options = problem.arrays
     if target is None:
-        return Prepared(spec, (logits,))
+        return Prepared(spec, spec, (logits,))
     xp = backend.namespace(logits)
     if not spec.soft:
         target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
@@ -737,13 +804,15 @@ def prepare(problem: Problem, block: int | None = None) -> Prepared:
     if sample_weight is not None:
         sample_weight = xp.astype(sample_weight, compute, copy=False)
         sample_weight = xp.expand_dims(sample_weight, axis=spec.axis)
+    options = [xp.astype(option, compute, copy=False) for option in options]
+    whole = bound(xp, spec, options)
     divisor = None
     if normalizer is not None:
         divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
     elif task.reduction in ("mean", "weighted_mean"):
         with backend.evaluating():
-            divisor = reductions.divisor(xp, spec, task.reduction, target, weight, sample_weight)
-    return Prepared(spec, (logits, target, weight), sample_weight, divisor)
+            divisor = reductions.divisor(xp, whole, task.reduction, target, weight, sample_weight)
+    return Prepared(spec, whole, (logits, target, weight, *options), sample_weight, divisor)
 
 
 def cotangent(

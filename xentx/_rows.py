@@ -196,8 +196,8 @@ def linear_per_row(
         chunk=chunk,
     )
 
-    def of_chunk(kind: Kind, logits: Array, target: Array, weight: Array | None) -> RowStats:
-        return _stats(Problem(kind, (logits, target, weight, None, None)))
+    def of_chunk(kind: Kind, *arrays: Array | None) -> RowStats:
+        return _stats(_linear.dense_problem(kind, *arrays))
 
     return RowStats(*_linear.of_rows(linear, arrays, of_chunk))
 
@@ -210,7 +210,7 @@ def _stats(problem: Problem) -> RowStats:
     backend = problem.kind.backend
     xp = backend.namespace(logits)
     with backend.evaluating():
-        *fields, correct = _per_row.forward(xp, prepared.spec, logits, target)
+        *fields, correct = _per_row.forward(xp, prepared.bound, logits, target)
         lse, log_prob, entropy = (xp.astype(field, logits.dtype, copy=False) for field in fields)
     return RowStats(loss, lse, log_prob, entropy, correct)
 
@@ -311,9 +311,9 @@ def partials(
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
     prepared = _problem.prepare(Problem(kind, problem.arrays), block=size)
     with backend.evaluating():
-        block, target, scale = prepared.arrays
+        block, target, scale, *_ = prepared.arrays
         return _monoid.partials(
-            backend.namespace(block), prepared.spec, block, target, scale, start
+            backend.namespace(block), prepared.bound, block, target, scale, start
         )
 
 
@@ -393,7 +393,7 @@ def finish(state: Partials, /, *, z_loss: float = 0.0) -> Array:
     array([0.464369])
     """
     backend = _backend_of("state", state)
-    _, z, _ = _problem.check_options(0.0, z_loss, None)
+    z = _problem.traced_z_loss(backend, z_loss, state.top)
     with backend.evaluating():
         return _monoid.finish(backend.namespace(state.top), state, z)
 

@@ -177,7 +177,10 @@ def by_chunks(
             seeds = [part(cotangent, start) for cotangent in cotangents]
             found = _by_tape(at_once, parts(wide, start), seeds, places)
             for i, gradient in zip(places, found, strict=True):
-                sums[i] = _TILES.add(sums[i], start if is_mapped[i] else 0, gradient)
+                if gradient.shape.rank == 0:
+                    sums[i] += gradient
+                else:
+                    sums[i] = _TILES.add(sums[i], start if is_mapped[i] else 0, gradient)
             return list(sums.values())
 
         _in_turn(range(0, count, size), step)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from xentx import _linear, _problem
 from xentx._core import cross_entropy
+from xentx._core._spec import OPTIONS
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
 from xentx_torch import _autodiff, _backend, _native, _plans
@@ -182,7 +183,9 @@ def _differentiate(
 def _by_operator(linear: Linear, arrays: Arrays) -> Array:
     task = linear.kind.task
     value: Array = torch.ops.xentx.linear_loss(
-        *arrays,
+        *arrays[:_COUNT],
+        arrays[_COUNT:],
+        linear.kind.spec.operands,
         task.ignore_index,
         task.label_smoothing,
         task.z_loss,
@@ -197,7 +200,8 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
     hidden, head, bias, target, weight, sample_weight, normalizer = arrays
-    ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision, chunk = options
+    operands, names, ignore_index, *numbers, reduction, precision, chunk = options
+    given = dict(zip(OPTIONS, numbers, strict=True)) | dict(zip(names, operands, strict=True))
     return _problem.linear(
         _backend.BACKEND,
         cross_entropy,
@@ -209,12 +213,10 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
         sample_weight=sample_weight,
         normalizer=normalizer,
         ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        logit_softcap=logit_softcap,
         reduction=reduction,
         precision=precision,
         chunk=chunk or "auto",
+        **given,
     )
 
 
@@ -222,8 +224,10 @@ _ARRAYS = (
     "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
     "Tensor? sample_weight, Tensor? normalizer"
 )
+# The options that are arrays and their names, then all of them, of which those are not read.
 _OPTIONS = (
-    "int ignore_index, float label_smoothing, float z_loss, float? logit_softcap, "
+    "Tensor[] operands, str[] names, int ignore_index, "
+    "float label_smoothing, float z_loss, float? logit_softcap, "
     "str reduction, str precision, int chunk, bool[] needs"
 )
 _COUNT = 7
@@ -275,23 +279,24 @@ def _or_nothing(gradients: Sequence[Array | None], like: Array | None) -> tuple[
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-    ctx.options = inputs[_COUNT:]
-    ctx.save_for_backward(*inputs[:_COUNT], *output[1:])
+    operands, *ctx.options = inputs[_COUNT:]
+    ctx.nothing = (None,) * _COUNT + ([None] * len(operands),) + (None,) * len(ctx.options)
+    ctx.save_for_backward(*inputs[:_COUNT], *operands, *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _pull_back(ctx: Any, cotangent: Array | None, *_: Array | None) -> tuple[Array | None, ...]:
-    nothing = (None,) * (_COUNT + len(ctx.options))
     if cotangent is None:
-        return nothing
-    arrays, known = ctx.saved_tensors[:_COUNT], ctx.saved_tensors[_COUNT:]
+        return ctx.nothing
+    saved = ctx.saved_tensors
+    arrays, operands, known = saved[:_COUNT], saved[_COUNT:-FACTORS], saved[-FACTORS:]
     *options, needs = ctx.options
-    if _problem_of(arrays, options)[0].is_early:
+    if _problem_of(arrays, (operands, *options))[0].is_early:
         found = [(gradient * cotangent).to(gradient.dtype) for gradient in known]
     else:
-        found = torch.ops.xentx.linear_gradients(cotangent, *arrays, *ctx.options)
+        found = torch.ops.xentx.linear_gradients(cotangent, *arrays, operands, *ctx.options)
     gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, *nothing[FACTORS:]
+    return *gradients, *ctx.nothing[FACTORS:]
 
 
 def _register() -> None:

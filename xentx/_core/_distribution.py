@@ -4,9 +4,10 @@ Integer target ``t``:  ``q_k = (1 - s) w_t [k = t] + (s / C) w_k``
 Soft target ``y``:     ``q_k = w_k ((1 - s) y_k + s / C)``
 """
 
+from dataclasses import replace
 from typing import Any
 
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, is_given
 
 Array = Any
 Namespace = Any
@@ -28,7 +29,7 @@ def distribution(
     share = spec.label_smoothing / spec.classes
     if spec.soft:
         q = xp.astype(target, dtype, copy=False)
-        if spec.label_smoothing:
+        if is_given(spec.label_smoothing):
             q = (1.0 - spec.label_smoothing) * q + share
         return q if weight is None else weight * q
     # Comparing and not gathering: it also works where the classes are sharded.
@@ -41,13 +42,21 @@ def distribution(
     if weight is None:
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)
-    return q + share * weight if spec.label_smoothing else q
+    return q + share * weight if is_given(spec.label_smoothing) else q
 
 
 def target_slope(xp: Namespace, spec: Spec, weight: Array | None) -> Array:
     """Derivative of ``q_k`` by a soft target's ``y_k``."""
     weight = xp.ones((), dtype=spec.precision.compute) if weight is None else weight
     return (1.0 - spec.label_smoothing) * weight
+
+
+def smoothing_slope(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+    """Derivative of ``q`` with respect to the label smoothing, in which it is linear."""
+    all_smooth, none_smooth = (
+        distribution(xp, replace(spec, label_smoothing=end), target, weight) for end in (1.0, 0.0)
+    )
+    return all_smooth - none_smooth
 
 
 def kept(spec: Spec, target: Array) -> Array | None:

@@ -4,8 +4,9 @@ The slope of a row's loss, its gradient for a cotangent of 1, is formed once and
 pullback scales it by the row's cotangent, the jvp sums it against the tangents, and transposing
 that jvp is the pullback again.
 
-Arrays, slopes, gradients and tangents come in threes: for the logits (or log-probabilities), the
-target and the class weights. None stands for one that isn't there or isn't needed.
+Arrays, slopes, gradients and tangents come in the same order: the logits (or log-probabilities),
+the target, the class weights, and the options that are arrays. None stands for one that isn't there
+or isn't needed.
 """
 
 from typing import Any
@@ -16,15 +17,13 @@ from xentx._core._spec import Spec
 
 Array = Any
 Namespace = Any
-Triple = tuple[Array, Array, Array]
-Needs = tuple[bool, bool, bool]
-
-ALL: Needs = (True, True, True)
+Arrays = tuple[Array, ...]
+Needs = tuple[bool, ...]
 
 
 def slopes(
-    xp: Namespace, spec: Spec, arrays: Triple, needs: Needs, by_logits: Array, losses: Array
-) -> Triple:
+    xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs, by_logits: Array, losses: Array
+) -> Arrays:
     """Complete the slopes of a row's loss ``sum_k q_k losses_k``, which is linear in q."""
     _, target, weight = arrays
     by_target = by_weight = None
@@ -35,24 +34,34 @@ def slopes(
     return by_logits, by_target, by_weight
 
 
-def pullback(xp: Namespace, spec: Spec, arrays: Triple, slopes: Triple, cotangent: Array) -> Triple:
+def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangent: Array) -> Arrays:
     """Pull the rows' cotangents back to the arrays, each in its own dtype."""
-    logits, target, weight = arrays
-    by_logits, by_target, by_weight = slopes
+    logits, target, weight, *options = arrays
+    by_logits, by_target, by_weight, *by_options = slopes
     cotangent = keep_rows(xp, spec, target, cotangent)
     gradient = xp.astype(cotangent * by_logits, logits.dtype, copy=False)
     target_gradient = weight_gradient = None
     if by_target is not None:
         target_gradient = xp.astype(cotangent * by_target, target.dtype, copy=False)
+    rows = tuple(d for d in range(gradient.ndim) if d != spec.axis)
     if by_weight is not None:
-        shares = cotangent * by_weight
-        rows = tuple(d for d in range(shares.ndim) if d != spec.axis)
-        total = xp.sum(shares, axis=rows, keepdims=True, dtype=spec.precision.accumulate)
-        weight_gradient = xp.astype(total, weight.dtype, copy=False)
-    return gradient, target_gradient, weight_gradient
+        weight_gradient = _total(xp, spec, cotangent * by_weight, rows, weight.dtype)
+    everything = tuple(range(gradient.ndim))
+    option_gradients = (
+        None if slope is None else _total(xp, spec, cotangent * slope, everything, option.dtype)
+        for slope, option in zip(by_options, options, strict=True)
+    )
+    return gradient, target_gradient, weight_gradient, *option_gradients
 
 
-def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Triple, tangents: Triple) -> Array:
+def _total(xp: Namespace, spec: Spec, shares: Array, axes: tuple[int, ...], dtype: Any) -> Array:
+    """Sum over axes, which are kept unless these are all."""
+    some = len(axes) < shares.ndim
+    total = xp.sum(shares, axis=axes, keepdims=some, dtype=spec.precision.accumulate)
+    return xp.astype(total, dtype, copy=False)
+
+
+def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Arrays, tangents: Arrays) -> Array:
     """Tangent of each row's loss."""
     terms = [
         sum_classes(xp, spec, slope * xp.astype(tangent, spec.precision.compute, copy=False))
@@ -62,7 +71,6 @@ def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Triple, tangents: Trip
     return keep_rows(xp, spec, target, sum(terms[1:], start=terms[0]))
 
 
-def needs_of(tangents: Triple) -> Needs:
+def needs_of(tangents: Arrays) -> Needs:
     """Tell which slopes a jvp needs."""
-    by_logits, by_target, by_weight = (tangent is not None for tangent in tangents)
-    return by_logits, by_target, by_weight
+    return tuple(tangent is not None for tangent in tangents)

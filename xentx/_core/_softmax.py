@@ -47,6 +47,13 @@ def cap_slope(xp: Namespace, spec: Spec, logits: Array) -> Array:
     return 4.0 * t / ((1.0 + t) * (1.0 + t))
 
 
+def cap_shift(xp: Namespace, spec: Spec, logits: Array) -> Array:
+    """Derivative of `capped` with respect to the cap ``c``: ``tanh(u) - u (1 - tanh(u)^2)``."""
+    u = xp.astype(logits, spec.precision.compute, copy=False) / spec.logit_softcap
+    finite = xp.where(xp.isinf(u), 0.0, u)  # the slope is 0 where u is infinite
+    return xp.tanh(u) - finite * cap_slope(xp, spec, logits)
+
+
 def exponentials(xp: Namespace, spec: Spec, x: Array, top: Array) -> tuple[Array, Array]:
     """Gaps ``top - x`` and their exponentials ``exp(x - top)``.
 

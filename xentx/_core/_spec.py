@@ -1,7 +1,16 @@
 """What an operation knows before it sees a value: hashable, so that a compiler can key on it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+Array = Any
+Namespace = Any
+
+# Stands in a Spec for an option whose value is an array: `bound` puts the array in its place.
+OPERAND = "operand"
+# The options that may be arrays, in the order in which they follow an operation's other arrays.
+OPTIONS = ("label_smoothing", "z_loss", "logit_softcap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Spec:
     ignore_index
         The class index of the rows to ignore; None where there is no such row.
     label_smoothing, z_loss, logit_softcap
-        As in `xentx.cross_entropy`.
+        As in `xentx.cross_entropy`: a number, or OPERAND for an array.
     device
         Where an array that is made of nothing must lie to meet the others; None where the framework
         sees to that.
@@ -57,7 +66,35 @@ class Spec:
     soft: bool = False
     checked: bool = False
     ignore_index: int | None = None
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    logit_softcap: float | None = None
+    label_smoothing: Any = 0.0
+    z_loss: Any = 0.0
+    logit_softcap: Any = None
     device: Any = None
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the options whose values are arrays."""
+        return tuple(name for name in OPTIONS if getattr(self, name) is OPERAND)
+
+
+def bound(xp: Namespace, spec: Spec, options: Sequence[Array]) -> Spec:
+    """Put the options that are arrays into a Spec, NaN where a value is out of range.
+
+    What is computed with it is no longer hashable.
+    """
+    if not options:
+        return spec
+    values = zip(spec.operands, options, strict=True)
+    return replace(spec, **{name: in_range(xp, name, value) for name, value in values})
+
+
+def in_range(xp: Namespace, name: str, value: Array) -> Array:
+    """Replace the value of an option by NaN where it is out of range, which traces cannot raise."""
+    above = value > 0.0 if name == "logit_softcap" else value >= 0.0
+    below = value <= 1.0 if name == "label_smoothing" else value < xp.inf
+    return xp.where(above & below, value, xp.nan)
+
+
+def is_given(option: Any) -> bool:
+    """Whether an option is an array, or a number other than 0."""
+    return not isinstance(option, float) or option != 0.0

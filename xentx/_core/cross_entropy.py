@@ -8,9 +8,9 @@ nothing cancels.
 from typing import Any
 
 from xentx._core import _distribution, _rows, _softmax
-from xentx._core._rows import ALL, Needs, Triple
+from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import RowStats
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, bound, is_given
 
 Array = Any
 Namespace = Any
@@ -20,9 +20,13 @@ IS_ROWWISE = True
 
 
 def forward(
-    xp: Namespace, spec: Spec, logits: Array, target: Array, weight: Array | None
+    xp: Namespace, spec: Spec, logits: Array, target: Array, weight: Array | None, *options: Array
 ) -> tuple[Array, RowStats]:
-    """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
+    """Return a loss for each row in the compute dtype, the class axis kept with length 1.
+
+    `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
+    """
+    spec = bound(xp, spec, options)
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, logits))
     stats = _softmax.row_stats(xp, spec, x)
     tail = _softmax.log_tail(xp, spec, stats)
@@ -30,46 +34,65 @@ def forward(
     mass = _softmax.sum_classes(xp, spec, q)
     gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, q, stats.top - x))
     loss = mass * tail + gaps
-    if spec.z_loss:
+    if is_given(spec.z_loss):
         lse = stats.top + tail
         loss = loss + spec.z_loss * (lse * lse)
     loss = _distribution.no_class_is_nan(xp, spec, target, loss)
     return _distribution.keep_rows(xp, spec, target, loss), stats
 
 
-def _slopes(xp: Namespace, spec: Spec, arrays: Triple, stats: RowStats, needs: Needs) -> Triple:
-    logits, target, weight = arrays
+def _slopes(
+    xp: Namespace, static: Spec, arrays: Arrays, stats: RowStats, needs: Needs | None
+) -> Arrays:
+    logits, target, weight, *options = arrays
+    needs = (True,) * len(arrays) if needs is None else needs
+    spec = bound(xp, static, options)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
     tail = _softmax.log_tail(xp, spec, stats)
+    lse = stats.top + tail
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
     mass = _distribution.no_class_is_nan(xp, spec, target, mass)
-    by_logits = _softmax.softmax_minus(xp, spec, x, e, stats, q, mass)
-    if spec.z_loss:
-        lse = stats.top + tail
-        by_logits = by_logits + (2.0 * spec.z_loss) * lse * _softmax.probabilities(e, stats)
+    by_capped = _softmax.softmax_minus(xp, spec, x, e, stats, q, mass)
+    if is_given(spec.z_loss):
+        by_capped = by_capped + (2.0 * spec.z_loss) * lse * _softmax.probabilities(e, stats)
+    by_logits = by_capped
     if spec.logit_softcap is not None:
-        by_logits = by_logits * _softmax.cap_slope(xp, spec, logits)
-    return _rows.slopes(xp, spec, arrays, needs, by_logits, tail + gap)
+        by_logits = by_capped * _softmax.cap_slope(xp, spec, logits)
+
+    def by_option(name: str) -> Array:
+        if name == "z_loss":
+            return lse * lse
+        if name == "logit_softcap":
+            return _softmax.sum_classes(xp, spec, by_capped * _softmax.cap_shift(xp, spec, logits))
+        slope = _distribution.smoothing_slope(xp, spec, target, weight)
+        return _softmax.sum_classes(xp, spec, _distribution.times(xp, slope, tail + gap))
+
+    by_options = (
+        by_option(name) if needed else None
+        for name, needed in zip(static.operands, needs[3:], strict=True)
+    )
+    slopes = _rows.slopes(xp, spec, (logits, target, weight), needs, by_logits, tail + gap)
+    return *slopes, *by_options
 
 
 def pullback(
     xp: Namespace,
     spec: Spec,
-    arrays: Triple,
+    arrays: Arrays,
     residuals: tuple[Array, ...],
     cotangent: Array,
-    needs: Needs = ALL,
-) -> Triple:
-    """Return ``A p - q`` and the derivatives by target and weights, times the rows' cotangents."""
+    needs: Needs | None = None,
+) -> Arrays:
+    """Return ``A p - q`` and the derivatives with respect to the other arrays, pulled back."""
     slopes = _slopes(xp, spec, arrays, RowStats(*residuals), needs)
     return _rows.pullback(xp, spec, arrays, slopes, cotangent)
 
 
 def jvp(
-    xp: Namespace, spec: Spec, arrays: Triple, residuals: tuple[Array, ...], tangents: Triple
+    xp: Namespace, spec: Spec, arrays: Arrays, residuals: tuple[Array, ...], tangents: Arrays
 ) -> Array:
     """Return the tangent of each row's loss."""
     slopes = _slopes(xp, spec, arrays, RowStats(*residuals), _rows.needs_of(tangents))

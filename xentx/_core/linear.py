@@ -21,7 +21,7 @@ from xentx._core import cross_entropy
 from xentx._core import partials as monoid
 from xentx._core._distribution import distribution, kept
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, is_given
 from xentx._core.partials import Partials
 from xentx._core.tiles import Tiles
 
@@ -156,7 +156,7 @@ def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction:
             # Other indices are ignored rows, which the caller leaves out, or make the loss NaN.
             known = xp.where((target >= 0) & (target < spec.classes), target, 0)
             amount = xp.take(weight, known, axis=0)
-        if weighted and weight is not None and spec.label_smoothing:
+        if weighted and weight is not None and is_given(spec.label_smoothing):
             mean = xp.sum(weight, dtype=spec.precision.accumulate) / spec.classes
             mean = xp.astype(mean, compute, copy=False)
             amount = (1.0 - spec.label_smoothing) * amount + spec.label_smoothing * mean

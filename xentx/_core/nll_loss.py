@@ -3,7 +3,7 @@
 from typing import Any
 
 from xentx._core import _distribution, _rows
-from xentx._core._rows import ALL, Needs, Triple
+from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import Spec
 
@@ -30,7 +30,7 @@ def _log_probs(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Ar
     return _distribution.keep_rows(xp, spec, target, log_probs)
 
 
-def _slopes(xp: Namespace, spec: Spec, arrays: Triple, needs: Needs) -> Triple:
+def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
     log_probs, target, weight = arrays
     losses = -_log_probs(xp, spec, log_probs, target)
     q = _distribution.distribution(xp, spec, target, weight)
@@ -41,11 +41,11 @@ def _slopes(xp: Namespace, spec: Spec, arrays: Triple, needs: Needs) -> Triple:
 def pullback(
     xp: Namespace,
     spec: Spec,
-    arrays: Triple,
+    arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001 -- the loss is linear: its arrays say it all
     cotangent: Array,
-    needs: Needs = ALL,
-) -> Triple:
+    needs: Needs = (True, True, True),
+) -> Arrays:
     """Return ``-q`` and the derivatives by target and weights, times the rows' cotangents."""
     return _rows.pullback(xp, spec, arrays, _slopes(xp, spec, arrays, needs), cotangent)
 
@@ -53,9 +53,9 @@ def pullback(
 def jvp(
     xp: Namespace,
     spec: Spec,
-    arrays: Triple,
+    arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001
-    tangents: Triple,
+    tangents: Arrays,
 ) -> Array:
     """Return the tangent of each row's loss."""
     slopes = _slopes(xp, spec, arrays, _rows.needs_of(tangents))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from xentx._core import _distribution, _softmax
 from xentx._core._softmax import RowStats
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, is_given
 
 Array = Any
 Namespace = Any
@@ -108,11 +108,11 @@ def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
     )
 
 
-def finish(xp: Namespace, state: Partials, z_loss: float) -> Array:
+def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
     """Return a loss for each row."""
     tail = xp.log1p(state.rest + (state.ties - 1.0))
     loss = state.mass * tail + state.gaps
-    if z_loss:
+    if is_given(z_loss):
         lse = state.top + tail
         loss = loss + z_loss * (lse * lse)
     nothing = state.top == -xp.inf
@@ -145,7 +145,7 @@ def gradient(
     complement = rest / (rest + ties)
     leader = _softmax.is_leader(x, stats)
     slope = xp.where(leader, (mass - q) - mass * complement, mass * p - q)
-    if spec.z_loss:
+    if is_given(spec.z_loss):
         slope = slope + (2.0 * spec.z_loss) * (top + tail) * p
     if spec.logit_softcap is not None:
         slope = slope * _softmax.cap_slope(xp, spec, block)
