@@ -316,8 +316,7 @@ def traced_z_loss(backend: Backend, option: object, like: Array) -> Any:
     z = check_options(z_loss=z)[1]
     if z is not OPERAND:
         return z
-    xp = backend.namespace(like)
-    return in_range(xp, "z_loss", xp.astype(operands[0], like.dtype))
+    return in_range(backend.namespace(like), "z_loss", operands[0])
 
 
 def check_options(

@@ -99,8 +99,9 @@ def remember(
 ) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
-    as_given = all(a is b for a, b in zip(arrays, _all(args), strict=True))
-    if is_observed() or not (kind.native and kind.fits and as_given):
+    if is_observed() or not (kind.native and kind.fits):
+        return
+    if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return
     ready = _plans.prepare(kind.plans, kind.task, arrays)
     if ready is not None:

@@ -113,6 +113,8 @@ def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
     tail = xp.log1p(state.rest + (state.ties - 1.0))
     loss = state.mass * tail + state.gaps
     if is_given(z_loss):
+        if not isinstance(z_loss, float):
+            z_loss = xp.astype(z_loss, loss.dtype, copy=False)
         lse = state.top + tail
         loss = loss + z_loss * (lse * lse)
     nothing = state.top == -xp.inf
