@@ -250,9 +250,9 @@ def cross_entropy(
     weight: Array | None = None,
     sample_weight: Array | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
@@ -290,11 +290,11 @@ def cross_entropy(
     ignore_index : int, default: -100
         Class index of the rows to ignore: their loss is 0 and their gradient exactly 0, even
         where their logits are NaN or infinite. For integer targets only.
-    label_smoothing : float, default: 0.0
+    label_smoothing : float or array, default: 0.0
         How much of the target to spread evenly over all classes, from 0 to 1.
-    z_loss : float, default: 0.0
+    z_loss : float or array, default: 0.0
         Factor of the squared log-sum-exp that is added to the loss of each row.
-    logit_softcap : float, optional
+    logit_softcap : float or array, optional
         Cap ``c`` to which the logits are first squashed, as ``c * tanh(logits / c)``.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         "mean" divides the sum by that of the target classes' weights for an integer target, also
@@ -339,6 +339,11 @@ def cross_entropy(
     The gradient is ``A * softmax(x) - q`` with ``A`` the sum of ``q``. Loss and gradient are formed
     without subtracting nearly equal numbers [1]_: for logits ``[20, 0]``, target 0, in float32 the
     loss is 2.06e-09, and the gradient's row sums to 0.
+
+    `label_smoothing`, `z_loss` and `logit_softcap` may be 0-d arrays of the framework of `logits`.
+    They may be traced, so that a schedule compiles once, and the loss can be differentiated with
+    respect to them. A concrete value out of range raises; a traced one makes the loss NaN. The CPU
+    kernel takes numbers only: with an array the loss runs on the portable engine.
 
     An empty mean, of no rows, of ignored rows only, or over weights that sum to 0, is NaN, with a
     gradient of exactly 0. A class at -inf adds nothing where its ``q`` is 0, and makes the loss
@@ -391,9 +396,9 @@ def linear_cross_entropy(
     weight: Array | None = None,
     sample_weight: Array | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
@@ -424,9 +429,9 @@ def linear_cross_entropy(
         As in `cross_entropy`, for logits whose last axis holds the classes.
     ignore_index : int, default: -100
         As in `cross_entropy`. Rows to ignore are left out of the products where they can be seen.
-    label_smoothing, z_loss : float, default: 0.0
+    label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`.
-    logit_softcap : float, optional
+    logit_softcap : float or array, optional
         As in `cross_entropy`.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `cross_entropy`.

@@ -61,9 +61,9 @@ def per_row(
     axis: int | None = None,
     weight: Array | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
 ) -> RowStats:
     r"""Loss, log-sum-exp, log-probability of the target, entropy and correctness of each row.
 
@@ -83,9 +83,9 @@ def per_row(
         As in `cross_entropy`; it concerns the loss only.
     ignore_index : int, default: -100
         As in `cross_entropy`.
-    label_smoothing, z_loss : float, default: 0.0
+    label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`; they concern the loss only.
-    logit_softcap : float, optional
+    logit_softcap : float or array, optional
         As in `cross_entropy`.
 
     Returns
@@ -136,9 +136,9 @@ def linear_per_row(
     bias: Array | None = None,
     weight: Array | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
     chunk: int | Literal["auto"] = "auto",
 ) -> RowStats:
     """Tell the same as `per_row` of the logits ``hidden @ head.T + bias``, formed chunk by chunk.
@@ -153,9 +153,9 @@ def linear_per_row(
         As in `linear_cross_entropy`.
     ignore_index : int, default: -100
         As in `linear_cross_entropy`.
-    label_smoothing, z_loss : float, default: 0.0
+    label_smoothing, z_loss : float or array, default: 0.0
         As in `linear_cross_entropy`.
-    logit_softcap : float, optional
+    logit_softcap : float or array, optional
         As in `linear_cross_entropy`.
     chunk : int or "auto", default: "auto"
         As in `linear_cross_entropy`.
@@ -225,8 +225,8 @@ def partials(
     axis: int | None = None,
     weight: Array | None = None,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    logit_softcap: float | None = None,
+    label_smoothing: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
 ) -> Partials:
     r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
 
@@ -256,9 +256,9 @@ def partials(
         The block's part of the class weights.
     ignore_index : int, default: -100
         As in `cross_entropy`, the same for all blocks.
-    label_smoothing : float, default: 0.0
+    label_smoothing : float or array, default: 0.0
         As in `cross_entropy`, the same for all blocks.
-    logit_softcap : float, optional
+    logit_softcap : float or array, optional
         As in `cross_entropy`, the same for all blocks.
 
     Returns
@@ -363,14 +363,14 @@ def combine(a: Partials, b: Partials, /) -> Partials:
         return _monoid.combine(backend.namespace(a.top), a, b)
 
 
-def finish(state: Partials, /, *, z_loss: float = 0.0) -> Array:
+def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
     """Return the loss of each row from the state of all classes.
 
     Parameters
     ----------
     state : Partials
         The state of all classes.
-    z_loss : float, default: 0.0
+    z_loss : float or array, default: 0.0
         As in `cross_entropy`.
 
     Returns

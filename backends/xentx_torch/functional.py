@@ -140,10 +140,10 @@ def cross_entropy(
     ignore_index: int = -100,
     reduce: bool | None = None,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
     *,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
 ) -> Array:
     r"""Cross-entropy of logits, as torch.nn.functional.cross_entropy takes it.
 
@@ -169,9 +169,9 @@ def cross_entropy(
         Deprecated, as in PyTorch.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `xentx.cross_entropy`.
-    label_smoothing : float, default: 0.0
+    label_smoothing : float or array, default: 0.0
         How much of the target to spread evenly over all classes, from 0 to 1.
-    z_loss, logit_softcap : float, optional
+    z_loss, logit_softcap : float or array, optional
         As in `xentx.cross_entropy`. PyTorch has neither.
 
     Returns
@@ -222,10 +222,10 @@ def linear_cross_entropy(
     weight: Array | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
     options: torch.nn.LinearCrossEntropyOptions | None = None,
-    z_loss: float = 0.0,
-    logit_softcap: float | None = None,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
 ) -> Array:
     r"""Last layer and its loss in one, as torch.nn.functional.linear_cross_entropy takes them.
 
@@ -249,13 +249,13 @@ def linear_cross_entropy(
         As in `xentx.cross_entropy`.
     ignore_index : int, optional
         Class index of the rows to ignore; -100 by default. For class indices only.
-    label_smoothing : float, default: 0.0
+    label_smoothing : float or array, default: 0.0
         How much of the target to spread evenly over all classes, from 0 to 1.
     options : torch.nn.LinearCrossEntropyOptions, optional
         Its ``batch_chunk_size`` is the number of rows taken at a time. Its other fields choose how
         narrow PyTorch may compute, and whether its gradients last: here sums are in float32 or
         wider, and gradients last, so that there is nothing to choose.
-    z_loss, logit_softcap : float, optional
+    z_loss, logit_softcap : float or array, optional
         As in `xentx.cross_entropy`. PyTorch has neither.
 
     Returns
