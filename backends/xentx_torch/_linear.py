@@ -185,7 +185,7 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
     value: Array = torch.ops.xentx.linear_loss(
         *arrays[:_COUNT],
         arrays[_COUNT:],
-        linear.kind.spec.operands,
+        ",".join(linear.kind.spec.operands),
         task.ignore_index,
         task.label_smoothing,
         task.z_loss,
@@ -201,7 +201,9 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
     hidden, head, bias, target, weight, sample_weight, normalizer = arrays
     operands, names, ignore_index, *numbers, reduction, precision, chunk = options
-    given = dict(zip(OPTIONS, numbers, strict=True)) | dict(zip(names, operands, strict=True))
+    given = dict(zip(OPTIONS, numbers, strict=True)) | dict(
+        zip(names.split(",") if names else (), operands, strict=True)
+    )
     return _problem.linear(
         _backend.BACKEND,
         cross_entropy,
@@ -226,7 +228,7 @@ _ARRAYS = (
 )
 # The options that are arrays and their names, then all of them, of which those are not read.
 _OPTIONS = (
-    "Tensor[] operands, str[] names, int ignore_index, "
+    "Tensor[] operands, str names, int ignore_index, "
     "float label_smoothing, float z_loss, float? logit_softcap, "
     "str reduction, str precision, int chunk, bool[] needs"
 )

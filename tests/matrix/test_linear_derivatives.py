@@ -205,15 +205,20 @@ class TestTorch:
         for factor, other in zip(factors, plain, strict=True):
             self.torch.testing.assert_close(factor.grad, other.grad)
 
+    @pytest.mark.parametrize("smoothing", ["number", "array"])
     @pytest.mark.parametrize("precision", ["default", "exact"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_operator_without_values(self, dtype, precision):
+    def test_operator_without_values(self, dtype, precision, smoothing):
         """What compilers are told of the operator's results is what it returns."""
         import xentx_torch  # noqa: F401 -- registers it
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         arrays = (hidden, head, bias, self.target, None, None, None)
-        options = (-100, 0.1, 0.0, None, "mean", precision, CHUNK, [True, True, True])
+        operands = ([self.torch.tensor(0.1)], "label_smoothing")
+        if smoothing == "number":
+            operands = ([], "")
+        needs = [True, True, True]
+        options = (*operands, -100, 0.1, 0.0, None, "mean", precision, CHUNK, needs)
         operator = self.torch.ops.xentx.linear_loss.default
         checks = ("test_schema", "test_faketensor")
         self.torch.library.opcheck(operator, (*arrays, *options), test_utils=checks)
