@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
 from xentx._namespace import array_namespace
+from xentx_torch import _private
 
 Array = torch.Tensor
 NAMESPACE = array_namespace(torch.empty(0))
@@ -53,8 +53,8 @@ class _Attached(torch.autograd.Function):
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
     plain = (
-        forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        _private.in_forward_mode()
+        or torch.jit.is_tracing()
         or (
             torch.compiler.is_compiling()
             and not any(a is not None and a.requires_grad for a in arrays)

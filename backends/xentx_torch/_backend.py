@@ -9,13 +9,9 @@ import torch
 from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
-from xentx_torch import _autodiff, _linear, _native
+from xentx_torch import _autodiff, _linear, _native, _private
 
 Array = torch.Tensor
-_WITHOUT_VALUES = (
-    torch._subclasses.FakeTensor,
-    torch._subclasses.functional_tensor.FunctionalTensor,
-)
 
 
 class TorchBackend:
@@ -45,18 +41,22 @@ class TorchBackend:
         return str(array.dtype).removeprefix("torch.")
 
     def is_concrete(self, array: Array) -> bool:
-        # Compilers and transformations wrap tensors in classes of their own, or carry no data.
+        # What is recorded is repeated with other values. Transformations wrap tensors; those of
+        # compilers, and others that stand for one or for several, have a dispatch of their own.
         return not (
             torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
+            or _private.is_recording()
             or array.device.type == "meta"
-            or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or isinstance(array, _WITHOUT_VALUES)
+            or _private.is_wrapped(array)
+            or type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
         )
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        with torch._C._DisableFuncTorch():  # as print(array) does: numpy() fails under torch.func
-            values: np.ndarray[Any, Any] = array.numpy(force=True)
+        with _private.without_transforms():  # as print(array) does: numpy() fails under torch.func
+            seen = array.float() if array.dtype == torch.bfloat16 else array
+            # By force in operations that a __torch_dispatch__ mode sees: only where there must be.
+            force = seen.requires_grad or not seen.is_cpu
+            values: np.ndarray[Any, Any] = seen.numpy(force=force)
             return values
 
     def is_compiling(self) -> bool:

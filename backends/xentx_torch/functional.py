@@ -4,10 +4,10 @@ Only the arguments are translated. What is computed, and what is an error, is de
 `xentx_torch.cross_entropy` and its siblings, in the same words as everywhere.
 """
 
+import warnings
 from typing import Any
 
 import torch
-from torch.nn import _reduction
 
 from xentx_torch import _functions
 
@@ -59,8 +59,7 @@ def log_softmax(
     tensor([[-0.6931, -0.6931]])
     """
     if dim is None:
-        find = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]
-        dim = find("log_softmax", input.dim(), _stacklevel)
+        dim = _implicit_axis(input, _stacklevel)
     return _functions.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
 
 
@@ -319,6 +318,16 @@ def widened(array: Array) -> Array:
     return array.to(torch.promote_types(array.dtype, torch.float32))
 
 
+def _implicit_axis(input: Array, stacklevel: int) -> int:
+    """Choose the axis that PyTorch does, with its warning, where log_softmax is told none."""
+    warnings.warn(
+        "Implicit dimension choice for log_softmax has been deprecated. "
+        "Change the call to include dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if input.dim() in (0, 1, 3) else 1
+
+
 def _class_axis(input: Array) -> int:
     return min(1, input.dim() - 1)
 
@@ -331,4 +340,4 @@ def _autocast(input: Array) -> Array:
 def _reduce(size_average: bool | None, reduce: bool | None, reduction: str) -> Any:
     if size_average is None and reduce is None:
         return reduction
-    return _reduction.legacy_get_string(size_average, reduce)
+    return torch.nn.NLLLoss(None, size_average, reduce=reduce).reduction  # which warns

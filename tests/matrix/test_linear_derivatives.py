@@ -212,7 +212,7 @@ class TestTorch:
         import xentx_torch  # noqa: F401 -- registers it
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
-        arrays = (hidden, head, bias, self.target, None, None, None)
+        arrays = (hidden, head, bias, self.target, *[None] * 6)
         options = (-100, 0.1, 0.0, None, "mean", precision, CHUNK, [True, True, True])
         operator = self.torch.ops.xentx.linear_loss.default
         checks = ("test_schema", "test_faketensor")
