@@ -230,7 +230,7 @@ _ARRAYS = (
 )
 # The same options as numbers, which are not read where they are arrays.
 _OPTIONS = (
-    "int ignore_index, float smoothing, float z, float? softcap, "
+    "SymInt? ignore_index, float smoothing, float z, float? softcap, "
     "str reduction, str precision, int chunk, bool[] needs"
 )
 _FIXED = 7

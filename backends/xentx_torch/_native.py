@@ -175,9 +175,9 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     target = arrays[1]
     if target is None or kind.task.soft or not kind.backend.is_concrete(target):
         return False
-    values = kind.backend.to_numpy(target)
+    values, ignored = kind.backend.to_numpy(target), kind.task.ignore_index
     wrong = (values < 0) | (values >= kind.spec.classes)
-    return bool((wrong & (values != kind.task.ignore_index)).any())
+    return bool((wrong if ignored is None else wrong & (values != ignored)).any())
 
 
 # A number that Dynamo holds to be dynamic is asked for, which makes its value a guard of the graph.
