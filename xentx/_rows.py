@@ -6,8 +6,11 @@ loss is finished from that of all blocks. So the classes may be spread over chun
 tasks; what carries the states between them is the caller's.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from xentx import _evaluate, _linear, _problem, _registry
 from xentx._backend import Backend
@@ -16,9 +19,12 @@ from xentx._core import partials as _monoid
 from xentx._core import per_row as _per_row
 from xentx._core._spec import Precision, Spec
 from xentx._core.partials import Partials
+from xentx._losses import door
 from xentx._problem import Kind, Problem
 
 Array = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RowStats(NamedTuple):
@@ -53,7 +59,14 @@ class RowStats(NamedTuple):
     correct: Array
 
 
+def _public(function: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
+    first = list(inspect.signature(function).parameters)[1]
+    return door(function, functools.partial(_registry.require, first))
+
+
+@_public
 def per_row(
+    backend: Backend,
     logits: Array,
     target: Array,
     /,
@@ -110,7 +123,6 @@ def per_row(
     >>> stats.entropy.round(6), stats.correct
     (array([0.905959, 0.767625]), array([ True, False]))
     """
-    backend = _registry.require("logits", logits)
     problem = _problem.rowwise(
         backend,
         _cross_entropy,
@@ -127,7 +139,9 @@ def per_row(
     return _stats(problem)
 
 
+@_public
 def linear_per_row(
+    backend: Backend,
     hidden: Array,
     head: Array,
     target: Array,
@@ -179,7 +193,6 @@ def linear_per_row(
     >>> xentx.linear_per_row(hidden, head, [0, 2]).lse.round(6)
     array([1.992699, 1.638182])
     """
-    backend = _registry.require("hidden", hidden)
     linear, arrays = _problem.linear(
         backend,
         _cross_entropy,
@@ -215,7 +228,9 @@ def _stats(problem: Problem) -> RowStats:
     return RowStats(loss, lse, log_prob, entropy, correct)
 
 
+@_public
 def partials(
+    backend: Backend,
     logits: Array,
     target: Array,
     /,
@@ -293,7 +308,6 @@ def partials(
     >>> xentx.finish(xentx.combine(left, right)).round(6)
     array([0.464369, 0.316779])
     """
-    backend = _registry.require("logits", logits)
     problem = _problem.rowwise(
         backend,
         _cross_entropy,

@@ -19,7 +19,7 @@ from xentx._core import cross_entropy
 from xentx._core._spec import OPTIONS
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
-from xentx_torch import _autodiff, _backend, _native, _plans, _private
+from xentx_torch import _backend, _distributed, _native, _plans, _private
 
 Array = torch.Tensor
 NumPyArray = np.ndarray[Any, Any]
@@ -38,12 +38,18 @@ class TorchTiles(Tiles):
         return x.addmm_(slope.T, hidden)
 
 
-_TILES = TorchTiles(_autodiff.NAMESPACE)
+_TILES = TorchTiles(_distributed.NAMESPACE)
 
 
-def tiles(array: Array) -> Tiles:  # noqa: ARG001
+def tiles(array: Array) -> Tiles:
     """Return how tensors are taken by tiles."""
-    return _TILES
+    xp = _distributed.namespace(array)
+    return _TILES if xp is _TILES.xp else TorchTiles(xp)
+
+
+def _is_whole(array: Array) -> bool:
+    """Whether all logits are formed at once: for who observes, and for DTensors."""
+    return _native.is_observed() or _distributed.namespace(array) is not _TILES.xp
 
 
 def view(array: Array) -> NumPyArray | None:
@@ -67,7 +73,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _attach(linear: Linear, arrays: Arrays) -> Array:
-    if _native.is_observed():
+    if _is_whole(arrays[0]):
         return _linear.plain(linear, arrays)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
         value: Array = _Attached.apply(linear, *arrays)  # type: ignore[no-untyped-call]
@@ -107,7 +113,7 @@ def by_chunks(
     whole: Arrays,
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
-    if _native.is_observed():
+    if _is_whole(mapped[0]):
         return function(*mapped, *whole)
     if torch.is_grad_enabled() and mapped[0].shape[0] > size:
         function = functools.partial(checkpoint, function, use_reentrant=False)

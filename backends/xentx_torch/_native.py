@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+import xentx
 from xentx import _evaluate, _losses, _problem
+from xentx._core._spec import OPTIONS
 from xentx._native import KERNEL
 from xentx._problem import Kind, Problem
 from xentx_torch import _backend, _operators, _plans, _private
@@ -80,14 +82,20 @@ _calls = no_calls()
 def recall(
     pose: Callable[..., Problem], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Array | None:
-    """Value of a call in plain eager mode like one that is remembered, and of any for Dynamo."""
+    """Value of a call in plain eager mode like one that is remembered; a node, for tracers."""
     if _is_dynamo_compiling():
         node: Array = _in_graph(pose.__name__, *args, **kwargs)
         return node
-    if is_observed():
-        return None
-    found: Array | Known | None = _calls.recall(pose, args, kwargs)
-    return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
+    if _calls is not None and not is_observed():
+        found: Array | Known | None = _calls.recall(pose, args, kwargs)
+        if found is not None:
+            return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
+    proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
+    function = getattr(xentx, pose.__name__, None)
+    if proxies and function is not None:
+        node = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+        return node  # of the graph that torch.fx traces
+    return None
 
 
 def remember(
@@ -98,7 +106,7 @@ def remember(
 ) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
-    if is_observed() or not (kind.native and kind.fits):
+    if _calls is None or is_observed() or not (kind.native and kind.fits):
         return
     if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return
@@ -180,12 +188,24 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     return bool((wrong if ignored is None else wrong & (values != ignored)).any())
 
 
-# A number that Dynamo holds to be dynamic is asked for, which makes its value a guard of the graph.
-_NUMBERS: dict[type, Callable[[Any], Any]] = {torch.SymFloat: float, torch.SymInt: int}
+# Numbers that a graph can take as arrays.
+_SCALARS = frozenset(("normalizer", *OPTIONS))
 
 
-def _same(value: Any) -> Any:
-    return value
+def _dynamic(name: str, value: Any, like: Array) -> Any:
+    """Let a number that Dynamo holds to be dynamic stay so, where the loss can take it.
+
+    An array stands for it. It is made by a product, which compilers know to be one of the number.
+    Others are asked for, which makes their value a condition of the graph.
+    """
+    if not isinstance(value, torch.SymInt | torch.SymFloat):
+        return value
+    if name in _SCALARS:
+        wide = torch.float64 if _backend.BACKEND.has_float64(like) else torch.float32
+        return torch.ones((), dtype=wide, device=like.device) * value
+    if name == "ignore_index":
+        return value
+    return int(value) if isinstance(value, torch.SymInt) else float(value)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -195,7 +215,7 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     Were it Dynamo that traced it, each call of what it compiled would first look whether all that
     the checks on the way read is as it was, which takes longer than a small problem.
     """
-    kwargs = {name: _NUMBERS.get(type(value), _same)(value) for name, value in kwargs.items()}
+    kwargs = {key: _dynamic(key, value, args[0]) for key, value in kwargs.items()}
     try:
         value: Array = _losses.EVALUATED[name](_backend.BACKEND, *args, **kwargs)
     except (TypeError, ValueError) as error:

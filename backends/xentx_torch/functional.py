@@ -5,6 +5,7 @@ Only the arguments are translated. What is computed, and what is an error, is de
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def log_softmax(
     >>> F.log_softmax(torch.tensor([[2, 2]]), dim=1, dtype=torch.float32)
     tensor([[-0.6931, -0.6931]])
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(log_softmax, locals())
     if dim is None:
         dim = _implicit_axis(input, _stacklevel)
     return _functions.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
@@ -121,6 +124,8 @@ def nll_loss(
     >>> F.nll_loss(log_probs, torch.tensor([1, 2]))
     tensor(0.3906)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(nll_loss, locals())
     return _functions.nll_loss(
         _autocast(input),
         target,
@@ -199,6 +204,8 @@ def cross_entropy(
     >>> F.cross_entropy(pixels, torch.zeros(2, 3, 3, dtype=torch.int32))
     tensor(1.3863)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(cross_entropy, locals())
     return _functions.cross_entropy(
         _autocast(input),
         target,
@@ -285,6 +292,8 @@ def linear_cross_entropy(
     >>> F.linear_cross_entropy(hidden, head, torch.tensor([0, 4]))
     tensor(1.6094)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(linear_cross_entropy, locals())
     ignored = -100 if ignore_index is None else ignore_index
     more: dict[str, Any] = {
         "weight": weight,
@@ -294,7 +303,7 @@ def linear_cross_entropy(
         "logit_softcap": logit_softcap,
         "reduction": reduction,
     }
-    positions = linear_weight.shape[1:-1]
+    positions = () if linear_weight.is_nested else linear_weight.shape[1:-1]
     if not positions:
         if options is not None and options.batch_chunk_size is not None:
             more["chunk"] = options.batch_chunk_size
@@ -316,6 +325,12 @@ def linear_cross_entropy(
 def widened(array: Array) -> Array:
     """Convert float16 and bfloat16 to float32."""
     return array.to(torch.promote_types(array.dtype, torch.float32))
+
+
+def _recorded(function: Callable[..., Array], arguments: dict[str, Any]) -> Any:
+    """Make a call a node of the graph that torch.fx traces."""
+    tracer = arguments["input"].tracer
+    return tracer.create_proxy("call_function", function, (), dict(arguments))
 
 
 def _implicit_axis(input: Array, stacklevel: int) -> int:
