@@ -128,12 +128,16 @@ class Backend(Protocol):
     native: NativeAdapter | None  # None without a kernel
     linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
     memory: Memory | None  # None where a call's arguments are not told apart sooner than checked
+    # A backend may also have `symbols`: types of integers that its compiler doesn't know yet.
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""
 
     def array(self, value: Array, like: Array) -> Array:
-        """Make `value`, an array of this framework or of NumPy, an array beside `like`."""
+        """Make `value`, an array of this framework or of NumPy, an array beside `like`.
+
+        What it can't take is a TypeError in the form "got X; expected Y".
+        """
 
     def namespace(self, array: Array) -> Namespace:
         """Array API namespace of `array`."""

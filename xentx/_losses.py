@@ -10,7 +10,7 @@ The way on: `_problem` checks the arguments, `_evaluate` computes, `_core` holds
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from xentx import _backend, _evaluate, _linear, _problem, _registry
 from xentx._backend import Backend
@@ -21,9 +21,10 @@ from xentx._problem import Accuracy, Counted, LinearProblem, Problem, Reduction
 
 Array = Any
 P = ParamSpec("P")
+R = TypeVar("R")
 
-# What poses a function's problem, and the module that evaluates it.
-_PROBLEMS: dict[Callable[..., Any], tuple[Callable[..., Any], Any]] = {}
+# By public function: the module that evaluates it, and what `value_and_grad` makes of it.
+_SOLVERS: dict[Callable[..., Any], Any] = {}
 _GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
 # By name, what takes a backend and a function's arguments, and neither looks nor remembers.
 EVALUATED: dict[str, Callable[..., Any]] = {}
@@ -39,13 +40,9 @@ def _public(
             return solver.value(posed.problem), solver.normalizer(posed.problem)
         return solver.value(posed)
 
-    def problem(*args: P.args, **kwargs: P.kwargs) -> Any:
-        # Without arguments there is nothing to find, and Python's own error names what is missing.
-        backend = find(args[0]) if args else _backend.BACKEND
-        return pose(backend, *args, **kwargs)
-
     @functools.wraps(pose)
     def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
+        # Without arguments there is nothing to find, and Python's own error names what is missing.
         backend = find(args[0]) if args else _backend.BACKEND
         memory = backend.memory
         if memory is not None:
@@ -66,9 +63,60 @@ def _public(
     # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
     # they branch on no values. This is the mark that its own do_not_convert leaves.
     evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    _PROBLEMS[evaluated] = problem, solver
+    _SOLVERS[evaluated] = solver
+    _GRADIENTS[evaluated] = _with_gradient(evaluated, pose, find, solver)
     EVALUATED[pose.__name__] = lambda *args, **kwargs: evaluate(pose(*args, **kwargs))
     return evaluated
+
+
+def door(
+    function: Callable[Concatenate[Backend, P], R], find: Callable[[object], Backend]
+) -> Callable[P, R]:
+    """Make the public function of one that takes the backend first, and poses no problem."""
+
+    @functools.wraps(function)
+    def evaluated(*args: P.args, **kwargs: P.kwargs) -> R:
+        backend = find(args[0]) if args else _backend.BACKEND
+        memory = backend.memory
+        value = None if memory is None else memory.recall(function, args, kwargs)
+        return function(backend, *args, **kwargs) if value is None else value
+
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    evaluated.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
+        parameters=parameters
+    )
+    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
+    EVALUATED[function.__name__] = function
+    return evaluated
+
+
+def _with_gradient(
+    function: Callable[..., Any],
+    pose: Callable[..., Any],
+    find: Callable[[object], Backend],
+    solver: Any,
+) -> Callable[..., tuple[Array, Array]]:
+    """Make what `value_and_grad` returns for a public function."""
+
+    def both(
+        backend: Backend, *args: Any, cotangent: Array | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        posed = pose(backend, *args, **kwargs)
+        if type(posed) is Counted:
+            value, gradient = solver.value_and_gradient(posed.problem, cotangent)
+            return (value, solver.normalizer(posed.problem)), gradient
+        both: tuple[Any, Any] = solver.value_and_gradient(posed, cotangent)
+        return both
+
+    both.__name__ = f"{pose.__name__} and its gradient"
+    evaluated: Any = functools.wraps(function)(door(both, find))
+    signature = inspect.signature(function)
+    extra = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
+    evaluated.__signature__ = signature.replace(
+        parameters=[*signature.parameters.values(), extra],
+        return_annotation=tuple[Array, Array],
+    )
+    return evaluated  # type: ignore[no-any-return]
 
 
 def loss(
@@ -97,8 +145,7 @@ def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]
             raise TypeError(msg)
         return backend
 
-    _, solver = _PROBLEMS[function]
-    return _public(pose, find, solver)
+    return _public(pose, find, _SOLVERS[function])
 
 
 @loss
@@ -170,7 +217,7 @@ def nll_loss(
     *,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: Reduction = "mean",
 ) -> Problem:
     r"""Negative log-likelihood of log-probabilities.
@@ -193,8 +240,9 @@ def nll_loss(
         need it said.
     weight : array, optional
         A weight for each class, of any real dtype.
-    ignore_index : int, default: -100
-        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0.
+    ignore_index : int or None, default: -100
+        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0. None
+        ignores no row.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `cross_entropy`.
 
@@ -249,7 +297,7 @@ def cross_entropy(
     axis: int | None = None,
     weight: Array | None = None,
     sample_weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -287,9 +335,9 @@ def cross_entropy(
         A weight for each row, of any real dtype, in the shape of `logits` without the class axis.
         It multiplies the row's loss, z-loss included, so that a weight of 2 equals repeating the
         row.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         Class index of the rows to ignore: their loss is 0 and their gradient exactly 0, even
-        where their logits are NaN or infinite. For integer targets only.
+        where their logits are NaN or infinite. None ignores no row. For integer targets only.
     label_smoothing : float or array, default: 0.0
         How much of the target to spread evenly over all classes, from 0 to 1.
     z_loss : float or array, default: 0.0
@@ -395,7 +443,7 @@ def linear_cross_entropy(
     bias: Array | None = None,
     weight: Array | None = None,
     sample_weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -427,7 +475,7 @@ def linear_cross_entropy(
         The last layer's bias, one number for each class.
     weight, sample_weight : array, optional
         As in `cross_entropy`, for logits whose last axis holds the classes.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`. Rows to ignore are left out of the products where they can be seen.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`.
@@ -552,33 +600,11 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
     array([[ 0.115612, -0.185734,  0.070122],
            [ 0.05448 ,  0.081274, -0.135754]])
     """
-    try:
-        return _GRADIENTS[loss_fn]
-    except (KeyError, TypeError):
-        pass  # not asked for before, or nothing that can be
-    known = _PROBLEMS.get(loss_fn) if callable(loss_fn) else None
+    known = _GRADIENTS.get(loss_fn) if callable(loss_fn) else None
     if known is None:
         functions = (log_softmax, nll_loss, cross_entropy, linear_cross_entropy)
         names = ", ".join(function.__name__ for function in functions)
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
         raise TypeError(msg)
-    problem, solver = known
-
-    @functools.wraps(loss_fn)
-    def evaluated(*args: Any, cotangent: Array | None = None, **kwargs: Any) -> tuple[Array, Array]:
-        posed = problem(*args, **kwargs)
-        if type(posed) is Counted:
-            value, gradient = solver.value_and_gradient(posed.problem, cotangent)
-            return (value, solver.normalizer(posed.problem)), gradient
-        return solver.value_and_gradient(posed, cotangent)
-
-    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    signature = inspect.signature(loss_fn)
-    extra = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
-    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), extra],
-        return_annotation=tuple[Array, Array],
-    )
-    _GRADIENTS[loss_fn] = evaluated
-    return evaluated
+    return known

@@ -178,16 +178,25 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+def _array(backend: Backend, name: str, value: object, like: Array) -> Array:
+    """Return an argument as the framework's array, whose refusal doesn't know its name."""
+    try:
+        return backend.array(value, like)
+    except TypeError as error:
+        msg = f"{name}: {error}"
+        raise TypeError(msg) from None
+
+
 def _convert(backend: Backend, name: str, value: object, like: Array, first: str) -> Array:
     """Make an argument an array of the logits' framework.
 
     NumPy's arrays and lists are at home everywhere; any other mixture is a mistake.
     """
     if type(value) is type(like):  # which needs no look at whose it is
-        return backend.array(value, like)
+        return _array(backend, name, value, like)
     owner = _registry.find(value)
     if owner is not None and (owner is backend or owner.name == "numpy"):
-        return backend.array(value, like)
+        return _array(backend, name, value, like)
     if owner is not None:
         msg = (
             f"{name}: got {_registry.describe(value)} where {first} is "
@@ -427,7 +436,7 @@ def indices(
     target: Array,
     like: Array,
     spec: Spec,
-    ignore_index: int,
+    ignore_index: int | None,
 ) -> tuple[Array, bool, int | None]:
     """Check class indices wherever they can be seen, and give them the core's dtype.
 
@@ -435,19 +444,20 @@ def indices(
     was seen to be no such row.
     """
     seen = backend.is_concrete(target)
-    ignored: int | None = ignore_index
+    ignored = ignore_index
     if seen:
         values = backend.to_numpy(target)
         wrong = (values < 0) | (values >= spec.classes)
-        ignorable = values == ignore_index
-        if not ignorable.any():
-            ignored = None
-        wrong &= ~ignorable
+        if ignored is not None:
+            ignorable = values == ignored
+            wrong &= ~ignorable
+            ignored = ignored if ignorable.any() else None
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             msg = (
                 f"target: got {values[at]} at position {at[0] if len(at) == 1 else at}; expected "
-                f"0 <= target < {spec.classes}, or ignore_index={ignore_index}"
+                f"0 <= target < {spec.classes}"
+                + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
             )
             raise IndexError(msg)
     xp = backend.namespace(like)
@@ -551,7 +561,7 @@ def elementwise(
     backend: Backend, operation: Operation, logits: Array, *, axis: object, precision: object
 ) -> Problem:
     """Pose the problem of a function that maps logits to an array of their shape."""
-    logits = backend.array(logits, logits)
+    logits = _array(backend, "logits", logits, logits)
     wide = backend.has_float64(logits)
     key = (backend, operation, _form(logits), wide, axis, type(axis), precision)
     kind = _remembered(backend, key)
@@ -583,7 +593,7 @@ def rowwise(
     precision: object = "default",
 ) -> Problem:
     """Pose the problem of a loss, with one value a row and a reduction over the rows."""
-    logits = backend.array(logits, logits)
+    logits = _array(backend, first, logits, logits)
     target = _convert(backend, "target", target, logits, first)
     if weight is not None:
         weight = _convert(backend, "weight", weight, logits, first)
@@ -629,8 +639,10 @@ def _check_rowwise(
     exact = _check_accuracy(backend, precision, logits)
     axis, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
     soft = _target(backend, target, logits, axis, classes, first)
-    ignore = _check_integer("ignore_index", ignore_index)
-    if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+    ignore: Any = ignore_index
+    if ignore is not None and not isinstance(ignore, getattr(backend, "symbols", ())):
+        ignore = _check_integer("ignore_index", ignore)
+    if soft and ignore not in (None, -100):  # the default is as good as not given
         msg = (
             f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
             "or a sample_weight of 0 for the rows to ignore"
@@ -699,7 +711,7 @@ def linear(
     precision: object = "default",
 ) -> LinearProblem:
     """Pose the problem of `cross_entropy` on logits that stand for ``hidden @ head.T + bias``."""
-    hidden = backend.array(hidden, hidden)
+    hidden = _array(backend, "hidden", hidden, hidden)
     head = _convert(backend, "head", head, hidden, "hidden")
     target = _convert(backend, "target", target, hidden, "hidden")
     bias, *others = (

@@ -142,15 +142,45 @@ def _spec_of_type(cls: type) -> BackendSpec | None:
     return next((spec for spec in _third_parties() if spec.framework in roots), None)
 
 
-# A plain dict and no lru_cache, which torch.compile would warn of.
-_OWNERS: dict[type, tuple[BackendSpec, Backend] | None] = {}
+# Rows of the table with their adapters, once these are loaded; xentx's own stand first.
+_LOADED: list[tuple[BackendSpec, Backend] | None] = [None for _ in BACKENDS]
+# Where in that list the owner of a type's values stands; -1 where it is no framework's.
+_PLACES: dict[type, int] = {}
+
+
+def _place_of_type(cls: type) -> int:
+    try:
+        return _PLACES[cls]
+    except KeyError:
+        place = _PLACES[cls] = _load_for_type(cls)
+        return place
+
+
+# torch.compile calls this function while it traces and keeps the number that it returns: a table
+# that other calls fill in the meantime can't be a condition of what is compiled. This is the mark
+# that torch.compiler.assume_constant_result leaves. PyTorch may not be imported yet.
+_place_of_type._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _load_for_type(cls: type) -> int:
+    spec = _spec_of_type(cls)
+    if spec is None:
+        return -1
+    known = [None if owner is None else owner[0] for owner in _LOADED]
+    if spec in known:
+        return known.index(spec)
+    owner = spec, spec.load()
+    if spec not in BACKENDS:
+        _LOADED.append(owner)
+        return len(_LOADED) - 1
+    place = BACKENDS.index(spec)
+    _LOADED[place] = owner
+    return place
 
 
 def _owner_of_type(cls: type) -> tuple[BackendSpec, Backend] | None:
-    if cls not in _OWNERS:
-        spec = _spec_of_type(cls)
-        _OWNERS[cls] = None if spec is None else (spec, spec.load())
-    return _OWNERS[cls]
+    place = _place_of_type(cls)
+    return None if place < 0 else _LOADED[place]
 
 
 def find(value: object) -> Backend | None:
@@ -173,9 +203,11 @@ def describe(value: object) -> str:
 
 def require(name: str, value: object) -> Backend:
     """Return the backend that owns the argument called `name`."""
-    owner = _OWNERS.get(type(value))
-    if owner is not None and owner[1].owns(value):
-        return owner[1]
+    place = _place_of_type(type(value))
+    if place >= 0:
+        backend: Backend | None = _LOADED[place][1]  # type: ignore[index]
+        if backend.owns(value):  # type: ignore[union-attr]
+            return backend  # type: ignore[return-value]
     backend = find(value)
     if backend is None:
         msg = (

@@ -6,8 +6,11 @@ loss is finished from that of all blocks. So the classes may be spread over chun
 tasks; what carries the states between them is the caller's.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from xentx import _evaluate, _linear, _problem, _registry
 from xentx._backend import Backend
@@ -16,9 +19,12 @@ from xentx._core import partials as _monoid
 from xentx._core import per_row as _per_row
 from xentx._core._spec import Precision, Spec
 from xentx._core.partials import Partials
+from xentx._losses import door
 from xentx._problem import Kind, Problem
 
 Array = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RowStats(NamedTuple):
@@ -53,14 +59,21 @@ class RowStats(NamedTuple):
     correct: Array
 
 
+def _public(function: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
+    first = list(inspect.signature(function).parameters)[1]
+    return door(function, functools.partial(_registry.require, first))
+
+
+@_public
 def per_row(
+    backend: Backend,
     logits: Array,
     target: Array,
     /,
     *,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -81,7 +94,7 @@ def per_row(
         As in `cross_entropy`.
     weight : array, optional
         As in `cross_entropy`; it concerns the loss only.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`; they concern the loss only.
@@ -110,7 +123,6 @@ def per_row(
     >>> stats.entropy.round(6), stats.correct
     (array([0.905959, 0.767625]), array([ True, False]))
     """
-    backend = _registry.require("logits", logits)
     problem = _problem.rowwise(
         backend,
         _cross_entropy,
@@ -127,7 +139,9 @@ def per_row(
     return _stats(problem)
 
 
+@_public
 def linear_per_row(
+    backend: Backend,
     hidden: Array,
     head: Array,
     target: Array,
@@ -135,7 +149,7 @@ def linear_per_row(
     *,
     bias: Array | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -151,7 +165,7 @@ def linear_per_row(
         As in `linear_cross_entropy`.
     bias, weight : array, optional
         As in `linear_cross_entropy`.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `linear_cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `linear_cross_entropy`.
@@ -179,7 +193,6 @@ def linear_per_row(
     >>> xentx.linear_per_row(hidden, head, [0, 2]).lse.round(6)
     array([1.992699, 1.638182])
     """
-    backend = _registry.require("hidden", hidden)
     linear, arrays = _problem.linear(
         backend,
         _cross_entropy,
@@ -215,7 +228,9 @@ def _stats(problem: Problem) -> RowStats:
     return RowStats(loss, lse, log_prob, entropy, correct)
 
 
+@_public
 def partials(
+    backend: Backend,
     logits: Array,
     target: Array,
     /,
@@ -224,7 +239,7 @@ def partials(
     start: int | Array = 0,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
 ) -> Partials:
@@ -254,7 +269,7 @@ def partials(
         As in `cross_entropy`.
     weight : array, optional
         The block's part of the class weights.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`, the same for all blocks.
     label_smoothing : float or array, default: 0.0
         As in `cross_entropy`, the same for all blocks.
@@ -293,7 +308,6 @@ def partials(
     >>> xentx.finish(xentx.combine(left, right)).round(6)
     array([0.464369, 0.316779])
     """
-    backend = _registry.require("logits", logits)
     problem = _problem.rowwise(
         backend,
         _cross_entropy,

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx._namespace import array_namespace
+from xentx_torch import _private
+from xentx_torch._distributed import namespace
 
 Array = torch.Tensor
-NAMESPACE = array_namespace(torch.empty(0))
 
 
 class _Attached(torch.autograd.Function):
@@ -23,7 +22,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def forward(operation: Operation, spec: Spec, *arrays: Array | None) -> tuple[Array, ...]:
-        value, residuals = operation.forward(NAMESPACE, spec, *arrays)
+        value, residuals = operation.forward(namespace(arrays[0]), spec, *arrays)
         return value, *residuals
 
     @staticmethod
@@ -41,20 +40,21 @@ class _Attached(torch.autograd.Function):
             return (None,) * (2 + ctx.count)
         saved = ctx.saved_tensors  # to be read once: a checkpoint recomputes it, and no second time
         arrays, residuals = saved[: ctx.count], saved[ctx.count :]
+        xp = namespace(arrays[0])
         if torch.is_grad_enabled():
             # This gradient will be differentiated. The residuals were saved as constants, so they
             # are formed again from the logits, in operations that autograd sees.
-            _, residuals = ctx.operation.forward(NAMESPACE, ctx.spec, *arrays)
+            _, residuals = ctx.operation.forward(xp, ctx.spec, *arrays)
         needs = ctx.needs_input_grad[2:]
-        gradients = ctx.operation.pullback(NAMESPACE, ctx.spec, arrays, residuals, cotangent, needs)
+        gradients = ctx.operation.pullback(xp, ctx.spec, arrays, residuals, cotangent, needs)
         return None, None, *gradients
 
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
     plain = (
-        forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        _private.in_forward_mode()
+        or torch.jit.is_tracing()
         or (
             torch.compiler.is_compiling()
             and not any(a is not None and a.requires_grad for a in arrays)
@@ -65,6 +65,6 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
         # Function, and fails on others. And torch.compile calls a Function of whose arguments none
         # needs a gradient with one argument too many, and torch.jit.trace can't record any. The
         # core's plain expression is always right.
-        return operation.forward(NAMESPACE, spec, *arrays)[0]
+        return operation.forward(namespace(arrays[0]), spec, *arrays)[0]
     value: Array = _Attached.apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
     return value

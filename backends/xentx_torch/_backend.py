@@ -9,13 +9,17 @@ import torch
 from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
-from xentx_torch import _autodiff, _linear, _native
+from xentx_torch import _autodiff, _distributed, _linear, _native, _plans, _private
 
 Array = torch.Tensor
-_WITHOUT_VALUES = (
-    torch._subclasses.FakeTensor,
-    torch._subclasses.functional_tensor.FunctionalTensor,
-)
+
+
+def _name(dtype_or_layout: object) -> str:
+    return str(dtype_or_layout).removeprefix("torch.")
+
+
+def _stands_in(array: Array) -> bool:
+    return type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 class TorchBackend:
@@ -24,39 +28,67 @@ class TorchBackend:
     name = "torch"
     native: NativeAdapter | None = None if KERNEL is None else _native
     linear: LinearAdapter | None = _linear
-    memory: Memory | None = None if KERNEL is None else _native
+    memory: Memory | None = _native
+    symbols = (torch.SymInt,)
 
     def owns(self, value: object) -> bool:
-        return isinstance(value, torch.Tensor)
+        # A proxy stands for a tensor while torch.fx traces.
+        return isinstance(value, torch.Tensor | torch.fx.Proxy)
 
     def array(self, value: Any, like: Array) -> Array:
         if isinstance(value, torch.Tensor):
-            return value
+            if value.layout is torch.strided and not value.is_nested:
+                return self._beside(value, like)
+            got = f"{'nested' if value.is_nested else _name(value.layout)} tensor"
+            hint = "torch.nested.to_padded_tensor" if value.is_nested else "to_dense()"
+            msg = f"got a {got}; expected a dense tensor (hint: {hint})"
+            raise TypeError(msg)
+        if isinstance(value, torch.fx.Proxy):
+            msg = (
+                "got a proxy of torch.fx; expected a tensor (hint: torch.fx.wrap the function that "
+                "is called)"
+            )
+            raise TypeError(msg)
         # torch refuses negative strides, and can't promise to leave a read-only array alone.
-        copy = np.array(value, order="C")
+        copy = np.array(value)
         if copy.dtype.name == "bfloat16":
-            return torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16).to(like.device)
-        return torch.from_numpy(copy).to(like.device)
+            made = torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16)
+        else:
+            made = torch.from_numpy(copy)
+        return self._beside(made.to(like.device), like)
 
-    def namespace(self, array: Array) -> Any:  # noqa: ARG002
-        return _autodiff.NAMESPACE
+    def _beside(self, value: Array, like: Array) -> Array:
+        """Make a tensor a DTensor where `like` is one."""
+        if type(like) in _plans.PLAIN or not _distributed.is_distributed(like):
+            return value
+        return _distributed.replicated(value, like.device_mesh)
+
+    def namespace(self, array: Array) -> Any:
+        return _distributed.namespace(array)
 
     def dtype_name(self, array: Array) -> str:
-        return str(array.dtype).removeprefix("torch.")
+        return _name(array.dtype)
 
     def is_concrete(self, array: Array) -> bool:
-        # Compilers and transformations wrap tensors in classes of their own, or carry no data.
-        return not (
+        # What is recorded is repeated with other values. Transformations wrap tensors; those of
+        # compilers, and others that stand for one or for several, have a dispatch of their own.
+        if (
             torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
+            or _private.is_recording()
             or array.device.type == "meta"
-            or torch._C._functorch.is_functorch_wrapped_tensor(array)
-            or isinstance(array, _WITHOUT_VALUES)
-        )
+            or _private.is_wrapped(array)
+            or _stands_in(array)
+        ):
+            return False
+        # FakeTensorMode makes what stands in for a tensor of any that is read.
+        return not (_private.len_dispatch_stack() and _stands_in(array.detach()))
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        with torch._C._DisableFuncTorch():  # as print(array) does: numpy() fails under torch.func
-            values: np.ndarray[Any, Any] = array.numpy(force=True)
+        with _private.without_transforms():  # as print(array) does: numpy() fails under torch.func
+            seen = array.float() if array.dtype == torch.bfloat16 else array
+            # By force in operations that a __torch_dispatch__ mode sees: only where there must be.
+            force = seen.requires_grad or not seen.is_cpu
+            values: np.ndarray[Any, Any] = seen.numpy(force=force)
             return values
 
     def is_compiling(self) -> bool:

@@ -19,7 +19,7 @@ from xentx._core import cross_entropy
 from xentx._core._spec import OPTIONS
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
-from xentx_torch import _autodiff, _backend, _native, _plans
+from xentx_torch import _backend, _distributed, _native, _plans, _private
 
 Array = torch.Tensor
 NumPyArray = np.ndarray[Any, Any]
@@ -38,12 +38,18 @@ class TorchTiles(Tiles):
         return x.addmm_(slope.T, hidden)
 
 
-_TILES = TorchTiles(_autodiff.NAMESPACE)
+_TILES = TorchTiles(_distributed.NAMESPACE)
 
 
-def tiles(array: Array) -> Tiles:  # noqa: ARG001
+def tiles(array: Array) -> Tiles:
     """Return how tensors are taken by tiles."""
-    return _TILES
+    xp = _distributed.namespace(array)
+    return _TILES if xp is _TILES.xp else TorchTiles(xp)
+
+
+def _is_whole(array: Array) -> bool:
+    """Whether all logits are formed at once: for who observes, and for DTensors."""
+    return _native.is_observed() or _distributed.namespace(array) is not _TILES.xp
 
 
 def view(array: Array) -> NumPyArray | None:
@@ -67,7 +73,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _attach(linear: Linear, arrays: Arrays) -> Array:
-    if _native.is_observed():
+    if _is_whole(arrays[0]):
         return _linear.plain(linear, arrays)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays):
         value: Array = _Attached.apply(linear, *arrays)  # type: ignore[no-untyped-call]
@@ -107,7 +113,7 @@ def by_chunks(
     whole: Arrays,
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
-    if _native.is_observed():
+    if _is_whole(mapped[0]):
         return function(*mapped, *whole)
     if torch.is_grad_enabled() and mapped[0].shape[0] > size:
         function = functools.partial(checkpoint, function, use_reentrant=False)
@@ -134,7 +140,7 @@ class _Attached(torch.autograd.Function):
         early = (
             linear.is_early
             and not any(needs[FACTORS:])
-            and torch._C._autograd._top_saved_tensors_default_hooks(False) is None  # noqa: FBT003
+            and _private.saved_tensors_hooks(False) is None  # noqa: FBT003
         )
         if not early:
             return _linear.solve(linear, arrays)
@@ -182,10 +188,10 @@ def _differentiate(
 
 def _by_operator(linear: Linear, arrays: Arrays) -> Array:
     task = linear.kind.task
+    given = dict(zip(linear.kind.spec.operands, arrays[_FIXED:], strict=True))
     value: Array = torch.ops.xentx.linear_loss(
-        *arrays[:_COUNT],
-        arrays[_COUNT:],
-        ",".join(linear.kind.spec.operands),
+        *arrays[:_FIXED],
+        *(given.get(name) for name in OPTIONS),
         task.ignore_index,
         task.label_smoothing,
         task.z_loss,
@@ -199,11 +205,12 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
-    hidden, head, bias, target, weight, sample_weight, normalizer = arrays
-    operands, names, ignore_index, *numbers, reduction, precision, chunk = options
-    given = dict(zip(OPTIONS, numbers, strict=True)) | dict(
-        zip(names.split(",") if names else (), operands, strict=True)
-    )
+    hidden, head, bias, target, weight, sample_weight, normalizer, *operands = arrays
+    ignore_index, *numbers, reduction, precision, chunk = options
+    given = {
+        name: number if operand is None else operand
+        for name, number, operand in zip(OPTIONS, numbers, operands, strict=True)
+    }
     return _problem.linear(
         _backend.BACKEND,
         cross_entropy,
@@ -224,15 +231,16 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
 
 _ARRAYS = (
     "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
-    "Tensor? sample_weight, Tensor? normalizer"
+    "Tensor? sample_weight, Tensor? normalizer, "
+    "Tensor? label_smoothing, Tensor? z_loss, Tensor? logit_softcap"
 )
-# The options that are arrays and their names, then all of them, of which those are not read.
+# The same options as numbers, which are not read where they are arrays.
 _OPTIONS = (
-    "Tensor[] operands, str names, int ignore_index, "
-    "float label_smoothing, float z_loss, float? logit_softcap, "
+    "SymInt? ignore_index, float smoothing, float z, float? softcap, "
     "str reduction, str precision, int chunk, bool[] needs"
 )
-_COUNT = 7
+_FIXED = 7
+_COUNT = _FIXED + len(OPTIONS)
 
 
 def _loss(*args: Any) -> tuple[Array, ...]:
@@ -281,41 +289,43 @@ def _or_nothing(gradients: Sequence[Array | None], like: Array | None) -> tuple[
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-    operands, *ctx.options = inputs[_COUNT:]
-    ctx.nothing = (None,) * _COUNT + ([None] * len(operands),) + (None,) * len(ctx.options)
-    ctx.save_for_backward(*inputs[:_COUNT], *operands, *output[1:])
+    ctx.options = inputs[_COUNT:]
+    ctx.save_for_backward(*inputs[:_COUNT], *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _pull_back(ctx: Any, cotangent: Array | None, *_: Array | None) -> tuple[Array | None, ...]:
+    nothing = (None,) * (_COUNT + len(ctx.options))
     if cotangent is None:
-        return ctx.nothing
-    saved = ctx.saved_tensors
-    arrays, operands, known = saved[:_COUNT], saved[_COUNT:-FACTORS], saved[-FACTORS:]
+        return nothing
+    arrays, known = ctx.saved_tensors[:_COUNT], ctx.saved_tensors[_COUNT:]
     *options, needs = ctx.options
-    if _problem_of(arrays, (operands, *options))[0].is_early:
+    if _problem_of(arrays, options)[0].is_early:
         found = [(gradient * cotangent).to(gradient.dtype) for gradient in known]
     else:
-        found = torch.ops.xentx.linear_gradients(cotangent, *arrays, operands, *ctx.options)
+        found = torch.ops.xentx.linear_gradients(cotangent, *arrays, *ctx.options)
     gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-    return *gradients, *ctx.nothing[FACTORS:]
+    return *gradients, *nothing[FACTORS:]
 
 
 def _register() -> None:
-    library = torch.library.Library("xentx", "FRAGMENT")
-    torch.library._keep_alive.append(library)
-    tags = (torch.Tag.pt2_compliant_tag,)
+    library, tags = torch.library, (torch.Tag.pt2_compliant_tag,)
     results = "(Tensor, Tensor, Tensor"
     arguments = f"{_ARRAYS}, {_OPTIONS}"
-    library.define(f"linear_loss({arguments}) -> {results}, Tensor)", tags=tags)
-    library.define(f"linear_gradients(Tensor cotangent, {arguments}) -> {results})", tags=tags)
-    library.impl("linear_loss", _loss, "CompositeExplicitAutograd")
-    library.impl("linear_gradients", _gradients, "CompositeExplicitAutograd")
-    torch.library.register_fake("xentx::linear_loss", _loss_shapes, lib=library)
-    torch.library.register_fake("xentx::linear_gradients", _gradients_shapes, lib=library)
-    torch.library.register_autograd(
-        "xentx::linear_loss", _pull_back, setup_context=_save, lib=library
+    table = (
+        ("xentx::linear_loss", f"({arguments}) -> {results}, Tensor)", _loss, _loss_shapes),
+        (
+            "xentx::linear_gradients",
+            f"(Tensor cotangent, {arguments}) -> {results})",
+            _gradients,
+            _gradients_shapes,
+        ),
     )
+    for name, schema, computed, shapes in table:
+        library.define(name, schema, tags=tags)
+        library.impl(name, "default", computed)
+        library.register_fake(name, shapes)
+    library.register_autograd("xentx::linear_loss", _pull_back, setup_context=_save)
 
 
 if not hasattr(torch.ops.xentx, "linear_loss"):

@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
+import xentx
 from xentx import _evaluate, _losses, _problem
+from xentx._core._spec import OPTIONS
 from xentx._native import KERNEL
 from xentx._problem import Kind, Problem
-from xentx_torch import _backend, _operators, _plans
+from xentx_torch import _backend, _operators, _plans, _private
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
 
@@ -81,14 +82,20 @@ _calls = no_calls()
 def recall(
     pose: Callable[..., Problem], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Array | None:
-    """Value of a call in plain eager mode like one that is remembered, and of any for Dynamo."""
+    """Value of a call in plain eager mode like one that is remembered; a node, for tracers."""
     if _is_dynamo_compiling():
         node: Array = _in_graph(pose.__name__, *args, **kwargs)
         return node
-    if is_observed():
-        return None
-    found: Array | Known | None = _calls.recall(pose, args, kwargs)
-    return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
+    if _calls is not None and not is_observed():
+        found: Array | Known | None = _calls.recall(pose, args, kwargs)
+        if found is not None:
+            return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
+    proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
+    function = getattr(xentx, pose.__name__, None)
+    if proxies and function is not None:
+        node = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+        return node  # of the graph that torch.fx traces
+    return None
 
 
 def remember(
@@ -99,7 +106,7 @@ def remember(
 ) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
-    if is_observed() or not (kind.native and kind.fits):
+    if _calls is None or is_observed() or not (kind.native and kind.fits):
         return
     if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return
@@ -152,21 +159,8 @@ _is_one: Any = getattr(KERNEL, "is_one", None)
 _is_compiling = torch.compiler.is_compiling
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
-_are_transforms_active = torch._C._are_functorch_transforms_active
-_len_dispatch_stack = torch._C._len_torch_dispatch_stack
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_get_tracing_state = torch._C._get_tracing_state
-
-
-def is_observed() -> bool:
-    """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
-    return (
-        _is_compiling()
-        or _are_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_dispatch_stack() > 0
-        or _get_tracing_state() is not None
-    )
+_saved_tensors_hooks = _private.saved_tensors_hooks
+is_observed = _private.is_observed
 
 
 def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
@@ -179,7 +173,7 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
         # Asking for the size may make it a condition of the graph, which an export can't have.
         large = torch.compiler.is_exporting() or logits.numel() >= OPERATOR_PAYS
         return large and not any(a is not None and a.requires_grad for a in others)
-    if forward_ad._current_level >= 0 or torch._C._get_tracing_state() is not None:
+    if _private.in_forward_mode() or torch.jit.is_tracing():
         return False
     return not _has_impossible(kind, arrays)
 
@@ -187,24 +181,31 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
 def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     """Whether class indices can be seen, and one of them is wrong: the core raises that error."""
     target = arrays[1]
-    if (
-        target is None
-        or kind.task.soft
-        or torch._C._functorch.is_functorch_wrapped_tensor(target)
-        or torch._C._len_torch_dispatch_stack() > 0
-    ):
+    if target is None or kind.task.soft or not kind.backend.is_concrete(target):
         return False
-    with torch._C._DisableFuncTorch():
-        wrong = (target < 0) | (target >= kind.spec.classes)
-        return bool((wrong & (target != kind.task.ignore_index)).any())
+    values, ignored = kind.backend.to_numpy(target), kind.task.ignore_index
+    wrong = (values < 0) | (values >= kind.spec.classes)
+    return bool((wrong if ignored is None else wrong & (values != ignored)).any())
 
 
-# A number that Dynamo holds to be dynamic is asked for, which makes its value a guard of the graph.
-_NUMBERS: dict[type, Callable[[Any], Any]] = {torch.SymFloat: float, torch.SymInt: int}
+# Numbers that a graph can take as arrays.
+_SCALARS = frozenset(("normalizer", *OPTIONS))
 
 
-def _same(value: Any) -> Any:
-    return value
+def _dynamic(name: str, value: Any, like: Array) -> Any:
+    """Let a number that Dynamo holds to be dynamic stay so, where the loss can take it.
+
+    An array stands for it. It is made by a product, which compilers know to be one of the number.
+    Others are asked for, which makes their value a condition of the graph.
+    """
+    if not isinstance(value, torch.SymInt | torch.SymFloat):
+        return value
+    if name in _SCALARS:
+        wide = torch.float64 if _backend.BACKEND.has_float64(like) else torch.float32
+        return torch.ones((), dtype=wide, device=like.device) * value
+    if name == "ignore_index":
+        return value
+    return int(value) if isinstance(value, torch.SymInt) else float(value)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -214,11 +215,11 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     Were it Dynamo that traced it, each call of what it compiled would first look whether all that
     the checks on the way read is as it was, which takes longer than a small problem.
     """
-    kwargs = {name: _NUMBERS.get(type(value), _same)(value) for name, value in kwargs.items()}
+    kwargs = {key: _dynamic(key, value, args[0]) for key, value in kwargs.items()}
     try:
         value: Array = _losses.EVALUATED[name](_backend.BACKEND, *args, **kwargs)
     except (TypeError, ValueError) as error:
-        if not any(isinstance(a, torch._subclasses.FakeTensor) for a in args):
+        if not any(isinstance(a, _private.STAND_INS) for a in args):
             raise
         # Which makes Dynamo leave the call to eager mode, where the error is raised as it is.
         raise NotImplementedError(str(error)) from error
@@ -255,7 +256,7 @@ class _Eager(torch.autograd.Function):
         # Who transforms or traces the 1 that can be read in memory has nothing to see: the gradient
         # is a constant like it. But a compiler must not meet this reading, nor a tangent be lost.
         if not (
-            _is_compiling() or _is_grad_enabled() or forward_ad._current_level >= 0
+            _is_compiling() or _is_grad_enabled() or _private.in_forward_mode()
         ) and _is_one(_plans.TYPES, cotangent):
             # Taken so that no reference is left, and by one thread of several.
             gradient = ctx.__dict__.pop("gradient", None)
@@ -268,7 +269,7 @@ class _Eager(torch.autograd.Function):
             or is_observed()
             or not _plans.is_plain(cotangent)
             # That of is_grads_batched is neither functorch's nor another type, but not in memory.
-            or not torch._C._has_storage(cotangent)
+            or not _private.has_storage(cotangent)
             or any(needs[1:])
         ):
             return None, *_operators.pull_back(task, 0, arrays, cotangent, needs)
@@ -279,5 +280,5 @@ class _Eager(torch.autograd.Function):
 
 _BY_LOGITS = (True, False, False, False, False)
 
-# What Function.apply does beside this is for torch.func, which doesn't come here.
-_eager: Callable[..., Any] = super(torch.autograd.Function, _Eager).apply
+# torch.func doesn't come here.
+_eager = _private.plain_apply(_Eager)

@@ -1,10 +1,9 @@
 """The kernel as operators that PyTorch can see: ``xentx::forward`` and ``xentx::backward``.
 
 Compilers call them as they stand: they have shapes without values, and contiguous results that
-share no memory with their arguments. For torch.func they have a rule of vmap, which makes the
-mapped axis one of the kernel's groups, and derivatives under the dispatcher's Autograd key: an
-autograd.Function there is what a built-in operator's derivative is, and so serves every level of
-nested transformations. (Those of `torch.library.register_autograd` are refused by torch.func.)
+share no memory with their arguments. They have derivatives by `torch.library.register_autograd`,
+which torch.func refuses, and a rule of vmap, which makes the mapped axis one of the kernel's
+groups. Under torch.func each is called by an autograd.Function with the same rules.
 
 The backward starts from the logits. A gradient saved by the forward could not be handed over, since
 an operator may not return what it was given, and a copy costs what computing it again does.
@@ -14,13 +13,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 
 from xentx import _evaluate, _problem
 from xentx._core import cross_entropy, log_softmax
 from xentx._native import Task
-from xentx_torch import _backend, _plans
+from xentx_torch import _backend, _plans, _private
 from xentx_torch._plans import Array, Arrays
 
 Function = Callable[..., Any]
@@ -30,29 +27,27 @@ _ARRAYS = "Tensor logits, Tensor? target, Tensor? weight, Tensor? sample_weight,
 _COUNT = 5
 # The fields of a Task, in their order.
 _TASK = (
-    "str operation, int axis, bool soft, str reduction, int ignore_index, "
+    "str operation, int axis, bool soft, str reduction, SymInt? ignore_index, "
     "float label_smoothing, float z_loss, float? logit_softcap, bool exact"
 )
 
 
 def forward(task: Task, arrays: Arrays) -> Array:
     """Value of a task. The row of an impossible target is NaN."""
-    value: Array = torch.ops.xentx.forward.default(*arrays, 0, *_fields(task))
-    return value
+    return _call(_Forward, *arrays, 0, *_fields(task))
 
 
 def pull_back(
     task: Task, groups: int, arrays: Arrays, cotangent: Array, needs: Sequence[bool]
 ) -> Gradients:
     """Gradients by all arrays that need one, which can be differentiated again."""
-    by_kernel = needs[0] and forward_ad._current_level < 0 and takes((cotangent, *arrays))
+    by_kernel = needs[0] and not _private.in_forward_mode() and takes((cotangent, *arrays))
     by_core = [needs[0] and not by_kernel, *needs[1:]]
     gradients: list[Array | None] = [None] * _COUNT
     if any(by_core):
         gradients = list(_vjp(_core(task, groups), arrays, by_core, cotangent))
     if by_kernel:
-        operator = torch.ops.xentx.backward.default
-        gradients[0] = operator(cotangent, *arrays, groups, *_fields(task))
+        gradients[0] = _call(_Backward, cotangent, *arrays, groups, *_fields(task))
     return tuple(gradients)
 
 
@@ -65,10 +60,7 @@ def takes(arrays: Arrays) -> bool:
     )
 
 
-_TYPES = _plans.PLAIN | {
-    torch._subclasses.FakeTensor,
-    torch._subclasses.functional_tensor.FunctionalTensor,
-}
+_TYPES = _plans.PLAIN | set(_private.STAND_INS)
 
 
 def _fields(task: Task) -> tuple[Any, ...]:
@@ -135,32 +127,20 @@ def _backward_shape(cotangent: Array, logits: Array, *args: Any) -> Array:  # no
     return logits.new_empty(logits.shape)
 
 
-def _mapped(operator: Function, count: int) -> Function:
-    """Make the rule of vmap for an operator of so many arrays. It copies nothing."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Array, int]:
-        arrays = [
-            None
-            if array is None
-            else array.expand(info.batch_size, *array.shape)
-            if dim is None
-            else array.movedim(dim, 0)
-            for array, dim in zip(args[:count], in_dims, strict=False)
-        ]
-        return operator(*arrays, args[count] + 1, *args[count + 1 :]), 0
-
-    return rule
-
-
-# Their derivatives
+# Their derivatives, and their rules of vmap
 
 
 class _Forward(torch.autograd.Function):
     """The gradients by the logits, which is the other operator, and by the other arrays."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *args: Any) -> Array:
-        return _below(torch.ops.xentx.forward.default, _COUNT, ctx, args)
+    def forward(*args: Any) -> Array:
+        value: Array = torch.ops.xentx.forward.default(*args)
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
+        _save(ctx, inputs, _COUNT)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> Gradients:
@@ -169,13 +149,22 @@ class _Forward(torch.autograd.Function):
         gradients = pull_back(Task(*fields), groups, ctx.saved_tensors, cotangent, needs)
         return *gradients, *(None for _ in ctx.static)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Array, int]:
+        return _call(_Forward, *_grouped(info, in_dims, args, _COUNT)), 0
+
 
 class _Backward(torch.autograd.Function):
     """The second derivatives: the portable core's, by differentiating its first ones."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *args: Any) -> Array:
-        return _below(torch.ops.xentx.backward.default, 1 + _COUNT, ctx, args)
+    def forward(*args: Any) -> Array:
+        gradient: Array = torch.ops.xentx.backward.default(*args)
+        return gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
+        _save(ctx, inputs, 1 + _COUNT)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> Gradients:
@@ -189,29 +178,34 @@ class _Backward(torch.autograd.Function):
         gradients = _vjp(gradient, ctx.saved_tensors, needs, cotangent)
         return *gradients, *(None for _ in ctx.static)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Array, int]:
+        return _call(_Backward, *_grouped(info, in_dims, args, 1 + _COUNT)), 0
 
-def _below(operator: Function, count: int, ctx: Any, args: Sequence[Any]) -> Array:
-    ctx.save_for_backward(*args[:count])
-    ctx.static = args[count:]
-    # A Function's forward runs without gradients, which the next level of torch.func may want.
-    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
-        value: Array = operator(*args)
+
+def _call(function: type[torch.autograd.Function], *args: Any) -> Array:
+    """Call an operator; under torch.func by its Function."""
+    call = function.apply if _private.are_transforms_active() else function.forward
+    value: Array = call(*args)
     return value
 
 
-def _attached(operator: Function, derivative: type[torch.autograd.Function]) -> Function:
-    """Make what the dispatcher's Autograd key does."""
-    # Function.apply looks for torch.func's transformations, and the dispatcher has done that.
-    apply: Function = super(torch.autograd.Function, derivative).apply  # type: ignore[misc]
+def _save(ctx: Any, inputs: tuple[Any, ...], count: int) -> None:
+    ctx.save_for_backward(*inputs[:count])
+    ctx.static = inputs[count:]
 
-    def function(*args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            with torch._functorch.utils.enable_single_level_autograd_function():
-                return apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
 
-    return function
+def _grouped(info: Any, in_dims: tuple[int | None, ...], args: Sequence[Any], count: int) -> Any:
+    """Make the mapped axis of an operator's first `count` arguments a group. It copies nothing."""
+    arrays = (
+        None
+        if array is None
+        else array.expand(info.batch_size, *array.shape)
+        if dim is None
+        else array.movedim(dim, 0)
+        for array, dim in zip(args[:count], in_dims, strict=False)
+    )
+    return *arrays, args[count] + 1, *args[count + 1 :]
 
 
 def _core(task: Task, groups: int) -> Function:
@@ -273,29 +267,20 @@ def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: A
 
 
 def _register() -> None:
-    library = torch.library.Library("xentx", "FRAGMENT")
-    # They stay as long as the process, as whatever was compiled with them may.
-    torch.library._keep_alive.append(library)
+    """Define the operators, for as long as the process lives, as what is compiled with them may."""
     table = (
-        ("forward", _ARRAYS, _COUNT, _forward_on_cpu, _forward_shape, _Forward),
-        (
-            "backward",
-            f"Tensor cotangent, {_ARRAYS}",
-            1 + _COUNT,
-            _backward_on_cpu,
-            _backward_shape,
-            _Backward,
-        ),
+        ("forward", _ARRAYS, _forward_on_cpu, _forward_shape, _Forward),
+        ("backward", f"Tensor cotangent, {_ARRAYS}", _backward_on_cpu, _backward_shape, _Backward),
     )
-    tags = (torch.Tag.pt2_compliant_tag,)
-    for name, arrays, count, on_cpu, shape, derivative in table:
+    library = torch.library
+    for name, arrays, on_cpu, shape, rules in table:
         full = f"xentx::{name}"
-        library.define(f"{name}({arrays}, int groups, {_TASK}) -> Tensor", tags=tags)
-        operator = getattr(torch.ops.xentx, name).default
-        library.impl(name, on_cpu, "CPU")
-        library.impl(name, _attached(operator, derivative), "Autograd")
-        torch.library.register_fake(full, shape, lib=library)
-        torch.library.register_vmap(full, _mapped(operator, count), lib=library)
+        schema = f"({arrays}, int groups, {_TASK}) -> Tensor"
+        library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(full, "cpu", on_cpu)
+        library.register_fake(full, shape)
+        library.register_autograd(full, rules.backward, setup_context=rules.setup_context)
+        library.register_vmap(full, rules.vmap)
 
 
 # Once in a process, however often this module is imported.

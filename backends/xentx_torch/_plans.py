@@ -12,7 +12,7 @@ import torch
 
 from xentx import _native
 from xentx._native import Task
-from xentx_torch import _layout
+from xentx_torch import _layout, _private
 
 Array = torch.Tensor
 # Logits, target, weight, sample_weight and normalizer, as `Task` says.
@@ -110,7 +110,7 @@ def _readable(array: Array) -> Array:
     if not array.numel():
         return array
     if array.data_ptr() == 0:
-        if not array._is_zerotensor():  # PyTorch's own functions would crash
+        if not _private.is_zero(array):  # PyTorch's own functions would crash
             msg = f"got a tensor of shape {tuple(array.shape)} whose storage was freed"
             raise ValueError(msg)
         return torch.empty_strided(array.shape, array.stride(), dtype=array.dtype).copy_(array)

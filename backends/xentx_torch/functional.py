@@ -4,10 +4,11 @@ Only the arguments are translated. What is computed, and what is an error, is de
 `xentx_torch.cross_entropy` and its siblings, in the same words as everywhere.
 """
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import _reduction
 
 from xentx_torch import _functions
 
@@ -58,9 +59,10 @@ def log_softmax(
     >>> F.log_softmax(torch.tensor([[2, 2]]), dim=1, dtype=torch.float32)
     tensor([[-0.6931, -0.6931]])
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(log_softmax, locals())
     if dim is None:
-        find = torch.nn.functional._get_softmax_dim  # type: ignore[attr-defined]
-        dim = find("log_softmax", input.dim(), _stacklevel)
+        dim = _implicit_axis(input, _stacklevel)
     return _functions.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
 
 
@@ -122,6 +124,8 @@ def nll_loss(
     >>> F.nll_loss(log_probs, torch.tensor([1, 2]))
     tensor(0.3906)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(nll_loss, locals())
     return _functions.nll_loss(
         _autocast(input),
         target,
@@ -200,6 +204,8 @@ def cross_entropy(
     >>> F.cross_entropy(pixels, torch.zeros(2, 3, 3, dtype=torch.int32))
     tensor(1.3863)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(cross_entropy, locals())
     return _functions.cross_entropy(
         _autocast(input),
         target,
@@ -286,6 +292,8 @@ def linear_cross_entropy(
     >>> F.linear_cross_entropy(hidden, head, torch.tensor([0, 4]))
     tensor(1.6094)
     """
+    if isinstance(input, torch.fx.Proxy):
+        return _recorded(linear_cross_entropy, locals())
     ignored = -100 if ignore_index is None else ignore_index
     more: dict[str, Any] = {
         "weight": weight,
@@ -295,7 +303,7 @@ def linear_cross_entropy(
         "logit_softcap": logit_softcap,
         "reduction": reduction,
     }
-    positions = linear_weight.shape[1:-1]
+    positions = () if linear_weight.is_nested else linear_weight.shape[1:-1]
     if not positions:
         if options is not None and options.batch_chunk_size is not None:
             more["chunk"] = options.batch_chunk_size
@@ -319,6 +327,22 @@ def widened(array: Array) -> Array:
     return array.to(torch.promote_types(array.dtype, torch.float32))
 
 
+def _recorded(function: Callable[..., Array], arguments: dict[str, Any]) -> Any:
+    """Make a call a node of the graph that torch.fx traces."""
+    tracer = arguments["input"].tracer
+    return tracer.create_proxy("call_function", function, (), dict(arguments))
+
+
+def _implicit_axis(input: Array, stacklevel: int) -> int:
+    """Choose the axis that PyTorch does, with its warning, where log_softmax is told none."""
+    warnings.warn(
+        "Implicit dimension choice for log_softmax has been deprecated. "
+        "Change the call to include dim=X as an argument.",
+        stacklevel=stacklevel,
+    )
+    return 0 if input.dim() in (0, 1, 3) else 1
+
+
 def _class_axis(input: Array) -> int:
     return min(1, input.dim() - 1)
 
@@ -331,4 +355,4 @@ def _autocast(input: Array) -> Array:
 def _reduce(size_average: bool | None, reduce: bool | None, reduction: str) -> Any:
     if size_average is None and reduce is None:
         return reduction
-    return _reduction.legacy_get_string(size_average, reduce)
+    return torch.nn.NLLLoss(None, size_average, reduce=reduce).reduction  # which warns

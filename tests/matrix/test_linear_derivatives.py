@@ -213,12 +213,9 @@ class TestTorch:
         import xentx_torch  # noqa: F401 -- registers it
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
-        arrays = (hidden, head, bias, self.target, None, None, None)
-        operands = ([self.torch.tensor(0.1)], "label_smoothing")
-        if smoothing == "number":
-            operands = ([], "")
-        needs = [True, True, True]
-        options = (*operands, -100, 0.1, 0.0, None, "mean", precision, CHUNK, needs)
+        array = None if smoothing == "number" else self.torch.tensor(0.1)
+        arrays = (hidden, head, bias, self.target, None, None, None, array, None, None)
+        options = (-100, 0.1, 0.0, None, "mean", precision, CHUNK, [True, True, True])
         operator = self.torch.ops.xentx.linear_loss.default
         checks = ("test_schema", "test_faketensor")
         self.torch.library.opcheck(operator, (*arrays, *options), test_utils=checks)

@@ -1257,6 +1257,7 @@ def operator_arguments():
     yield (leaf(stacked(LOGITS)), None, None, None, None, 1, *task)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("arguments", list(operator_arguments()), ids=lambda a: f"{a[6]}-{a[9]}")
 def test_operators_keep_the_rules_of_operators(arguments):
     forward, backward = torch.ops.xentx.forward.default, torch.ops.xentx.backward.default

@@ -1,0 +1,54 @@
+"""DTensors, which are computed by the portable core and PyTorch's own dispatch.
+
+An operator takes DTensors or other tensors, no mixture but for numbers: what stands beside a
+DTensor is made one, replicated over its mesh.
+"""
+
+from typing import Any
+
+import torch
+
+from xentx._namespace import array_namespace
+
+Array = torch.Tensor
+NAMESPACE = array_namespace(torch.empty(0))
+
+
+def is_distributed(array: Array) -> bool:
+    """Whether a tensor is a DTensor, of which no module is imported to find out."""
+    return hasattr(array, "device_mesh") and hasattr(array, "placements")
+
+
+def replicated(array: Array, mesh: Any) -> Array:
+    """Make a tensor that every process has a DTensor, through which gradients flow."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if isinstance(array, DTensor):
+        return array
+    return DTensor.from_local(array, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+class Namespace:
+    """PyTorch's namespace, whose new arrays stand beside the DTensors of a mesh."""
+
+    def __init__(self, mesh: Any) -> None:
+        self._mesh = mesh
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(NAMESPACE, name)
+
+    def arange(self, *args: Any, **options: Any) -> Array:
+        return replicated(NAMESPACE.arange(*args, **options), self._mesh)
+
+    def ones(self, *args: Any, **options: Any) -> Array:
+        return replicated(NAMESPACE.ones(*args, **options), self._mesh)
+
+    def zeros(self, *args: Any, **options: Any) -> Array:
+        return replicated(NAMESPACE.zeros(*args, **options), self._mesh)
+
+
+def namespace(array: Array | None) -> Any:
+    """Return the namespace that makes arrays beside this one."""
+    if array is None or type(array) is torch.Tensor or not is_distributed(array):
+        return NAMESPACE
+    return Namespace(array.device_mesh)  # type: ignore[attr-defined]

@@ -1,0 +1,142 @@
+"""Everything of PyTorch that xentx uses and PyTorch does not document. There is none elsewhere.
+
+PyTorch has no public question for most of what the kernel's way must know: whether a transformation
+or a tracer is watching, and whether forward mode is on. So each name is looked up once, and each
+has a fallback by public means for a PyTorch that has it no more. The fallbacks give the same
+results. Some are slower, since where nothing can be found out they assume that somebody watches.
+
+One more name stands in `xentx._registry`, which does not import PyTorch: the mark that
+`torch.compiler.assume_constant_result` leaves on a function. `_functions` leaves it by that.
+"""
+
+import operator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+Array = torch.Tensor
+
+# Names that this PyTorch lacks, whose fallbacks serve.
+MISSING: list[str] = []
+
+
+def _find(name: str, fallback: Any) -> Any:
+    """Look up a dotted name in torch."""
+    try:
+        return operator.attrgetter(name)(torch)
+    except AttributeError:
+        MISSING.append(name)
+        return fallback
+
+
+def _somebody() -> int:
+    return 1
+
+
+def _some_hooks(_: bool) -> object:  # noqa: FBT001
+    return True
+
+
+def _is_wrapped(array: Array) -> bool:
+    """Whether a tensor has no memory to read, as those that torch.func makes."""
+    try:
+        array.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return True
+    return False
+
+
+def _has_storage(array: Array) -> bool:
+    return not _is_wrapped(array)
+
+
+def _is_zero(array: Array) -> bool:
+    """Whether a tensor without memory is all zeros, and not one whose storage was freed."""
+    return array.untyped_storage().nbytes() != 0
+
+
+# Whether torch.func transforms, how many __torch_dispatch__ modes are on, and whether autograd
+# packs what it saves. The fallbacks say yes, so that the kernel is called by an operator, and
+# gradients are computed in the backward.
+are_transforms_active: Callable[[], bool] = _find(
+    "_C._are_functorch_transforms_active", _somebody
+)
+len_dispatch_stack: Callable[[], int] = _find("_C._len_torch_dispatch_stack", _somebody)
+saved_tensors_hooks: Callable[[bool], object] = _find(
+    "_C._autograd._top_saved_tensors_default_hooks", _some_hooks
+)
+# Whether a tensor is a wrapper of torch.func. The fallback asks for its memory.
+is_wrapped: Callable[[Array], bool] = _find(
+    "_C._functorch.is_functorch_wrapped_tensor", _is_wrapped
+)
+# A context without torch.func, in which the memory of a tensor that no transformation wraps can be
+# read. Without it, class indices are not seen under torch.func: a wrong one makes its row NaN.
+without_transforms: Callable[[], AbstractContextManager[Any]] = _find(
+    "_C._DisableFuncTorch", nullcontext
+)
+# Whether a tensor has memory. Those of torch.autograd.grad(..., is_grads_batched=True) have none.
+has_storage: Callable[[Array], bool] = _find("_C._has_storage", _has_storage)
+# Whether a tensor stands for zeros, and has no memory for that.
+is_zero: Callable[[Array], bool] = _find("Tensor._is_zerotensor", _is_zero)
+# Tensors that stand for others in a compiler. Both are found by their __torch_dispatch__ too.
+STAND_INS: tuple[type, ...] = tuple(
+    stand_in
+    for stand_in in (
+        _find("_subclasses.FakeTensor", None),
+        _find("_subclasses.functional_tensor.FunctionalTensor", None),
+    )
+    if stand_in is not None
+)
+
+
+
+class _Levels:
+    """Answers as torch.autograd.forward_ad does, which refuses a dual tensor outside of a level."""
+
+    @property
+    def _current_level(self) -> int:
+        one = torch.ones(())
+        try:
+            forward_ad.make_dual(one, one)
+        except RuntimeError:
+            return -1
+        return 0
+
+
+_current_level = _find("autograd.forward_ad._current_level", None)
+_levels: Any = _Levels() if _current_level is None else forward_ad
+_is_compiling = torch.compiler.is_compiling
+_is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)
+
+
+def in_forward_mode() -> bool:
+    """Whether forward mode is on: dual numbers, or a jvp of torch.func."""
+    return bool(_levels._current_level >= 0)
+
+
+def is_recording() -> bool:
+    """Whether torch.jit.trace or make_fx records operations, to repeat them with other values."""
+    return _is_tracing() or get_proxy_mode() is not None
+
+
+def is_observed() -> bool:
+    """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
+    return bool(
+        _is_compiling()
+        or are_transforms_active()
+        or _levels._current_level >= 0
+        or len_dispatch_stack() > 0
+        or _is_tracing()
+    )
+
+
+def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return a Function's ``apply`` without what torch.func needs, where PyTorch keeps it apart."""
+    apply: Callable[..., Any] = getattr(
+        super(torch.autograd.Function, function), "apply", function.apply
+    )
+    return apply
