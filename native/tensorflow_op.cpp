@@ -227,7 +227,8 @@ class Operator {
             require(i < 4, "options: got a reduction that is none");
             task_.reduction = static_cast<Reduction>(i);
         } else if (name == "ignore_index") {
-            task_.ignore_index = number<int64_t>(value);
+            task_.has_ignore = value != "none";
+            if (task_.has_ignore) task_.ignore_index = number<int64_t>(value);
         } else if (name == "label_smoothing") {
             task_.label_smoothing = number<double>(value);
         } else if (name == "z_loss") {
@@ -314,8 +315,9 @@ void Operator::compute(TF_OpKernelContext* context) const {
         task.operation = has_cotangent() ? Operation::log_softmax_pullback : Operation::log_softmax;
     } else {
         const DType target = dtype_of(input(context, 1));
-        task.has_ignore = target == DType::int32 || target == DType::int64;
-        task.target = arguments.next(task.has_ignore ? Axes::row : Axes::all,
+        const bool hard = target == DType::int32 || target == DType::int64;
+        task.has_ignore = task_.has_ignore && hard;
+        task.target = arguments.next(hard ? Axes::row : Axes::all,
                                      "target: got another size than the logits have");
     }
     if (weight_ && !softmax()) {

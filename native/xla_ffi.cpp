@@ -143,7 +143,7 @@ bool all_ones(const Array& array, int64_t groups) {
 ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::RemainingRets results,
                  int64_t operation, int64_t reduction, int64_t groups, int64_t outer,
                  int64_t classes, int64_t inner, int64_t given, int64_t wanted, bool soft,
-                 int64_t ignore_index, double label_smoothing, double z_loss,
+                 bool has_ignore, int64_t ignore_index, double label_smoothing, double z_loss,
                  double logit_softcap, bool exact) {
     Task task;
     task.operation = static_cast<Operation>(operation);
@@ -152,6 +152,7 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
     task.outer = outer;
     task.classes = classes;
     task.inner = inner;
+    task.has_ignore = has_ignore;
     task.ignore_index = ignore_index;
     task.label_smoothing = label_smoothing;
     task.z_loss = z_loss;
@@ -208,6 +209,7 @@ XLA_FFI_DEFINE_HANDLER(handler, solve,
                            .Attr<int64_t>("given")
                            .Attr<int64_t>("wanted")
                            .Attr<bool>("soft")
+                           .Attr<bool>("has_ignore")
                            .Attr<int64_t>("ignore_index")
                            .Attr<double>("label_smoothing")
                            .Attr<double>("z_loss")

@@ -170,7 +170,7 @@ def nll_loss(
     *,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: Reduction = "mean",
 ) -> Problem:
     r"""Negative log-likelihood of log-probabilities.
@@ -193,8 +193,9 @@ def nll_loss(
         need it said.
     weight : array, optional
         A weight for each class, of any real dtype.
-    ignore_index : int, default: -100
-        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0.
+    ignore_index : int or None, default: -100
+        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0. None
+        ignores no row.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `cross_entropy`.
 
@@ -249,7 +250,7 @@ def cross_entropy(
     axis: int | None = None,
     weight: Array | None = None,
     sample_weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -287,9 +288,9 @@ def cross_entropy(
         A weight for each row, of any real dtype, in the shape of `logits` without the class axis.
         It multiplies the row's loss, z-loss included, so that a weight of 2 equals repeating the
         row.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         Class index of the rows to ignore: their loss is 0 and their gradient exactly 0, even
-        where their logits are NaN or infinite. For integer targets only.
+        where their logits are NaN or infinite. None ignores no row. For integer targets only.
     label_smoothing : float or array, default: 0.0
         How much of the target to spread evenly over all classes, from 0 to 1.
     z_loss : float or array, default: 0.0
@@ -395,7 +396,7 @@ def linear_cross_entropy(
     bias: Array | None = None,
     weight: Array | None = None,
     sample_weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -427,7 +428,7 @@ def linear_cross_entropy(
         The last layer's bias, one number for each class.
     weight, sample_weight : array, optional
         As in `cross_entropy`, for logits whose last axis holds the classes.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`. Rows to ignore are left out of the products where they can be seen.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`.

@@ -67,7 +67,7 @@ class Task:
     axis: int
     soft: bool = False
     reduction: str = "none"
-    ignore_index: int = -100
+    ignore_index: int | None = -100
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_softcap: float | None = None

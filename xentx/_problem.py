@@ -427,7 +427,7 @@ def indices(
     target: Array,
     like: Array,
     spec: Spec,
-    ignore_index: int,
+    ignore_index: int | None,
 ) -> tuple[Array, bool, int | None]:
     """Check class indices wherever they can be seen, and give them the core's dtype.
 
@@ -435,19 +435,20 @@ def indices(
     was seen to be no such row.
     """
     seen = backend.is_concrete(target)
-    ignored: int | None = ignore_index
+    ignored = ignore_index
     if seen:
         values = backend.to_numpy(target)
         wrong = (values < 0) | (values >= spec.classes)
-        ignorable = values == ignore_index
-        if not ignorable.any():
-            ignored = None
-        wrong &= ~ignorable
+        if ignored is not None:
+            ignorable = values == ignored
+            wrong &= ~ignorable
+            ignored = ignored if ignorable.any() else None
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             msg = (
                 f"target: got {values[at]} at position {at[0] if len(at) == 1 else at}; expected "
-                f"0 <= target < {spec.classes}, or ignore_index={ignore_index}"
+                f"0 <= target < {spec.classes}"
+                + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
             )
             raise IndexError(msg)
     xp = backend.namespace(like)
@@ -629,8 +630,8 @@ def _check_rowwise(
     exact = _check_accuracy(backend, precision, logits)
     axis, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
     soft = _target(backend, target, logits, axis, classes, first)
-    ignore = _check_integer("ignore_index", ignore_index)
-    if soft and ignore != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+    ignore = None if ignore_index is None else _check_integer("ignore_index", ignore_index)
+    if soft and ignore not in (None, -100):  # the default is as good as not given
         msg = (
             f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
             "or a sample_weight of 0 for the rows to ignore"

@@ -60,7 +60,7 @@ def per_row(
     *,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -81,7 +81,7 @@ def per_row(
         As in `cross_entropy`.
     weight : array, optional
         As in `cross_entropy`; it concerns the loss only.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`; they concern the loss only.
@@ -135,7 +135,7 @@ def linear_per_row(
     *,
     bias: Array | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
@@ -151,7 +151,7 @@ def linear_per_row(
         As in `linear_cross_entropy`.
     bias, weight : array, optional
         As in `linear_cross_entropy`.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `linear_cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `linear_cross_entropy`.
@@ -224,7 +224,7 @@ def partials(
     start: int | Array = 0,
     axis: int | None = None,
     weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
 ) -> Partials:
@@ -254,7 +254,7 @@ def partials(
         As in `cross_entropy`.
     weight : array, optional
         The block's part of the class weights.
-    ignore_index : int, default: -100
+    ignore_index : int or None, default: -100
         As in `cross_entropy`, the same for all blocks.
     label_smoothing : float or array, default: 0.0
         As in `cross_entropy`, the same for all blocks.

@@ -176,7 +176,10 @@ def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
         return False
     values = np.asarray(target)
     wrong = values.view(f"u{values.itemsize}") >= kind.spec.classes
-    return bool(wrong.any() and (wrong & (values != kind.task.ignore_index)).any())
+    ignored = kind.task.ignore_index
+    if ignored is not None:
+        wrong &= values != ignored
+    return bool(wrong.any())
 
 
 # Whether there is a kernel for this JAX.
@@ -532,7 +535,8 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
         given=_bits([*call.given, seeds > 0, call.known]),
         wanted=_bits(wanted),
         soft=task.soft,
-        ignore_index=np.int64(task.ignore_index),
+        has_ignore=task.ignore_index is not None,
+        ignore_index=np.int64(task.ignore_index or 0),
         label_smoothing=np.float64(task.label_smoothing),
         z_loss=np.float64(task.z_loss),
         logit_softcap=np.float64(task.logit_softcap or 0.0),

@@ -10,13 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend import set_keras_mask  # no public way to keep rows out of a mean
 
 import xentx
+from xentx_keras._private import set_keras_mask
 
 Array = Any
 
-NO_CLASS = -(2**31)  # what no index can be where none is ignored
+# What labels are replaced by: both are no classes, and neither is a value that the caller chose.
+IGNORED, NO_CLASS = -1, -2
 
 
 class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no types
@@ -82,9 +83,7 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
     .. math:: \ell = \log \sum_k e^{x_k} - x_t
 
     A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
-    lacks, by keyword. What differs from Keras's is what `xentx.cross_entropy` promises: a confident
-    row's loss is not 0, an index that is no class is an IndexError or NaN, and an ignored row's
-    gradient is 0 whatever it holds.
+    lacks, by keyword. Notes list what differs from Keras's.
 
     Parameters
     ----------
@@ -110,10 +109,25 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
     ------
     ValueError
         If `dtype` can't hold indices.
+    IndexError
+        When called, if a label is no class: negative, too large, NaN, infinite or no whole number.
 
     See Also
     --------
     CategoricalCrossentropy : For one-hot and soft targets.
+
+    Notes
+    -----
+    These differ from Keras's loss:
+
+    - A confident row keeps its loss: it is not rounded to 0.
+    - An ignored row has a gradient of 0 whatever its logits are.
+    - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
+      normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
+    - A label that is no class raises an IndexError where labels are concrete. In a compiled step, as
+      `fit` runs by default, it makes the row's loss NaN. To find such a label when `fit` prints
+      ``loss: nan``, compile the model with ``run_eagerly=True``: the error names the label and its
+      position in the batch.
 
     Examples
     --------
@@ -156,17 +170,50 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
                 "indices numbers of it"
             )
             raise ValueError(msg)
+        if (
+            ignore_class is not None
+            and set_keras_mask is None
+            and reduction not in ("sum", "none", None)
+        ):
+            msg = (
+                f"ignore_class: got {ignore_class} with reduction={reduction!r}, for which Keras "
+                f"{keras.__version__} has no masks; expected None, or reduction 'sum' or 'none'"
+            )
+            raise ValueError(msg)
 
     def call(self, y_true: Array, y_pred: Array) -> Array:
         """Loss of each row."""
         if len(y_true.shape) == len(y_pred.shape) and y_true.shape[self.axis] == 1:
             y_true = ops.squeeze(y_true, axis=self.axis)
-        target = ops.cast(y_true, "int32")
-        ignored = NO_CLASS if self.ignore_class is None else self.ignore_class
-        losses = self._loss(y_pred, target, ignore_index=ignored)
-        if self.ignore_class is not None:
-            set_keras_mask(losses, ops.not_equal(target, self.ignore_class))
+        classes = ops.shape(y_pred)[self.axis]
+        is_class = ops.logical_and(y_true >= 0, ops.less(y_true, classes))
+        is_class = ops.logical_and(is_class, ops.equal(ops.floor(y_true), y_true))
+        # NaN and infinity have no integer, and so are replaced before the cast.
+        target = ops.cast(ops.where(is_class, y_true, NO_CLASS), "int32")
+        if self.ignore_class is None:
+            ignored, kept = None, None
+        else:
+            ignored, kept = IGNORED, ops.not_equal(y_true, float(self.ignore_class))
+            target = ops.where(kept, target, IGNORED)
+        try:
+            losses = self._loss(y_pred, target, ignore_index=ignored)
+        except IndexError as error:
+            raise IndexError(self._no_class(y_true, target, classes)) from error
+        if kept is not None and set_keras_mask is not None:
+            set_keras_mask(losses, kept)
         return losses
+
+    def _no_class(self, y_true: Array, target: Array, classes: int) -> str:
+        """Name the first label that is no class."""
+        labels, replaced = ops.convert_to_numpy(y_true), ops.convert_to_numpy(target)
+        at = tuple(int(i) for i in np.argwhere(replaced == NO_CLASS)[0])
+        label = labels[at]
+        shown = int(label) if np.isfinite(label) and label == int(label) else label
+        ignored = "" if self.ignore_class is None else f", or ignore_class={self.ignore_class}"
+        return (
+            f"y_true: got {shown} at position {at[0] if len(at) == 1 else at}; expected "
+            f"0 <= y_true < {classes}{ignored}"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
@@ -180,8 +227,7 @@ class CategoricalCrossentropy(_CrossEntropy):
     .. math:: \ell = \sum_k q_k \left(\log \sum_j e^{x_j} - x_k\right)
 
     A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
-    lacks, by keyword. What differs from Keras's is what `xentx.cross_entropy` promises: a gradient
-    that is right for a target that doesn't sum to 1, and one by the target, too.
+    lacks, by keyword. Notes list what differs from Keras's.
 
     Parameters
     ----------
@@ -204,6 +250,16 @@ class CategoricalCrossentropy(_CrossEntropy):
     See Also
     --------
     SparseCategoricalCrossentropy : For class indices.
+
+    Notes
+    -----
+    These differ from Keras's loss:
+
+    - A confident row keeps its loss: it is not rounded to 0.
+    - The gradient is right for a target that does not sum to 1, and there is one with respect to the
+      target.
+    - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
+      normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
 
     Examples
     --------

@@ -89,7 +89,7 @@ def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
         words = {
             "axis": task.axis,
             "reduction": task.reduction,
-            "ignore_index": task.ignore_index,
+            "ignore_index": "none" if task.ignore_index is None else task.ignore_index,
             "label_smoothing": task.label_smoothing,
             "z_loss": task.z_loss,
             "logit_softcap": task.logit_softcap or 0.0,
@@ -225,7 +225,7 @@ def _problem_of(op: Any) -> Problem:
         logits,
         target,
         axis=axis,
-        ignore_index=int(words["ignore_index"]),
+        ignore_index=None if words["ignore_index"] == "none" else int(words["ignore_index"]),
         reduction=words["reduction"],
         label_smoothing=float(words["label_smoothing"]),
         z_loss=float(words["z_loss"]),

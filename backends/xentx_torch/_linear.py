@@ -226,7 +226,7 @@ _ARRAYS = (
 )
 # The options that are arrays and their names, then all of them, of which those are not read.
 _OPTIONS = (
-    "Tensor[] operands, str[] names, int ignore_index, "
+    "Tensor[] operands, str[] names, int? ignore_index, "
     "float label_smoothing, float z_loss, float? logit_softcap, "
     "str reduction, str precision, int chunk, bool[] needs"
 )

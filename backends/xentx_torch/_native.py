@@ -196,7 +196,9 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
         return False
     with torch._C._DisableFuncTorch():
         wrong = (target < 0) | (target >= kind.spec.classes)
-        return bool((wrong & (target != kind.task.ignore_index)).any())
+        if kind.task.ignore_index is not None:
+            wrong &= target != kind.task.ignore_index
+        return bool(wrong.any())
 
 
 # A number that Dynamo holds to be dynamic is asked for, which makes its value a guard of the graph.

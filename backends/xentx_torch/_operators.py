@@ -30,7 +30,7 @@ _ARRAYS = "Tensor logits, Tensor? target, Tensor? weight, Tensor? sample_weight,
 _COUNT = 5
 # The fields of a Task, in their order.
 _TASK = (
-    "str operation, int axis, bool soft, str reduction, int ignore_index, "
+    "str operation, int axis, bool soft, str reduction, int? ignore_index, "
     "float label_smoothing, float z_loss, float? logit_softcap, bool exact"
 )
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -84,8 +85,73 @@ def test_ignored_class(reduction):
 def test_nothing_is_ignored_unasked():
     """The default of xentx is -100, Keras has none: an index that is no class."""
     loss = SparseCategoricalCrossentropy(from_logits=True, reduction=None)
-    with pytest.raises(IndexError, match="target: got -100"):
+    with pytest.raises(IndexError, match="y_true: got -100"):
         loss(np.array([-100, 3, 1, 2, 2, 1]), LOGITS)
+
+
+NO_CLASSES = [np.nan, np.inf, -np.inf, 4, 1.5, -1, -2, -100, -(2**31), 2**31, 2**32 + 1, 2.0**40]
+
+
+@pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
+@pytest.mark.parametrize("label", NO_CLASSES)
+def test_label_that_is_no_class(label, ignore_class):
+    """It raises, with its own value and no value that the caller did not choose."""
+    target = np.array([0, 3, label, 2, 2, 1])
+    loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
+    if label == ignore_class:
+        assert np.isfinite(number(loss(target, LOGITS)))
+        return
+    shown = int(np.float32(label)) if np.isfinite(label) and label != 1.5 else label
+    rest = "" if ignore_class is None else f", or ignore_class={ignore_class}"
+    text = f"y_true: got {shown} at position 2; expected 0 <= y_true < 4{rest}"
+    with pytest.raises(IndexError, match=f"^{re.escape(text)}$"):
+        loss(target, LOGITS)
+
+
+@pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras traces nothing there")
+@pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
+def test_traced_label_that_is_no_class(ignore_class):
+    """It makes its row NaN, and no other."""
+    loss = SparseCategoricalCrossentropy(True, ignore_class, reduction=None)
+    labels = [label for label in NO_CLASSES if label != ignore_class]
+    target = np.array([0, *labels], np.float32)
+    logits = np.tile(LOGITS[:1], (len(target), 1))
+
+    def rows(target, logits):
+        return loss(target, logits)
+
+    if BACKEND == "jax":
+        import jax
+
+        compiled = jax.jit(rows)
+    else:
+        import tensorflow as tf
+
+        compiled = tf.function(rows)
+    found = number(compiled(ops.convert_to_tensor(target), ops.convert_to_tensor(logits)))
+    assert np.isfinite(found[0])
+    assert np.all(np.isnan(found[1:]))
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+def test_label_that_is_no_class_is_found_in_training():
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])
+    loss = SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    target = np.array([0, 3, 7, 2, 2, 1])
+    with pytest.raises(IndexError, match="y_true: got 7 at position 2; expected 0 <= y_true < 4"):
+        model.fit(LOGITS, target, shuffle=False, verbose=0)
+
+
+def test_ignored_class_without_masks(monkeypatch):
+    """A version of Keras that has lost its private function for masks."""
+    monkeypatch.setattr("xentx_keras._losses.set_keras_mask", None)
+    with pytest.raises(ValueError, match="ignore_class: got 255 with reduction='mean', for which"):
+        SparseCategoricalCrossentropy(ignore_class=255, reduction="mean")
+    loss = SparseCategoricalCrossentropy(True, 255, reduction="sum")
+    expected = SparseCategoricalCrossentropy(True, reduction="sum")(TARGET[:3], LOGITS[:3])
+    target = np.array([*TARGET[:3], 255, 255, 255])
+    np.testing.assert_allclose(number(loss(target, LOGITS)), number(expected), rtol=1e-6)
 
 
 def test_keras_mask():

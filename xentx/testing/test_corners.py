@@ -237,6 +237,42 @@ def test_ignore_index_beyond_the_classes(route):
     np.testing.assert_allclose(gradient, [GRAD_0, ZEROS], rtol=1e-5)
 
 
+INT_MIN = [np.iinfo(np.int32).min, np.iinfo(np.int64).min]
+
+
+@pytest.mark.parametrize("bad", [-100, -1, 3, *INT_MIN])
+@pytest.mark.parametrize("function", [xentx.cross_entropy, xentx.nll_loss])
+def test_nothing_is_ignored(route, function, bad):
+    """With ``ignore_index=None`` every index that is no class is an error, or NaN where traced."""
+    logits = np.asarray(B, np.float32)
+    dtype = np.int64 if bad < INT_MIN[0] else np.int32
+    if dtype == np.int64:
+        logits = logits.astype(np.float64)  # beside which JAX has int64
+    target = np.array([bad, 2], dtype)
+    options = {"ignore_index": None, "reduction": "none"}
+    fine = route.value(function, logits, np.array([1, 2], dtype), **options)
+    assert np.all(np.isfinite(fine))
+    if route.traced:
+        value, gradient = route.pull(function, logits, target, **options)
+        np.testing.assert_array_equal(np.isnan(value), [True, False])
+        np.testing.assert_array_equal(np.isnan(gradient), [[True] * 3, [False] * 3])
+    else:
+        with pytest.raises(IndexError, match=rf"target: got {bad} at position 0; .* target < 3$"):
+            route.value(function, logits, target, **options)
+
+
+def test_nothing_is_ignored_in_linear_cross_entropy(route):
+    hidden, head = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+    target = np.array([-100, 2], np.int32)
+    options = {"ignore_index": None, "reduction": "none"}
+    if route.traced:
+        value = route.value(xentx.linear_cross_entropy, hidden, head, target, **options)
+        np.testing.assert_array_equal(np.isnan(value), [True, False])
+    else:
+        with pytest.raises(IndexError, match=r"target: got -100 at position 0; .* target < 4$"):
+            route.value(xentx.linear_cross_entropy, hidden, head, target, **options)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_mean_over_many_rows(route, dtype):
     """20,000 rows of a loss near 5: their float16 sum overflows, their mean doesn't."""
