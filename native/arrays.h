@@ -42,8 +42,9 @@ inline const Exchange* exchange_of(nb::handle tensor) {
                                           capsule.ptr(), "dlpack_exchange_api"));
     if (PyErr_Occurred()) nb::raise_python_error();
     if (!found || found->major != 1 || !found->view) return nullptr;
-    Py_INCREF(type);
-    Py_XDECREF(known);
+    // Casts: where the ABI is the stable one, these are functions of PyObject*.
+    Py_INCREF(reinterpret_cast<PyObject*>(type));
+    Py_XDECREF(reinterpret_cast<PyObject*>(known));
     known = type;
     return table = found;
 }

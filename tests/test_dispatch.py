@@ -1,5 +1,7 @@
 """Which backend gets an array: by its type, its type's ancestors, and by explicit request."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,16 @@ from xentx.testing import routes
 B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 TARGET = np.array([1, 2])
 ENGINE = f"native ({_native.KERNEL.instruction_set()})" if _native.KERNEL else "portable"
+
+
+def engine_of(framework):
+    """The engine of arrays of this CPU, and what its reason starts with."""
+    version = importlib.metadata.version("jax") if framework == "jax" else ""
+    if _native.KERNEL and version and tuple(map(int, version.split(".")[:2])) < (0, 7):
+        return "portable", f"JAX {version} is older than 0.7"
+    if framework == "strict":
+        return "portable", "the native kernel takes no arrays of array_api_strict"
+    return ENGINE, _native.NO_KERNEL or ""
 
 
 def eager_routes(frameworks):
@@ -29,7 +41,10 @@ def test_backend_of(frameworks):
     for route in eager_routes(frameworks):
         info = xentx.backend_of(route.array(B))
         assert info.name == {"strict": "array_api_strict"}.get(route.name, route.name)
-        assert info.engine == ("portable" if route.name == "strict" else ENGINE)
+        engine, reason = engine_of(route.name)
+        assert info.engine == engine
+        assert (info.reason or "").startswith(reason)
+        assert (info.reason is None) == info.engine.startswith("native")
         assert info.version
 
 
@@ -37,9 +52,21 @@ def test_backends_lists_what_is_installed(frameworks):
     listed = {info.name: info for info in xentx.backends()}
     for framework in frameworks:
         assert listed[framework].version
-        assert listed[framework].engine == ENGINE
+        assert listed[framework].engine in {ENGINE, engine_of(framework)[0]}
     for info in listed.values():
         assert (info.version is None) == (info.engine is None)
+        assert (info.reason is not None) == (info.engine == "portable")
+
+
+def test_backends_that_are_loaded_say_what_their_arrays_say(frameworks):
+    listed = {info.name: info for info in xentx.backends(load=True)}
+    for route in eager_routes(frameworks):
+        if route.name in listed:
+            assert listed[route.name] == xentx.backend_of(route.array(B))
+
+
+def test_version():
+    assert xentx.__version__ == importlib.metadata.version("xentx")
 
 
 def test_subclass_defined_by_a_user():

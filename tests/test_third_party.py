@@ -67,7 +67,8 @@ def test_found_by_its_arrays(run):
         class Derived(demo.Array): ...
         print(xentx.backend_of(Derived()))
     """
-    info = "BackendInfo(name='demo', version='1.5', engine='portable')"
+    reason = "the native kernel takes no arrays of demo"
+    info = f"BackendInfo(name='demo', version='1.5', engine='portable', reason='{reason}')"
     assert run(program) == [info, "False False", info]
 
 

@@ -12,7 +12,7 @@ from xentx._losses import (
     nll_loss,
     value_and_grad,
 )
-from xentx._registry import BackendInfo, backend_of, backends
+from xentx._registry import BackendInfo, backend_of, backends, installed_version
 from xentx._rows import (
     RowStats,
     combine,
@@ -21,6 +21,8 @@ from xentx._rows import (
     partials,
     per_row,
 )
+
+__version__: str = installed_version("xentx", ("xentx",)) or "unknown"
 
 __all__ = [
     "BackendInfo",

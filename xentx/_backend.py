@@ -50,8 +50,14 @@ class NativeAdapter(Protocol):
     portable functions, silently and correctly.
     """
 
-    def takes(self, array: Array) -> bool:
-        """Whether the kernel computes losses of `array`, which is where the kernel can read it."""
+    def unusable(self) -> str | None:
+        """Say why the kernel serves no array of the framework as it is installed; None if it does.
+
+        A clause that follows "because", such as "JAX 0.6.0 is older than 0.7 (hint: upgrade it)".
+        """
+
+    def declines(self, array: Array) -> str | None:
+        """Say why the kernel computes no loss of `array`, where it is usable; None if it does."""
 
     def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array:
         """Value, which the framework can differentiate to any order."""

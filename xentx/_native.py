@@ -1,7 +1,8 @@
 """The options of a problem as the native kernel sees them, and whether there is a kernel.
 
 `native/kernel.h` says what the kernel computes. Each adapter's ``_native`` hands it arrays. Where
-it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core.
+it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core;
+`NO_KERNEL` says why.
 
 The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "native" for the kernel
 or an error, nothing for the kernel where it is.
@@ -12,27 +13,45 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+INSTALL = (
+    "XENTX_REQUIRE_NATIVE=1 pip install --force-reinstall --no-deps --no-cache-dir "
+    "--no-binary xentx xentx"
+)
 
-def _find() -> Any:
-    """Import the kernel if it is there and wanted. An explicit request raises."""
+
+def _find() -> tuple[Any, str | None]:
+    """Import the kernel if it is there and wanted, or say why not. An explicit request raises."""
     engine = os.environ.get("XENTX_ENGINE", "auto")
     if engine not in ("auto", "native", "portable"):
         msg = f"XENTX_ENGINE: got {engine!r}; expected 'native', 'portable' or nothing"
         raise ValueError(msg)
     if engine == "portable":
-        return None
+        return None, "XENTX_ENGINE=portable is set (hint: unset it to use the native kernel)"
     try:
         kernel = importlib.import_module("xentx._kernel")
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            reason = "this installation of xentx has no native kernel"
+        else:
+            reason = f"the native kernel of this installation does not load: {error}"
         if engine == "native":
-            msg = "XENTX_ENGINE: got 'native', but this installation of xentx has no native kernel"
+            msg = f"XENTX_ENGINE: got 'native', but {reason}"
             raise ImportError(msg) from error
-        return None
+        return None, f"{reason} (hint: with GCC or Clang, {INSTALL})"
     # Without fused multiply-add, of which there are five in an exponential, the core is quicker.
-    return kernel if kernel.is_fast() or engine == "native" else None
+    if kernel.is_fast() or engine == "native":
+        return kernel, None
+    isa = os.environ.get("XENTX_ISA")
+    limit = "this CPU has" if isa is None else f"XENTX_ISA={isa} leaves"
+    return None, (
+        f"{limit} no fused multiply-add, without which the portable core is quicker "
+        "(hint: XENTX_ENGINE=native uses the native kernel all the same)"
+    )
 
 
-KERNEL: Any = _find()
+KERNEL: Any
+NO_KERNEL: str | None
+KERNEL, NO_KERNEL = _find()
 # What a plan returns, having done nothing, where it can't read an array as it lies.
 UNREADABLE = -2
 

@@ -23,7 +23,7 @@ from typing import Any
 from xentx import _backend
 from xentx._backend import Backend
 from xentx._namespace import is_array_api_obj
-from xentx._native import KERNEL
+from xentx._native import KERNEL, NO_KERNEL
 
 ENTRY_POINT_GROUP = "xentx.backends"
 
@@ -230,7 +230,11 @@ class BackendInfo:
         Its version; None where it is not installed.
     engine : str or None
         What computes: "native", the kernel, with the instruction set that it uses, such as
-        "native (avx2)"; or "portable", the core on the framework's own functions.
+        "native (avx2)"; or "portable", the core on the framework's own functions. None where the
+        framework is not installed, or fails to be imported.
+    reason : str or None
+        Why the engine is not "native", and what can be done about that. None where it is, and where
+        the framework is not installed.
 
     Examples
     --------
@@ -243,12 +247,17 @@ class BackendInfo:
     name: str
     version: str | None
     engine: str | None
+    reason: str | None = None
 
 
-def backends() -> tuple[BackendInfo, ...]:
+def backends(*, load: bool = False) -> tuple[BackendInfo, ...]:
     """List the backends, the versions of their frameworks and their engines.
 
-    No framework is imported to find out.
+    Parameters
+    ----------
+    load : bool
+        Whether to import the frameworks that are installed. By default none is imported, and the
+        native kernel is taken to serve the version of one that is not imported yet.
 
     Returns
     -------
@@ -261,24 +270,39 @@ def backends() -> tuple[BackendInfo, ...]:
     >>> [backend.name for backend in xentx.backends()][:4]
     ['numpy', 'torch', 'jax', 'tensorflow']
     """
-    versions = ((spec, spec.version()) for spec in specs())
-    return tuple(
-        BackendInfo(spec.name, version, None if version is None else _engine_of_spec(spec))
-        for spec, version in versions
-    )
+    return tuple(_installed(spec, load=load) for spec in specs())
 
 
-def _engine(*, native: bool) -> str:
-    return f"native ({KERNEL.instruction_set()})" if native else "portable"
+def _installed(spec: BackendSpec, *, load: bool) -> BackendInfo:
+    """Tell of a row of the table, and of the engine of arrays in the CPU's memory."""
+    version = spec.version()
+    if version is None:
+        return BackendInfo(spec.name, None, None)
+    if load or spec.package in sys.modules:
+        try:
+            return _info(spec.name, version, spec.load())
+        except Exception as error:  # noqa: BLE001 -- a framework may fail in any way
+            reason = f"it fails to be imported: {type(error).__name__}: {error}"
+            return BackendInfo(spec.name, version, None, reason)
+    if spec not in BACKENDS:
+        return _info(spec.name, version, _backend.BACKEND)
+    return BackendInfo(spec.name, version, _engine(NO_KERNEL), NO_KERNEL)
 
 
-def _engine_of_spec(spec: BackendSpec) -> str:
-    """Name the engine of arrays in the CPU's memory."""
-    # An adapter that isn't loaded may yet find that its framework's version has no way in.
-    adapter = sys.modules.get(spec.package)
-    here = spec in BACKENDS if adapter is None else adapter.BACKEND.native is not None
-    native = KERNEL is not None and here
-    return _engine(native=native)
+def _info(name: str, version: str | None, backend: Backend, array: Any = None) -> BackendInfo:
+    """Tell the engine of an array; without one, of those in the CPU's memory."""
+    native = backend.native
+    if native is not None:
+        reason = native.unusable() or (None if array is None else native.declines(array))
+    elif name in _BY_ROOT:
+        reason = NO_KERNEL
+    else:
+        reason = f"the native kernel takes no arrays of {name}"
+    return BackendInfo(name, version, _engine(reason), reason)
+
+
+def _engine(reason: str | None) -> str:
+    return f"native ({KERNEL.instruction_set()})" if reason is None else "portable"
 
 
 def backend_of(array: Any, /) -> BackendInfo:
@@ -292,7 +316,7 @@ def backend_of(array: Any, /) -> BackendInfo:
     Returns
     -------
     BackendInfo
-        Its name, its framework's version and its engine.
+        Its name, its framework's version, its engine, and why that is portable if it is.
 
     Raises
     ------
@@ -309,7 +333,6 @@ def backend_of(array: Any, /) -> BackendInfo:
     backend = require("array", array)
     owner = _owner_of_type(type(array))
     if owner is not None:
-        native = backend.native is not None and backend.native.takes(array)
-        return BackendInfo(backend.name, owner[0].version(), _engine(native=native))
+        return _info(backend.name, owner[0].version(), backend, array)
     library = type(array).__module__.partition(".")[0]
-    return BackendInfo(library, getattr(sys.modules[library], "__version__", None), "portable")
+    return _info(library, getattr(sys.modules[library], "__version__", None), backend)

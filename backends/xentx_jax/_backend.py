@@ -9,6 +9,7 @@ import numpy as np
 
 from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
+from xentx._native import KERNEL
 from xentx_jax import _autodiff, _linear, _native
 
 Array = jax.Array
@@ -18,7 +19,7 @@ class JAXBackend:
     """jax.Array, concrete or traced."""
 
     name = "jax"
-    native: NativeAdapter | None = _native if _native.is_usable() else None
+    native: NativeAdapter | None = None if KERNEL is None else _native
     linear: LinearAdapter | None = _linear
     memory: Memory | None = None
 

@@ -33,7 +33,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xentx import _evaluate, _problem
-from xentx._native import KERNEL
+from xentx._native import INSTALL, KERNEL
 from xentx._problem import Kind
 
 Array = Any
@@ -110,13 +110,20 @@ tangent_p: Any = Primitive("xentx_tangent")
 pullback_p: Any = Primitive("xentx_pullback")
 
 
-def takes(array: Array) -> bool:
-    """Whether the kernel computes losses of `array`: where it lies on one CPU."""
-    if not _is_plain(jax.typeof(array)):
-        return False
+def declines(array: Array) -> str | None:
+    """Say why the kernel computes no loss of `array`; None where it lies on one CPU."""
+    aval = jax.typeof(array)
+    if not _is_plain(aval):
+        if all(isinstance(size, int) for size in aval.shape):
+            return "the array's sharding is explicit; the native kernel takes arrays of one CPU"
+        return f"the array has the symbolic shape {aval.shape}; the native kernel takes known sizes"
     if isinstance(array, jax.core.Tracer):
-        return True  # on CPUs, as will be seen when it is compiled
-    return [device.platform for device in array.devices()] == ["cpu"]
+        return None  # on CPUs, as will be seen when it is compiled
+    platforms = sorted(device.platform for device in array.devices())
+    if platforms == ["cpu"]:
+        return None
+    where = f"{len(platforms)} devices" if platforms[1:] else f"a device of {platforms[0]}"
+    return f"the array is on {where}; the native kernel takes arrays of one CPU"
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:
@@ -161,7 +168,7 @@ def _call_for(kind: Kind, arrays: Arrays, *, overwrite: bool = False) -> Call:
 def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
     """Return the arrays that there are; None where they are not for the kernel."""
     present = [array for array in arrays if array is not None]
-    if not all(_is_plain(jax.typeof(array)) for array in present):
+    if unusable() or not all(_is_plain(jax.typeof(array)) for array in present):
         return None
     if _is_out_of_range(kind, arrays[1]):
         return None
@@ -186,13 +193,28 @@ def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
 
 
 @functools.cache
-def is_usable() -> bool:
-    """Whether the kernel was built, and for an XLA no newer than the one that runs."""
-    if not hasattr(KERNEL, "xla_handlers") or jax.__version_info__ < OLDEST_JAX:
-        return False
-    major, minor = KERNEL.xla_ffi_api_version
-    running = _running_api_version()
-    return running is not None and running[0] == major and running[1] >= minor
+def unusable() -> str | None:
+    """Say why the kernel can't be called by this JAX; None where it can.
+
+    XLA runs what was built for an FFI of its major version that is no newer than its own.
+    """
+    if not hasattr(KERNEL, "xla_handlers"):
+        return f"the native kernel was built without its part for JAX (hint: {INSTALL})"
+    if jax.__version_info__ < OLDEST_JAX:
+        oldest = ".".join(map(str, OLDEST_JAX))
+        return (
+            f"JAX {jax.__version__} is older than {oldest}, the oldest that can call the native "
+            f"kernel (hint: pip install 'jax>={oldest}')"
+        )
+    built, running = KERNEL.xla_ffi_api_version, _running_api_version()
+    if running is None or running[0] != built[0] or running[1] < built[1]:
+        has = "no FFI that is known" if running is None else f"version {running[0]}.{running[1]}"
+        return (
+            f"JAX {jax.__version__} has {has} where the native kernel was built for version "
+            f"{built[0]}.{built[1]} of XLA's FFI (hint: install another version of JAX, or of "
+            "xentx)"
+        )
+    return None
 
 
 def _running_api_version() -> tuple[int, int] | None:
@@ -215,7 +237,7 @@ def _is_registered() -> bool:
     Before the CPU backend has started, XLA would only note the handler, and not start at all if it
     then turned out not to suit. To a backend that runs, an unsuitable handler is an error here.
     """
-    if not is_usable():
+    if unusable():
         return False
     try:
         jax.devices("cpu")

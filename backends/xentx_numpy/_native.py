@@ -14,9 +14,14 @@ Array = np.ndarray[Any, Any]
 Arrays = tuple[Any, ...]
 
 
-def takes(array: Array) -> bool:  # noqa: ARG001 -- all of them are in memory
-    """Whether the kernel computes losses of `array`."""
-    return True
+def unusable() -> str | None:
+    """Say why the kernel serves no array: every version of NumPy is served."""
+    return None
+
+
+def declines(array: Array) -> str | None:  # noqa: ARG001 -- all of them are in memory
+    """Say why the kernel computes no loss of `array`: all of them are served."""
+    return None
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:

@@ -31,7 +31,7 @@ import tensorflow as tf
 import xentx_tensorflow
 from xentx import _evaluate, _problem
 from xentx._core import cross_entropy, log_softmax
-from xentx._native import KERNEL
+from xentx._native import INSTALL, KERNEL, NO_KERNEL
 from xentx._problem import Kind, Problem
 from xentx_tensorflow import _autodiff
 
@@ -54,20 +54,36 @@ def _path() -> Path | None:
 
 
 @functools.cache
-def operators() -> Any:
-    """Load the operators; None where there are none."""
+def _load() -> tuple[Any, str | None]:
+    """Load the operators, or say why there are none."""
+    version = f"TensorFlow {tf.__version__}"
     path = _path()
-    if KERNEL is None or record is None or path is None:
-        return None
+    if KERNEL is None:
+        return None, NO_KERNEL
+    if path is None:
+        what = "this installation of xentx has no operators for TensorFlow"
+        return None, f"{what} (hint: on Linux and macOS, {INSTALL})"
+    if record is None:
+        return None, f"{version} has no tensorflow.python.eager.record, which xentx's operators use"
     try:
         loaded = tf.load_op_library(str(path))
-    except tf.errors.OpError:
-        return None
+    except tf.errors.OpError as error:
+        return None, f"{version} does not load xentx's operators: {error.message}"
     if not hasattr(loaded, "xentx_log_softmax_gradient"):
-        return None  # The library has not found what it needs in this version of TensorFlow.
+        return None, f"{version} lacks functions of the C API that xentx's operators call"
     # One kernel, and one pool of threads, for all that a process has imported.
     ctypes.CDLL(str(path)).xentx_tensorflow_use(ctypes.c_void_p(KERNEL.run_address()))
-    return loaded
+    return loaded, None
+
+
+def operators() -> Any:
+    """Return the operators; None where there are none."""
+    return _load()[0]
+
+
+def unusable() -> str | None:
+    """Say why the kernel can't be called by this TensorFlow; None where it can."""
+    return _load()[1]
 
 
 @functools.cache
@@ -374,24 +390,28 @@ def _pulled(
 # ---- what `xentx._backend.NativeAdapter` asks for
 
 
-def takes(array: Array) -> bool:
-    """Whether the kernel computes losses of `array`."""
-    if operators() is None:
-        return False
+def declines(array: Array) -> str | None:
+    """Say why the kernel computes no loss of `array`; None where it does."""
     if tf.executing_eagerly():
-        on_cpu: bool = array.device.startswith("/job:localhost/replica:0/task:0/device:CPU:")
-        return on_cpu
+        if array.device.startswith("/job:localhost/replica:0/task:0/device:CPU:"):
+            return None
+        return f"the tensor is on {array.device}; the native kernel takes those of this CPU"
     # What is known to be compiled by XLA needs no choice. Other processes of a cluster may be sent
     # a graph, and need not have loaded the operators. DTensor can't split what it doesn't know.
     names = [device.name for device in tf.config.list_logical_devices()]
-    alone = all(name.startswith(("/device:", "/job:localhost/")) for name in names)
+    if not all(name.startswith(("/device:", "/job:localhost/")) for name in names):
+        return "the graph may run in other processes, which need not have xentx's operators"
     dtensor = getattr(sys.modules.get("tensorflow.dtensor.python.api"), "_dtensor_singleton", None)
-    return alone and dtensor is None and tf.__internal__.get_enclosing_xla_context() is None
+    if dtensor is not None:
+        return "DTensor is in use, which can't split xentx's operators"
+    if tf.__internal__.get_enclosing_xla_context() is not None:
+        return "the function is compiled by XLA, which has no operator of xentx"
+    return None
 
 
 def _takes(arrays: Arrays) -> bool:
     """Whether these arrays go to the kernel."""
-    if not takes(arrays[0]):
+    if operators() is None or declines(arrays[0]) is not None:
         return False
     _limit_threads()
     # Forward mode runs gradient functions where no tape records what they do: the core's have none.

@@ -34,9 +34,32 @@ from xentx_torch._plans import Array, Arrays, Ready
 OPERATOR_PAYS = 100_000
 
 
-def takes(array: Array) -> bool:
-    """Whether the kernel computes losses of `array`."""
-    return _operators.takes((array,))
+def unusable() -> str | None:
+    """Say why the kernel serves no tensor: every version of PyTorch is served."""
+    return None
+
+
+def declines(array: Array) -> str | None:
+    """Say why the kernel computes no loss of `array`, in the order in which it is looked at."""
+    if array.device.type != "cpu":
+        return f"the tensor is on device {array.device}; the native kernel runs on the CPU"
+    if array.layout is not torch.strided:
+        return (
+            f"the tensor has layout {array.layout}; the native kernel takes dense tensors "
+            "(hint: array.to_dense())"
+        )
+    if not _operators.takes((array,)):
+        return (
+            f"the tensor is a {type(array).__qualname__}, a subclass of torch.Tensor; the native "
+            "kernel takes torch.Tensor and torch.nn.Parameter "
+            "(hint: array.as_subclass(torch.Tensor))"
+        )
+    if array.is_neg():
+        return (
+            "the tensor is a view that negates its memory; the native kernel reads the memory "
+            "(hint: array.resolve_neg())"
+        )
+    return None
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:

@@ -137,6 +137,32 @@ def test_info():
         assert name in done.output
 
 
+def test_info_says_why_an_engine_is_portable():
+    done = run_apart("info", XENTX_ENGINE="portable")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("XENTX_ENGINE=portable is set (hint: unset it") == 1
+    assert "numpy is portable" in done.stdout
+
+
+def test_info_of_a_framework_that_fails_to_import(tmp_path):
+    (tmp_path / "jax.py").write_text("raise RuntimeError('no such driver')")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MAIN}"
+    done = run_apart("info", program=program)
+    assert done.returncode == 0, done.stderr
+    assert "jax is not available: it fails to be imported: RuntimeError: no such" in done.stdout
+
+
+def test_python_m_xentx_is_the_command():
+    missing = "import sys; sys.modules['rich'] = None"
+    module = "import runpy; runpy.run_module('xentx', run_name='__main__', alter_sys=True)"
+    done = run_apart("--help", program=module)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run_apart("--help").stdout.replace("-c", "python -m xentx")
+    done = run_apart("info", program=f"{missing}; {module}")
+    assert done.returncode == 1
+    assert done.stderr == "The xentx command needs rich: pip install 'xentx[cli]'\n"
+
+
 def test_natives_and_regimes_are_listed():
     assert "torch:F.cross_entropy" in run("natives").output
     assert "confident-10" in run("regimes").output

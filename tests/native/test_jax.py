@@ -33,7 +33,7 @@ from xentx_jax import BACKEND
 from xentx_jax import _native as native
 from xentx_jax.testing import enable_x64
 
-if not native.is_usable():
+if native.unusable():
     pytest.skip("no kernel for this JAX", allow_module_level=True)
 
 VALUE_UNITS = 6
@@ -512,10 +512,43 @@ def test_wrong_index_is_seen():
         jax.jit(lambda x: cross_entropy(x, target))(logits)
 
 
-def test_takes():
+def test_what_it_declines():
     logits = jnp.zeros((2, 3))
-    assert native.takes(logits)
-    assert jax.jit(lambda x: x + native.takes(x))(logits)[0, 0] == 1
+    assert native.declines(logits) is None
+    assert jax.jit(lambda x: x + (native.declines(x) is None))(logits)[0, 0] == 1
+    seen = []
+
+    def look(x):
+        seen.append(xentx.backend_of(x).reason)
+        return x
+
+    (size,) = jax.export.symbolic_shape("b")
+    jax.export.export(jax.jit(look))(jax.ShapeDtypeStruct((size, 3), jnp.float32))
+    assert seen == ["the array has the symbolic shape (b, 3); the native kernel takes known sizes"]
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    explicit = jax.device_put(logits, jax.NamedSharding(mesh, jax.P("x")))
+    assert xentx.backend_of(explicit).reason.startswith("the array's sharding is explicit")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("OLDEST_JAX", (99, 1), "is older than 99.1, the oldest that can call the native kernel"),
+        ("_running_api_version", lambda: (0, 0), "has version 0.0 where the native kernel was"),
+        ("_running_api_version", lambda: None, "has no FFI that is known where the native kernel"),
+    ],
+)
+def test_versions_of_jax_that_the_kernel_does_not_serve(name, value, reason, monkeypatch):
+    logits, target = jnp.asarray([[0.0, 1.0]]), jnp.asarray([0])
+    expected = cross_entropy(logits, target)
+    monkeypatch.setattr(native, name, value)
+    monkeypatch.setattr(native, "unusable", native.unusable.__wrapped__)
+    for info in (xentx.backend_of(logits), xentx.backends()[2]):
+        assert info.engine == "portable"
+        assert f"JAX {jax.__version__} {reason}" in info.reason
+    text = str(jax.make_jaxpr(lambda x: cross_entropy(x, target))(logits))
+    assert "xentx_loss" not in text
+    np.testing.assert_allclose(cross_entropy(logits, target), expected, rtol=1e-6)
 
 
 def test_debugging_modes():

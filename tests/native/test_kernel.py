@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -244,6 +245,64 @@ def test_the_engine_is_chosen_by_name(engine, expected):
     if not engine:
         program = "import os; del os.environ['XENTX_ENGINE'];" + program
     assert run(program, XENTX_ENGINE=engine)[0].startswith(expected)
+
+
+WHY = """
+import sys
+{break_it}
+import numpy, xentx
+print(xentx.backends()[0] == xentx.backend_of(numpy.zeros(3)))
+print(xentx.backend_of(numpy.zeros(3)).engine)
+print(xentx.backend_of(numpy.zeros(3)).reason)
+"""
+NOT_THERE = "sys.modules['xentx._kernel'] = None"
+NOT_LOADING = """
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "xentx._kernel":
+            raise ImportError("undefined symbol: cblas")
+sys.meta_path.insert(0, Broken())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "break_it", "reason"),
+    [
+        ({"XENTX_ENGINE": "portable"}, "", "XENTX_ENGINE=portable is set (hint: unset it to use"),
+        ({}, NOT_THERE, "this installation of xentx has no native kernel (hint: with GCC or Clang"),
+        ({}, NOT_LOADING, "the native kernel of this installation does not load: undefined symbol"),
+        pytest.param(
+            {"XENTX_ISA": "baseline"},
+            "",
+            "XENTX_ISA=baseline leaves no fused multiply-add",
+            marks=pytest.mark.skipif(
+                platform.machine() in {"aarch64", "arm64"}, reason="the baseline has it"
+            ),
+        ),
+    ],
+)
+def test_a_portable_engine_has_a_reason(environment, break_it, reason):
+    environment = {"XENTX_ENGINE": "auto"} | environment
+    same, engine, why = run(WHY.format(break_it=break_it), **environment)
+    assert same == "True"
+    assert engine == "portable"
+    assert why.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (NOT_THERE, "this installation of xentx has no native kernel"),
+        (NOT_LOADING, "the native kernel of this installation does not load: undefined symbol"),
+    ],
+)
+def test_a_kernel_that_is_asked_for_and_fails_is_an_error(break_it, reason):
+    program = WHY.format(break_it=break_it).replace(
+        "import numpy, xentx",
+        "try:\n    import xentx\nexcept ImportError as error:\n    sys.exit(print(error))",
+    )
+    (line,) = run(program, XENTX_ENGINE="native")
+    assert line.startswith(f"XENTX_ENGINE: got 'native', but {reason}")
 
 
 def test_an_unknown_engine_is_an_error():

@@ -8,6 +8,7 @@ TensorFlow could do to operators that it does not know.
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -606,11 +607,31 @@ def test_threads_of_python():
     assert not wrong
 
 
+def test_why_a_tensor_takes_the_core(monkeypatch):
+    seen = []
+
+    def look(x):
+        seen.append(xentx.backend_of(x).reason)
+        return x
+
+    tf.function(look)(tensor(LOGITS))
+    tf.function(look, jit_compile=True)(tensor(LOGITS))
+    assert seen == [None, "the function is compiled by XLA, which has no operator of xentx"]
+    monkeypatch.setattr(_native, "_path", lambda: None)
+    monkeypatch.setattr(_native, "_load", _native._load.__wrapped__)
+    for info in (xentx.backend_of(tensor(LOGITS)), xentx.backends()[3]):
+        assert info.engine == "portable"
+        assert "has no operators for TensorFlow (hint: on Linux and macOS, XENTX_" in info.reason
+    monkeypatch.setattr(_native, "_path", lambda: Path(__file__))
+    (info,) = (info for info in xentx.backends() if info.name == "tensorflow")
+    assert f"TensorFlow {tf.__version__} does not load xentx's operators: " in info.reason
+
+
 def test_other_devices_take_the_core(monkeypatch):
     elsewhere = SimpleNamespace(device="/job:localhost/replica:0/task:0/device:GPU:0")
-    assert not _native.takes(elsewhere)
+    assert "device:GPU:0" in _native.declines(elsewhere)
     remote = SimpleNamespace(device="/job:worker/replica:0/task:1/device:CPU:0")
-    assert not _native.takes(remote)
+    assert "job:worker" in _native.declines(remote)
     # A graph goes where TensorFlow places it: the choice in it is made by kind of device.
     devices = [SimpleNamespace(name=f"/device:{name}") for name in ("CPU:0", "GPU:0")]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)

@@ -805,6 +805,28 @@ def test_what_nobody_can_read_is_the_error_of_the_core(name):
     assert messages[0] == messages[1]
 
 
+class Labelled(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (lambda: torch.ones(2), None),
+        (lambda: torch.nn.Parameter(torch.ones(2)), None),
+        (lambda: torch.ones(2, device="meta"), "the tensor is on device meta; the native kernel"),
+        (lambda: torch.eye(2).to_sparse(), "the tensor has layout torch.sparse_coo; the native"),
+        (lambda: torch.ones(2).as_subclass(Labelled), "the tensor is a Labelled, a subclass of"),
+        (lambda: torch.ones(2, dtype=torch.cfloat).conj().imag, "the tensor is a view that negate"),
+    ],
+)
+def test_why_a_tensor_takes_the_core(tensor, reason):
+    info = xentx.backend_of(tensor())
+    assert info.engine.split()[0] == ("native" if reason is None else "portable")
+    assert (info.reason or "").startswith(reason or "")
+    assert (info.reason is None) == (reason is None)
+
+
 def test_other_devices_take_the_core():
     for reduction in REDUCTIONS:
         options = {"reduction": reduction, "weight": WEIGHT.to("meta")}

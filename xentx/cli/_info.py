@@ -1,4 +1,4 @@
-"""``xentx info``, ``natives`` and ``regimes``: what there is. No framework is imported."""
+"""``xentx info``, ``natives`` and ``regimes``: what there is. Only ``info`` imports frameworks."""
 
 import platform
 
@@ -8,20 +8,28 @@ from rich.text import Text
 import xentx
 import xentx.natives as records
 from xentx.cli._console import console
-from xentx.compare._run import xentx_version
+from xentx.cli._quiet import quiet
 from xentx.compare.regimes import REGIMES
 
 
 def info() -> None:
-    """Print versions and backends."""
+    """Print versions and backends, and why those that are portable are so."""
     out = console()
-    out.print(f"xentx {xentx_version()}")
+    out.print(f"xentx {xentx.__version__}")
     out.print(f"Python {platform.python_version()} on {platform.platform()}")
+    with quiet():
+        backends = xentx.backends(load=True)
     table = Table("backend", "version", "engine")
-    for backend in xentx.backends():
+    reasons: dict[str, list[str]] = {}
+    for backend in backends:
         version = backend.version or f"not installed: pip install 'xentx[{backend.name}]'"
         table.add_row(backend.name, Text(version), backend.engine or "-")
+        if backend.reason is not None:
+            what = f"{backend.name} is {backend.engine or 'not available'}"
+            reasons.setdefault(backend.reason, []).append(what)
     out.print(table)
+    for reason, names in reasons.items():
+        out.print(Text(f"{', '.join(names)}: {reason}"), soft_wrap=True)
 
 
 def natives() -> None:

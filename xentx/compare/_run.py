@@ -1,7 +1,6 @@
 """A comparison: every chosen loss on every chosen regime and corner, into a `Report`."""
 
 import fnmatch
-import importlib.metadata
 import importlib.util
 import platform
 import re
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import xentx
 from xentx.compare import _evaluate, truth
 from xentx.compare._evaluate import Availability, Truth
 from xentx.compare.corners import Corner
@@ -182,7 +182,7 @@ def assemble(
     ]
     return Report(
         schema=SCHEMA_VERSION,
-        xentx=xentx_version(),
+        xentx=xentx.__version__,
         python=platform.python_version(),
         platform=platform.platform(),
         truth_precision=truth.PRECISION,
@@ -206,14 +206,6 @@ class _Steps:
     def next(self, what: str) -> None:
         self._progress(self._done, self._total, what)
         self._done += 1
-
-
-def xentx_version() -> str:
-    """Return the installed version; "unknown" where xentx runs from its sources."""
-    try:
-        return importlib.metadata.version("xentx")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _regime(

@@ -1,0 +1,5 @@
+"""``python -m xentx``: the command ``xentx``."""
+
+from xentx.cli import main
+
+main()
