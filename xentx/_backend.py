@@ -19,6 +19,15 @@ Array = Any
 Namespace = Any
 
 
+def plain(value: Any) -> np.ndarray[Any, Any]:
+    """Return NumPy's values as an ndarray proper, in the byte order of this machine.
+
+    Subclasses and scalars become arrays, big-endian arrays are copied. No framework takes those.
+    """
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 class Operation(Protocol):
     """A module of `xentx._core`: a value, and its derivatives in both directions."""
 
@@ -140,7 +149,7 @@ class Backend(Protocol):
         """Whether `value` is an array of this framework."""
 
     def array(self, value: Array, like: Array) -> Array:
-        """Make `value`, an array of this framework or of NumPy, an array beside `like`.
+        """Make `value` an array beside `like`: an array of this framework, or `plain` of NumPy.
 
         What it can't take is a TypeError in the form "got X; expected Y".
         """
@@ -182,10 +191,10 @@ class ArrayAPIBackend:
     memory: Memory | None = None
 
     def owns(self, value: object) -> bool:
-        return is_array_api_obj(value)
+        return is_array_api_obj(value) and not isinstance(value, np.ndarray | np.generic)
 
     def array(self, value: Array, like: Array) -> Array:
-        if self.owns(value) and not isinstance(value, np.ndarray):
+        if self.owns(value):
             return value
         xp = self.namespace(like)
         return xp.asarray(value.tolist(), dtype=getattr(xp, value.dtype.name), device=like.device)

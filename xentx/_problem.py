@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from xentx import _registry
-from xentx._backend import Backend, Operation
+from xentx._backend import Backend, Operation, plain
 from xentx._core import reduction as reductions
 from xentx._core._spec import OPERAND, OPTIONS, Precision, Spec, bound, in_range
 from xentx._native import Task
@@ -32,6 +32,18 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 INTEGERS = SIGNED + UNSIGNED
+
+# What arguments may be, where it isn't floats or integers alike.
+_DTYPES: dict[str, tuple[tuple[str, ...], str]] = {
+    "target": (
+        INTEGERS + FLOATS,
+        ": integers for class indices, floats for class probabilities",
+    ),
+    "head": (FLOATS, ""),
+    "bias": (FLOATS, ""),
+}
+_WIDE = 8  # bytes
+_HALF = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,28 +206,52 @@ def _convert(backend: Backend, name: str, value: object, like: Array, first: str
     """
     if type(value) is type(like):  # which needs no look at whose it is
         return _array(backend, name, value, like)
+    if isinstance(value, list | tuple | Real):
+        # Lists of different lengths are no array, which the error below says.
+        with contextlib.suppress(TypeError, ValueError):
+            value = np.asarray(value)
     owner = _registry.find(value)
-    if owner is not None and (owner is backend or owner.name == "numpy"):
+    if owner is backend:
         return _array(backend, name, value, like)
+    if owner is not None and owner.name == "numpy":
+        array = _from_numpy(backend, name, value, like)
+        is_left = array.dtype.itemsize == _WIDE and not backend.has_float64(like)
+        return array if is_left else _array(backend, name, array, like)
     if owner is not None:
         msg = (
             f"{name}: got {_registry.describe(value)} where {first} is "
             f"{_registry.describe(like)}; expected both of one framework, or {name} of NumPy"
         )
         raise TypeError(msg)
-    if isinstance(value, list | tuple | Real):
-        try:
-            return backend.array(np.asarray(value), like)
-        except (TypeError, ValueError):
-            pass
     msg = f"{name}: got {_registry.describe(value)}; expected an array or a list of numbers"
     raise TypeError(msg)
+
+
+def _from_numpy(backend: Backend, name: str, value: object, like: Array) -> np.ndarray[Any, Any]:
+    """Return NumPy's values in a dtype that the framework has, beside `like`.
+
+    JAX without its 64-bit mode would keep the low 32 bits of an integer. Class indices that don't
+    fit are returned as they are: `indices` raises their error.
+    """
+    array = plain(value)
+    wanted, hint = _DTYPES.get(name, (FLOATS + INTEGERS, ""))
+    _check_dtype_name(name, array.dtype.name, wanted, hint)
+    if array.dtype.itemsize < _WIDE or backend.has_float64(like):
+        return array
+    if name == "target" and array.dtype.kind in "iu":
+        narrow = array.astype(np.int32)
+        return narrow if np.array_equal(narrow, array) else array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _check_dtype(
     backend: Backend, name: str, array: Array, wanted: Sequence[str], hint: str = ""
 ) -> str:
-    dtype = backend.dtype_name(array)
+    return _check_dtype_name(name, backend.dtype_name(array), wanted, hint)
+
+
+def _check_dtype_name(name: str, dtype: str, wanted: Sequence[str], hint: str) -> str:
     if dtype not in wanted:
         msg = f"{name}: got dtype {dtype}; expected {_listed(wanted)}{hint}"
         raise TypeError(msg)
@@ -230,6 +266,8 @@ def _check_real(name: str, value: object, wanted: str) -> float:
 
 
 def _check_integer(name: str, value: object) -> int:
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
     if not isinstance(value, Integral) or isinstance(value, bool):
         msg = f"{name}: got {_registry.describe(value)}; expected an integer"
         raise TypeError(msg)
@@ -398,13 +436,7 @@ def _target(
     backend: Backend, target: Array, logits: Array, axis: int, classes: int, first: str
 ) -> bool:
     """Check a target's dtype and shape together, both must say hard, or both soft; say which."""
-    dtype = _check_dtype(
-        backend,
-        "target",
-        target,
-        INTEGERS + FLOATS,
-        ": integers for class indices, floats for class probabilities",
-    )
+    dtype = _check_dtype(backend, "target", target, *_DTYPES["target"])
     full = shape_of(logits)
     rows = full[:axis] + full[axis + 1 :]
     shape = shape_of(target)
@@ -462,6 +494,12 @@ def indices(
             raise IndexError(msg)
     xp = backend.namespace(like)
     dtype = xp.int64 if backend.has_float64(like) else xp.int32
+    if ignored is not None and seen and not -_HALF <= ignored < _HALF and dtype is xp.int32:
+        msg = (
+            f"ignore_index: got {ignored}, which is in target; expected {-_HALF} <= ignore_index < "
+            f"{_HALF} where the framework has no integers of 64 bits (hint: jax.enable_x64)"
+        )
+        raise ValueError(msg)
     return xp.astype(target, dtype, copy=False), seen, ignored
 
 
@@ -642,6 +680,9 @@ def _check_rowwise(
     ignore: Any = ignore_index
     if ignore is not None and not isinstance(ignore, getattr(backend, "symbols", ())):
         ignore = _check_integer("ignore_index", ignore)
+        if not -(2**63) <= ignore < 2**63:
+            msg = f"ignore_index: got {ignore}; expected -2**63 <= ignore_index < 2**63"
+            raise ValueError(msg)
     if soft and ignore not in (None, -100):  # the default is as good as not given
         msg = (
             f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
@@ -671,8 +712,9 @@ def _check_rowwise(
         logit_softcap=cap,
     )
     dtype = backend.dtype_name(target)
-    # An unsigned index too large for the signed type must be seen to be out of range.
-    wraps = dtype == "uint64" or (dtype == "uint32" and not backend.has_float64(logits))
+    # An index too large for the type that the kernel reads must be seen to be out of range.
+    wide = backend.has_float64(logits)
+    wraps = dtype == "uint64" or (dtype in ("uint32", "int64") and not wide)
     native = operation.NAME != "nll_loss" and not wraps and not has_operands
     fits = dtype in ("int32", "int64", *FLOATS)
     return Kind(backend, operation, task, spec, native, fits)

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from xentx._backend import plain
 from xentx_jax import _functions
 
 __all__ = [
@@ -63,7 +65,7 @@ def softmax_cross_entropy(
     >>> [f"{loss:.4f}" for loss in xentx_jax.softmax_cross_entropy(logits, labels)]
     ['0.2761', '2.9518']
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits, labels = _array(logits), _array(labels)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         # By the function's name these are no class indices, whatever their dtype.
         labels = labels.astype(logits.dtype)
@@ -124,14 +126,19 @@ def softmax_cross_entropy_with_integer_labels(
     >>> [f"{loss:.4f}" for loss in losses]
     ['0.2761', '2.9518']
     """
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    logits = _array(logits)
     mask = _mask(where, logits, axis)
     logits, mask = _one_axis(logits, axis), _one_axis(mask, axis)
     axis = axis if isinstance(axis, int) else -1
     if mask is None:
+        # NumPy's labels are left so: JAX's integers may be too narrow to hold a wrong one.
         return _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
     kept = jnp.any(mask, axis)
-    logits, labels = _excluding(logits, mask, axis), jnp.where(kept, labels, 0)
+    if isinstance(labels, np.ndarray) and not isinstance(kept, jax.core.Tracer):
+        labels = np.where(kept, labels, 0)
+    else:
+        labels = jnp.where(kept, _array(labels), 0)
+    logits = _excluding(logits, mask, axis)
     losses = _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
     return jnp.where(kept, losses, 0)
 
@@ -174,11 +181,15 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Array:
     return softmax_cross_entropy(logits, labels)
 
 
+def _array(value: Any) -> Array:
+    return jnp.asarray(plain(value) if isinstance(value, np.ndarray) else value)
+
+
 def _mask(where: Any, logits: Array, axis: Axis | None) -> Array | None:
     """Give `where` the shape of the logits."""
     if where is None:
         return None
-    mask = jnp.asarray(where)
+    mask = _array(where)
     if mask.ndim != logits.ndim:
         mask = jnp.expand_dims(mask, tuple(range(logits.ndim)) if axis is None else axis)
     return jnp.broadcast_to(mask, logits.shape)

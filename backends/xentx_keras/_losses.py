@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 import xentx
+from xentx._backend import plain
 from xentx_keras._private import set_keras_mask
 
 Array = Any
@@ -43,6 +44,15 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
         self.weight = None if weight is None else [float(w) for w in np.asarray(weight)]
         self.z_loss = z_loss
         self.logit_softcap = logit_softcap
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Array:
+        """Loss of a batch, reduced."""
+        # Keras's conversion to its backend's arrays refuses another byte order.
+        values = (
+            plain(value) if isinstance(value, np.ndarray) else value
+            for value in (y_true, y_pred, sample_weight)
+        )
+        return super().__call__(*values)
 
     def _loss(self, y_pred: Array, target: Array, **options: Any) -> Array:
         logits = y_pred

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
+from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation, plain
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
 from xentx_numpy import _autodiff, _native
@@ -29,8 +29,7 @@ class NumPyBackend:
         return isinstance(value, np.ndarray | np.generic) and not redefined
 
     def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
-        array = np.asarray(value)
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        return plain(value)
 
     def namespace(self, array: Array) -> Any:  # noqa: ARG002
         return _autodiff.NAMESPACE

@@ -457,6 +457,8 @@ def solve_with_gradient(
     except tf.errors.InvalidArgumentError:
         return _evaluate.portable_with_gradient(kind, arrays, cotangent)
     seed = _evaluate.seed_of(kind.backend, cotangent, value)
+    if not seed.dtype.is_floating:
+        seed = tf.cast(seed, kind.spec.precision.compute)  # the operators take floats
     with tf.control_dependencies([value]):  # so that the logits may become the gradient
         return value, _pulled(kind, arrays, seed, known, options)
 

@@ -278,9 +278,9 @@ class _Eager(torch.autograd.Function):
         arrays = ctx.saved_tensors
         # Who transforms or traces the 1 that can be read in memory has nothing to see: the gradient
         # is a constant like it. But a compiler must not meet this reading, nor a tangent be lost.
-        if not (
-            _is_compiling() or _is_grad_enabled() or _private.in_forward_mode()
-        ) and _is_one(_plans.TYPES, cotangent):
+        if not (_is_compiling() or _is_grad_enabled() or _private.in_forward_mode()) and _is_one(
+            _plans.TYPES, cotangent
+        ):
             # Taken so that no reference is left, and by one thread of several.
             gradient = ctx.__dict__.pop("gradient", None)
             if gradient is not None:

@@ -62,9 +62,7 @@ def _is_zero(array: Array) -> bool:
 # Whether torch.func transforms, how many __torch_dispatch__ modes are on, and whether autograd
 # packs what it saves. The fallbacks say yes, so that the kernel is called by an operator, and
 # gradients are computed in the backward.
-are_transforms_active: Callable[[], bool] = _find(
-    "_C._are_functorch_transforms_active", _somebody
-)
+are_transforms_active: Callable[[], bool] = _find("_C._are_functorch_transforms_active", _somebody)
 len_dispatch_stack: Callable[[], int] = _find("_C._len_torch_dispatch_stack", _somebody)
 saved_tensors_hooks: Callable[[bool], object] = _find(
     "_C._autograd._top_saved_tensors_default_hooks", _some_hooks
@@ -91,7 +89,6 @@ STAND_INS: tuple[type, ...] = tuple(
     )
     if stand_in is not None
 )
-
 
 
 class _Levels:

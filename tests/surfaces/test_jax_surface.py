@@ -141,6 +141,36 @@ def test_labels_of_every_dtype():
         assert_near(ours(HARD)(LOGITS, jnp.asarray(INDICES, dtype), where=ROWS), expected * ROWS)
 
 
+def test_numpy_arrays_in_the_other_byte_order():
+    logits, labels, mask = (
+        LOGITS.astype(">f4"),
+        INDICES.astype(">i8"),
+        np.flip(np.flip(ROWS).copy()),
+    )
+    for where in (None, mask):
+        assert_near(
+            ours(HARD)(logits, labels, where=where), ours(HARD)(LOGITS, INDICES, where=where)
+        )
+        soft = PROBABILITIES.astype(">f8")
+        expected = ours(SOFT)(LOGITS, PROBABILITIES, where=where)
+        assert_near(ours(SOFT)(logits, soft, where=where), expected)
+        traced = jax.jit(lambda x, m: ours(HARD)(x, labels, where=m))  # noqa: B023
+        assert_near(traced(LOGITS, ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
+
+
+def test_labels_of_more_than_32_bits_are_no_classes():
+    """JAX's own conversion keeps their low 32 bits, which are those of a class."""
+    labels = INDICES.astype(np.int64)
+    labels[ROWS] += 2**32
+    assert ROWS.any()
+    for where in (None, ROWS):
+        with pytest.raises(IndexError, match=r"^target: got 42949672\d\d at position "):
+            ours(HARD)(LOGITS, labels, where=where)
+    labels[ROWS] -= 2**32
+    labels[~ROWS] += 2**32  # left out
+    assert_near(ours(HARD)(LOGITS, labels, where=ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
+
+
 def test_what_is_left_out_may_be_anything():
     """No NaN of a row or class left out reaches the others, and its gradient is 0."""
     for where in (ROWS, CLASSES):

@@ -262,6 +262,22 @@ def test_mixed_precision():
     assert history[1] < history[0]
 
 
+@pytest.mark.parametrize(("ours", "_", "target"), PAIRS, ids=NAMES)
+def test_numpy_arrays_in_the_other_byte_order(ours, _, target):
+    def swapped(array):
+        array = array.astype(array.dtype.newbyteorder(">"))
+        array.flags.writeable = False
+        return array
+
+    loss = ours(from_logits=True)
+    expected = number(loss(target, LOGITS, sample_weight=WEIGHTS))
+    found = loss(swapped(target), swapped(LOGITS), sample_weight=swapped(WEIGHTS))
+    assert number(found) == expected
+    weighted = ours(from_logits=True, weight=swapped(np.arange(1.0, 5.0)))
+    plain = ours(from_logits=True, weight=[1.0, 2.0, 3.0, 4.0])
+    assert number(weighted(target, LOGITS)) == number(plain(target, LOGITS))
+
+
 def test_tensorflow_has_them_too():
     if BACKEND != "tensorflow":
         pytest.skip("imports TensorFlow")

@@ -512,3 +512,28 @@ def test_sums_and_counts_of_micro_batches():
     total, count = states
     assert_near((total / count).float(), whole[0])
     assert_near((leaf.grad / count).float(), whole[1])
+
+
+def test_numpy_arrays_in_the_other_byte_order():
+    """NumPy's arrays may stand beside tensors, in any byte order, and read-only."""
+    target, soft = TARGET.numpy().astype(">i4"), SOFT.numpy().astype(">f8")
+    weight, bias = WEIGHT.numpy().astype(">f4"), torch.arange(5.0).numpy().astype(">f4")
+    for array in (target, soft, weight, bias):
+        array.flags.writeable = False
+    own = torch.tensor(target.tolist()), torch.tensor(soft.tolist()), WEIGHT, torch.arange(5.0)
+    hidden, head = LOGITS[:, :3].contiguous(), IMAGES[0, :, 0, :3].contiguous()
+
+    def losses(t, y, w, b):
+        return [
+            functional.nll_loss(LOGITS, t, w),
+            functional.cross_entropy(LOGITS, t, w, label_smoothing=0.1),
+            functional.cross_entropy(LOGITS, y, w),
+            functional.linear_cross_entropy(hidden, head, t, linear_bias=b, weight=w),
+            xentx_torch.NLLLoss()(LOGITS, t),
+            xentx_torch.CrossEntropyLoss(WEIGHT)(LOGITS, t),
+            xentx_torch.CrossEntropyLoss()(LOGITS, y),
+            xentx_torch.cross_entropy(LOGITS, t, weight=w),
+        ]
+
+    for found, expected in zip(losses(target, soft, weight, bias), losses(*own), strict=True):
+        assert_near(found, expected)
