@@ -134,8 +134,8 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
     - An ignored row has a gradient of 0 whatever its logits are.
     - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
       normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
-    - A label that is no class raises an IndexError where labels are concrete. In a compiled step, as
-      `fit` runs by default, it makes the row's loss NaN. To find such a label when `fit` prints
+    - A label that is no class raises an IndexError where labels are concrete. In a compiled step,
+      as `fit` runs by default, it makes the row's loss NaN. To find such a label when `fit` prints
       ``loss: nan``, compile the model with ``run_eagerly=True``: the error names the label and its
       position in the batch.
 
@@ -266,8 +266,8 @@ class CategoricalCrossentropy(_CrossEntropy):
     These differ from Keras's loss:
 
     - A confident row keeps its loss: it is not rounded to 0.
-    - The gradient is right for a target that does not sum to 1, and there is one with respect to the
-      target.
+    - The gradient is right for a target that does not sum to 1, and there is one with respect to
+      the target.
     - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
       normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
 

@@ -21,7 +21,7 @@ def is_distributed(array: Array) -> bool:
 
 def replicated(array: Array, mesh: Any) -> Array:
     """Make a tensor that every process has a DTensor, through which gradients flow."""
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415 -- takes a second
 
     if isinstance(array, DTensor):
         return array

@@ -116,8 +116,9 @@ def recall(
     proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
     function = getattr(xentx, pose.__name__, None)
     if proxies and function is not None:
-        node = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
-        return node  # of the graph that torch.fx traces
+        # A node of the graph that torch.fx traces.
+        proxy: Any = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+        return proxy
     return None
 
 

@@ -149,7 +149,9 @@ def test_info_of_a_framework_that_fails_to_import(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MAIN}"
     done = run_apart("info", program=program)
     assert done.returncode == 0, done.stderr
-    assert "jax is not available: it fails to be imported: RuntimeError: no such" in done.stdout
+    # Keras imports JAX where it is installed, and TensorFlow imports Keras.
+    assert "jax is not available" in done.stdout
+    assert "it fails to be imported: RuntimeError: no such driver" in done.stdout
 
 
 def test_python_m_xentx_is_the_command():
@@ -157,7 +159,9 @@ def test_python_m_xentx_is_the_command():
     module = "import runpy; runpy.run_module('xentx', run_name='__main__', alter_sys=True)"
     done = run_apart("--help", program=module)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == run_apart("--help").stdout.replace("-c", "python -m xentx")
+    assert "Usage: python -m xentx [OPTIONS] COMMAND" in done.stdout
+    commands = run_apart("--help").stdout.partition("Commands")[2]
+    assert commands in done.stdout
     done = run_apart("info", program=f"{missing}; {module}")
     assert done.returncode == 1
     assert done.stderr == "The xentx command needs rich: pip install 'xentx[cli]'\n"

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import xentx
 import xentx_numpy
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
@@ -618,7 +619,7 @@ def test_why_a_tensor_takes_the_core(monkeypatch):
     tf.function(look, jit_compile=True)(tensor(LOGITS))
     assert seen == [None, "the function is compiled by XLA, which has no operator of xentx"]
     monkeypatch.setattr(_native, "_path", lambda: None)
-    monkeypatch.setattr(_native, "_load", _native._load.__wrapped__)
+    monkeypatch.setattr(_native, "_load", _native._load.__wrapped__)  # noqa: SLF001
     for info in (xentx.backend_of(tensor(LOGITS)), xentx.backends()[3]):
         assert info.engine == "portable"
         assert "has no operators for TensorFlow (hint: on Linux and macOS, XENTX_" in info.reason
