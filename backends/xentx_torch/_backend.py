@@ -14,8 +14,12 @@ from xentx_torch import _autodiff, _distributed, _linear, _native, _plans, _priv
 Array = torch.Tensor
 
 
+_PROXY = torch.fx.Proxy  # stands for a tensor while torch.fx traces
+_OWNED = (torch.Tensor, _PROXY)
+
+
 def _name(dtype_or_layout: object) -> str:
-    return str(dtype_or_layout).removeprefix("torch.")
+    return str(dtype_or_layout).removeprefix("torch.").lstrip("_")
 
 
 def _stands_in(array: Array) -> bool:
@@ -32,8 +36,7 @@ class TorchBackend:
     symbols = (torch.SymInt,)
 
     def owns(self, value: object) -> bool:
-        # A proxy stands for a tensor while torch.fx traces.
-        return isinstance(value, torch.Tensor | torch.fx.Proxy)
+        return isinstance(value, _OWNED)
 
     def array(self, value: Any, like: Array) -> Array:
         if isinstance(value, torch.Tensor):
@@ -43,7 +46,7 @@ class TorchBackend:
             hint = "torch.nested.to_padded_tensor" if value.is_nested else "to_dense()"
             msg = f"got a {got}; expected a dense tensor (hint: {hint})"
             raise TypeError(msg)
-        if isinstance(value, torch.fx.Proxy):
+        if isinstance(value, _PROXY):
             msg = (
                 "got a proxy of torch.fx; expected a tensor (hint: torch.fx.wrap the function that "
                 "is called)"

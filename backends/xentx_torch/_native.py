@@ -113,11 +113,10 @@ def recall(
         found: Array | Known | None = _calls.recall(pose, args, kwargs)
         if found is not None:
             return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
-    proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
-    function = getattr(xentx, pose.__name__, None)
-    if proxies and function is not None:
-        node = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
-        return node  # of the graph that torch.fx traces
+    if args and isinstance(args[0], torch.fx.Proxy):
+        function = getattr(xentx, pose.__name__, None)  # there is none for a value and its gradient
+        if function is not None:
+            return args[0].tracer.create_proxy("call_function", function, args, kwargs)
     return None
 
 
