@@ -79,8 +79,8 @@ class TorchBackend:
             torch.compiler.is_compiling()
             or _private.is_recording()
             or array.device.type == "meta"
-            or _private.is_wrapped(array)
             or _stands_in(array)
+            or _private.is_wrapped(array)
         ):
             return False
         # FakeTensorMode makes what stands in for a tensor of any that is read.

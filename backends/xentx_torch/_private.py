@@ -2,8 +2,10 @@
 
 PyTorch has no public question for most of what the kernel's way must know: whether a transformation
 or a tracer is watching, and whether forward mode is on. So each name is looked up once, and each
-has a fallback by public means for a PyTorch that has it no more. The fallbacks give the same
-results. Some are slower, since where nothing can be found out they assume that somebody watches.
+has a fallback by public means for a PyTorch that has it no more. With the fallbacks values and
+derivatives are the same. Calls are slower, since where nothing can be found out somebody is assumed
+to watch; compiled graphs hold the core's expressions and not the kernel's operators; and class
+indices are not checked under torch.func.
 
 One more name stands in `xentx._registry`, which does not import PyTorch: the mark that
 `torch.compiler.assume_constant_result` leaves on a function. `_functions` leaves it by that.
@@ -37,21 +39,25 @@ def _somebody() -> int:
     return 1
 
 
+def _not_dynamo() -> bool:
+    return not torch.compiler.is_dynamo_compiling()
+
+
 def _some_hooks(_: bool) -> object:  # noqa: FBT001
     return True
 
 
 def _is_wrapped(array: Array) -> bool:
-    """Whether a tensor has no memory to read, as those that torch.func makes."""
-    try:
-        array.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return True
-    return False
+    """Whether there is no memory to read of a tensor, nor of what torch.func makes of it."""
+    return not _has_storage(array.detach())
 
 
 def _has_storage(array: Array) -> bool:
-    return not _is_wrapped(array)
+    try:
+        array.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _is_zero(array: Array) -> bool:
@@ -63,18 +69,19 @@ def _is_zero(array: Array) -> bool:
 # packs what it saves. The fallbacks say yes, so that the kernel is called by an operator, and
 # gradients are computed in the backward.
 are_transforms_active: Callable[[], bool] = _find(
-    "_C._are_functorch_transforms_active", _somebody
+    "_C._are_functorch_transforms_active", _not_dynamo
 )
 len_dispatch_stack: Callable[[], int] = _find("_C._len_torch_dispatch_stack", _somebody)
 saved_tensors_hooks: Callable[[bool], object] = _find(
     "_C._autograd._top_saved_tensors_default_hooks", _some_hooks
 )
-# Whether a tensor is a wrapper of torch.func. The fallback asks for its memory.
+# Whether a tensor is a wrapper of torch.func. The fallback also says so of a tensor that torch.func
+# would wrap: its class indices are not seen, and a wrong one makes its row NaN.
 is_wrapped: Callable[[Array], bool] = _find(
     "_C._functorch.is_functorch_wrapped_tensor", _is_wrapped
 )
 # A context without torch.func, in which the memory of a tensor that no transformation wraps can be
-# read. Without it, class indices are not seen under torch.func: a wrong one makes its row NaN.
+# read.
 without_transforms: Callable[[], AbstractContextManager[Any]] = _find(
     "_C._DisableFuncTorch", nullcontext
 )
