@@ -99,24 +99,24 @@ def _with_gradient(
     """Make what `value_and_grad` returns for a public function."""
 
     def both(
-        backend: Backend, *args: Any, cotangent: Array | None = None, **kwargs: Any
+        backend: Backend, /, *args: Any, cotangent: Array | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
         posed = pose(backend, *args, **kwargs)
         if type(posed) is Counted:
             value, gradient = solver.value_and_gradient(posed.problem, cotangent)
             return (value, solver.normalizer(posed.problem)), gradient
-        both: tuple[Any, Any] = solver.value_and_gradient(posed, cotangent)
-        return both
+        value, gradient = solver.value_and_gradient(posed, cotangent)
+        return value, gradient
 
     both.__name__ = f"{pose.__name__} and its gradient"
-    evaluated: Any = functools.wraps(function)(door(both, find))
+    evaluated = functools.wraps(function)(door(both, find))
     signature = inspect.signature(function)
     extra = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
-    evaluated.__signature__ = signature.replace(
+    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*signature.parameters.values(), extra],
         return_annotation=tuple[Array, Array],
     )
-    return evaluated  # type: ignore[no-any-return]
+    return evaluated
 
 
 def loss(

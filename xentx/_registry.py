@@ -204,10 +204,9 @@ def describe(value: object) -> str:
 def require(name: str, value: object) -> Backend:
     """Return the backend that owns the argument called `name`."""
     place = _place_of_type(type(value))
-    if place >= 0:
-        backend: Backend | None = _LOADED[place][1]  # type: ignore[index]
-        if backend.owns(value):  # type: ignore[union-attr]
-            return backend  # type: ignore[return-value]
+    owner = None if place < 0 else _LOADED[place]
+    if owner is not None and owner[1].owns(value):
+        return owner[1]
     backend = find(value)
     if backend is None:
         msg = (

@@ -54,7 +54,7 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
     """Value of the operation, differentiable to any order and by torch.func."""
     plain = (
         _private.in_forward_mode()
-        or torch.jit.is_tracing()
+        or _private.is_tracing()
         or (
             torch.compiler.is_compiling()
             and not any(a is not None and a.requires_grad for a in arrays)

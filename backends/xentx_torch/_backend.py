@@ -14,8 +14,12 @@ from xentx_torch import _autodiff, _distributed, _linear, _native, _plans, _priv
 Array = torch.Tensor
 
 
+_PROXY = torch.fx.Proxy  # stands for a tensor while torch.fx traces
+_OWNED = (torch.Tensor, _PROXY)
+
+
 def _name(dtype_or_layout: object) -> str:
-    return str(dtype_or_layout).removeprefix("torch.")
+    return str(dtype_or_layout).removeprefix("torch.").lstrip("_")
 
 
 def _stands_in(array: Array) -> bool:
@@ -32,8 +36,7 @@ class TorchBackend:
     symbols = (torch.SymInt,)
 
     def owns(self, value: object) -> bool:
-        # A proxy stands for a tensor while torch.fx traces.
-        return isinstance(value, torch.Tensor | torch.fx.Proxy)
+        return isinstance(value, _OWNED)
 
     def array(self, value: Any, like: Array) -> Array:
         if isinstance(value, torch.Tensor):
@@ -43,7 +46,7 @@ class TorchBackend:
             hint = "torch.nested.to_padded_tensor" if value.is_nested else "to_dense()"
             msg = f"got a {got}; expected a dense tensor (hint: {hint})"
             raise TypeError(msg)
-        if isinstance(value, torch.fx.Proxy):
+        if isinstance(value, _PROXY):
             msg = (
                 "got a proxy of torch.fx; expected a tensor (hint: torch.fx.wrap the function that "
                 "is called)"
@@ -57,7 +60,7 @@ class TorchBackend:
             made = torch.from_numpy(copy)
         return self._beside(made.to(like.device), like)
 
-    def _beside(self, value: Array, like: Array) -> Array:
+    def _beside(self, value: Array, like: Any) -> Array:
         """Make a tensor a DTensor where `like` is one."""
         if type(like) in _plans.PLAIN or not _distributed.is_distributed(like):
             return value
@@ -76,8 +79,8 @@ class TorchBackend:
             torch.compiler.is_compiling()
             or _private.is_recording()
             or array.device.type == "meta"
-            or _private.is_wrapped(array)
             or _stands_in(array)
+            or _private.is_wrapped(array)
         ):
             return False
         # FakeTensorMode makes what stands in for a tensor of any that is read.

@@ -113,12 +113,11 @@ def recall(
         found: Array | Known | None = _calls.recall(pose, args, kwargs)
         if found is not None:
             return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
-    proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.fx.Proxy)]
-    function = getattr(xentx, pose.__name__, None)
-    if proxies and function is not None:
-        # A node of the graph that torch.fx traces.
-        proxy: Any = proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
-        return proxy
+    if args and isinstance(args[0], torch.fx.Proxy):
+        function = getattr(xentx, pose.__name__, None)  # there is none for a value and its gradient
+        if function is not None:
+            proxy: Any = args[0].tracer.create_proxy("call_function", function, args, kwargs)
+            return proxy
     return None
 
 
@@ -197,7 +196,7 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
         # Asking for the size may make it a condition of the graph, which an export can't have.
         large = torch.compiler.is_exporting() or logits.numel() >= OPERATOR_PAYS
         return large and not any(a is not None and a.requires_grad for a in others)
-    if _private.in_forward_mode() or torch.jit.is_tracing():
+    if _private.in_forward_mode() or _private.is_tracing():
         return False
     return not _has_impossible(kind, arrays)
 
@@ -226,7 +225,8 @@ def _dynamic(name: str, value: Any, like: Array) -> Any:
         return value
     if name in _SCALARS:
         wide = torch.float64 if _backend.BACKEND.has_float64(like) else torch.float32
-        return torch.ones((), dtype=wide, device=like.device) * value
+        one: Any = torch.ones((), dtype=wide, device=like.device)
+        return one * value
     if name == "ignore_index":
         return value
     return int(value) if isinstance(value, torch.SymInt) else float(value)

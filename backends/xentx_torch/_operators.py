@@ -185,7 +185,7 @@ class _Backward(torch.autograd.Function):
 
 def _call(function: type[torch.autograd.Function], *args: Any) -> Array:
     """Call an operator; under torch.func by its Function."""
-    call = function.apply if _private.are_transforms_active() else function.forward
+    call: Any = function.apply if _private.are_transforms_active() else function.forward
     value: Array = call(*args)
     return value
 

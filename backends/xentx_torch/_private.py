@@ -2,8 +2,10 @@
 
 PyTorch has no public question for most of what the kernel's way must know: whether a transformation
 or a tracer is watching, and whether forward mode is on. So each name is looked up once, and each
-has a fallback by public means for a PyTorch that has it no more. The fallbacks give the same
-results. Some are slower, since where nothing can be found out they assume that somebody watches.
+has a fallback by public means for a PyTorch that has it no more. With the fallbacks values and
+derivatives are the same. Calls are slower, since where nothing can be found out somebody is assumed
+to watch; compiled graphs hold the core's expressions and not the kernel's operators; and class
+indices are not checked under torch.func.
 
 One more name stands in `xentx._registry`, which does not import PyTorch: the mark that
 `torch.compiler.assume_constant_result` leaves on a function. `_functions` leaves it by that.
@@ -37,21 +39,25 @@ def _somebody() -> int:
     return 1
 
 
+def _not_dynamo() -> bool:
+    return not torch.compiler.is_dynamo_compiling()
+
+
 def _some_hooks(_: bool) -> object:  # noqa: FBT001
     return True
 
 
 def _is_wrapped(array: Array) -> bool:
-    """Whether a tensor has no memory to read, as those that torch.func makes."""
-    try:
-        array.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):
-        return True
-    return False
+    """Whether there is no memory to read of a tensor, nor of what torch.func makes of it."""
+    return not _has_storage(array.detach())
 
 
 def _has_storage(array: Array) -> bool:
-    return not _is_wrapped(array)
+    try:
+        array.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _is_zero(array: Array) -> bool:
@@ -62,17 +68,20 @@ def _is_zero(array: Array) -> bool:
 # Whether torch.func transforms, how many __torch_dispatch__ modes are on, and whether autograd
 # packs what it saves. The fallbacks say yes, so that the kernel is called by an operator, and
 # gradients are computed in the backward.
-are_transforms_active: Callable[[], bool] = _find("_C._are_functorch_transforms_active", _somebody)
+are_transforms_active: Callable[[], bool] = _find(
+    "_C._are_functorch_transforms_active", _not_dynamo
+)
 len_dispatch_stack: Callable[[], int] = _find("_C._len_torch_dispatch_stack", _somebody)
 saved_tensors_hooks: Callable[[bool], object] = _find(
     "_C._autograd._top_saved_tensors_default_hooks", _some_hooks
 )
-# Whether a tensor is a wrapper of torch.func. The fallback asks for its memory.
+# Whether a tensor is a wrapper of torch.func. The fallback also says so of a tensor that torch.func
+# would wrap: its class indices are not seen, and a wrong one makes its row NaN.
 is_wrapped: Callable[[Array], bool] = _find(
     "_C._functorch.is_functorch_wrapped_tensor", _is_wrapped
 )
 # A context without torch.func, in which the memory of a tensor that no transformation wraps can be
-# read. Without it, class indices are not seen under torch.func: a wrong one makes its row NaN.
+# read.
 without_transforms: Callable[[], AbstractContextManager[Any]] = _find(
     "_C._DisableFuncTorch", nullcontext
 )
@@ -107,7 +116,7 @@ class _Levels:
 _current_level = _find("autograd.forward_ad._current_level", None)
 _levels: Any = _Levels() if _current_level is None else forward_ad
 _is_compiling = torch.compiler.is_compiling
-_is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)
+is_tracing: Callable[[], bool] = _find("_C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
 
 
 def in_forward_mode() -> bool:
@@ -117,7 +126,7 @@ def in_forward_mode() -> bool:
 
 def is_recording() -> bool:
     """Whether torch.jit.trace or make_fx records operations, to repeat them with other values."""
-    return _is_tracing() or get_proxy_mode() is not None
+    return is_tracing() or get_proxy_mode() is not None
 
 
 def is_observed() -> bool:
@@ -127,7 +136,7 @@ def is_observed() -> bool:
         or are_transforms_active()
         or _levels._current_level >= 0
         or len_dispatch_stack() > 0
-        or _is_tracing()
+        or is_tracing()
     )
 
 
