@@ -9,7 +9,10 @@ import copy
 import inspect
 import io
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import types
 
@@ -22,8 +25,11 @@ if "torch" not in requested_frameworks():
 
 import torch
 import torch.utils.checkpoint
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import xentx
 import xentx_torch
 from xentx_torch import functional
 
@@ -281,6 +287,120 @@ def test_compiled(name):
         assert_near(found, expected)
 
 
+# What a program's first call may be. Each is compiled by a process that has called nothing yet.
+FIRST_CALLS = """
+import os, sys
+import torch, torch._dynamo
+import {door} as door
+
+torch.set_num_threads(1)
+x, t, h = torch.linspace(-1, 1, 12).reshape(3, 4), torch.tensor([0, 3, 1]), torch.ones(4, 4)
+w = [1.0, 2.0, 3.0, 4.0]
+calls = dict(
+    int=lambda: door.cross_entropy(x, t, normalizer=10),
+    float=lambda: door.cross_entropy(x, t, normalizer=2.5),
+    list=lambda: door.cross_entropy(x, [0, 3, 1]),
+    weight=lambda: door.cross_entropy(x, t, weight=w),
+    nll=lambda: door.nll_loss(x, t, weight=w),
+    log_softmax=lambda: door.log_softmax(x),
+    linear=lambda: door.linear_cross_entropy(x, h, t, normalizer=10, weight=w),
+    per_row=lambda: door.per_row(x, [0, 3, 1], weight=w).loss,
+    linear_per_row=lambda: door.linear_per_row(x, h, t, weight=w).entropy,
+    gradient=lambda: door.value_and_grad(door.cross_entropy)(x, t, normalizer=10)[1],
+    partials=lambda: door.finish(door.partials(x, t, classes=4, weight=w)),
+)
+if hasattr(door, "functional"):
+    calls |= dict(
+        function=lambda: door.functional.cross_entropy(x, t, torch.tensor(w), label_smoothing=0.1),
+        module=lambda: door.CrossEntropyLoss()(x, t),
+        trainer=lambda: door.compute_loss_func(dict(logits=x[None]), t[None], 10),
+    )
+for name, call in calls.items():
+    if os.fork() == 0:
+        try:
+            found = torch.compile(call, fullgraph=True, backend="eager")()
+            print(name, torch.equal(found, call()), flush=True)
+        finally:
+            os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.parametrize(("door", "count"), [("xentx", 11), ("xentx_torch", 14)])
+def test_the_first_call_is_compiled(door, count, engine):
+    if door == "xentx_torch" and engine == "portable":
+        pytest.skip("the engine makes no difference to the door")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FIRST_CALLS.format(door=door)],
+        env={**os.environ, "XENTX_ENGINE": engine},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == count, done.stderr
+    assert all(line.endswith(" True") for line in lines), done.stdout
+
+
+HIDDEN, HEAD = torch.randn(6, 4, generator=GENERATOR), torch.randn(5, 4, generator=GENERATOR)
+STEPS = 14
+COUNTS = [3 + 2 * i for i in range(STEPS)]
+FRACTIONS = [0.015 + 0.07 * i for i in range(STEPS)]
+
+
+def linear_loss(_, target, **options):
+    return xentx_torch.linear_cross_entropy(HIDDEN, HEAD, target, **options)
+
+
+def row_losses(logits, target, **options):
+    return xentx_torch.per_row(logits, target, **options).loss
+
+
+SCHEDULES = [
+    *((xentx_torch.cross_entropy, "normalizer", values) for values in (COUNTS, FRACTIONS)),
+    *((linear_loss, "normalizer", values) for values in (COUNTS, FRACTIONS)),
+    *(
+        (function, "ignore_index", list(range(-4, STEPS - 4)))
+        for function in (
+            xentx_torch.cross_entropy,
+            xentx_torch.nll_loss,
+            functional.cross_entropy,
+            linear_loss,
+            row_losses,
+        )
+    ),
+    *(
+        (function, option, FRACTIONS)
+        for option in ("label_smoothing", "z_loss", "logit_softcap")
+        for function in (functional.cross_entropy, linear_loss, row_losses)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "values"),
+    SCHEDULES,
+    ids=[f"{f.__name__}-{o}-{type(v[0]).__name__}" for f, o, v in SCHEDULES],
+)
+def test_a_number_that_changes_with_each_call_compiles_twice(function, option, values):
+    """As many times as PyTorch's own: for the first number, and for any."""
+    counter = CompileCounterWithBackend("aot_eager")
+    target = TARGET.abs() % 5
+
+    def loss(logits, number):
+        return function(logits, target, **{option: number})
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for value in values:
+        found, expected = (
+            gradients(lambda x, f=f, v=value: f(x, v) + x.sum(), LOGITS) for f in (compiled, loss)
+        )
+        assert_near(found, expected)
+    assert counter.frame_count <= 2  # noqa: PLR2004
+
+
 def test_numbers_that_a_compiler_holds_to_be_dynamic():
     def function(x, t, smoothing, ignored):
         return functional.cross_entropy(x, t, label_smoothing=smoothing, ignore_index=ignored)
@@ -316,7 +436,132 @@ def test_torchscript_is_refused_by_name():
         torch.jit.script(script)
 
 
+class Model(torch.nn.Module):
+    """A layer and its loss."""
+
+    def __init__(self, loss):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.layer = torch.nn.Linear(5, 5)
+        self.loss = loss
+
+    def forward(self, x, target):
+        x = self.layer(x)
+        return self.loss(x) if isinstance(self.loss, torch.nn.LogSoftmax) else self.loss(x, target)
+
+
+TRACED = {
+    **{name: module for name, (module, _, _) in modules().items()},
+    "functional": functional.cross_entropy,
+    "functional.log_softmax": lambda x, t: functional.nll_loss(functional.log_softmax(x, 1), t),
+    "xentx": xentx.cross_entropy,
+    "xentx_torch": lambda x, t: xentx_torch.nll_loss(xentx_torch.log_softmax(x), t),
+    "linear": lambda x, t: xentx_torch.linear_cross_entropy(x, torch.eye(5), t, normalizer=3),
+    "per_row": lambda x, t: xentx.per_row(x, t).entropy,
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_symbolic_trace(name):
+    model = Model(TRACED[name])
+    traced = torch.fx.symbolic_trace(model)
+    calls = [node for node in traced.graph.nodes if node.op == "call_function"]
+    assert any(node.target.__module__.startswith("xentx") for node in calls)
+    for count in (6, 4):
+        target = TARGET[:count].abs() % 5
+        found, expected = (
+            gradients(lambda x, m=m, t=target: m(x, t), LOGITS[:count]) for m in (traced, model)
+        )
+        assert_near(found, expected)
+
+
+def test_what_symbolic_trace_cannot_record_says_so():
+    both = xentx.value_and_grad(xentx.cross_entropy)
+    with pytest.raises(TypeError, match="^logits: got a proxy of torch.fx; expected a tensor"):
+        torch.fx.symbolic_trace(lambda x, t: both(x, t)[0])
+
+
+NOT_DENSE = {
+    "sparse_coo": lambda x: x.to_sparse(),
+    "sparse_csr": lambda x: x.to_sparse_csr(),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "jagged": lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+}
+ARGUMENTS = {
+    "logits": lambda x: xentx.cross_entropy(x, TARGET),
+    "log_probs": lambda x: xentx_torch.nll_loss(x, TARGET),
+    "target": lambda x: xentx.cross_entropy(LOGITS, x),
+    "weight": lambda x: xentx.cross_entropy(LOGITS, TARGET, weight=x),
+    "sample_weight": lambda x: xentx.cross_entropy(LOGITS, TARGET, sample_weight=x),
+    "normalizer": lambda x: xentx.cross_entropy(LOGITS, TARGET, normalizer=x),
+    "cotangent": lambda x: xentx.value_and_grad(xentx.log_softmax)(LOGITS, cotangent=x),
+    "hidden": lambda x: xentx.linear_cross_entropy(x, LOGITS, TARGET),
+    "head": lambda x: functional.linear_cross_entropy(LOGITS, x, TARGET),
+}
+LOGITS_OF = [
+    lambda x: xentx_torch.CrossEntropyLoss()(x, TARGET),
+    lambda x: xentx_torch.LogSoftmax(1)(x),
+    lambda x: xentx.per_row(x, TARGET),
+    lambda x: xentx.partials(x, TARGET, classes=5),
+    lambda x: xentx.value_and_grad(xentx.cross_entropy)(x, TARGET),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # of features in beta
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_tensors_that_are_not_dense_are_named(kind):
+    tensor = NOT_DENSE[kind](LOGITS)
+    what = "nested" if kind == "jagged" else kind
+    for name, function in (*ARGUMENTS.items(), *(("logits", f) for f in LOGITS_OF)):
+        if kind == "jagged" and name == "head":
+            continue  # it has no size that could be flattened
+        with pytest.raises(TypeError, match=f"^{name}: got a {what} tensor; expected a dense tens"):
+            function(tensor)
+
+
 # ---- around them
+
+
+class Passing(TorchDispatchMode):
+    """Sees every operation, and lets it pass."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        xentx.cross_entropy,
+        xentx_torch.nll_loss,
+        xentx_torch.CrossEntropyLoss(),
+        linear_loss,
+        row_losses,
+        lambda x, t: xentx.value_and_grad(xentx.cross_entropy)(x, t),
+    ],
+)
+def test_a_mode_that_dispatches_sees_the_same_errors(function, watched):
+    logits, target = LOGITS.clone().requires_grad_(watched), TARGET.abs() % 5
+    target[2] = 7
+    with pytest.raises(IndexError) as plain:
+        function(logits, target)
+    with Passing(), pytest.raises(IndexError) as caught:
+        function(logits, target)
+    assert str(caught.value) == str(plain.value)
+    target[2] = -100
+    with Passing():
+        found = function(logits, target)
+    expected = function(logits, target)
+    assert_near(found, expected)
+
+
+def test_tensors_with_values_where_others_are_fake():
+    """Their values are not to be seen: an operation on them has none."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for target in (TARGET, torch.tensor([7])):
+            assert xentx_torch.cross_entropy(LOGITS[: len(target)], target).shape == ()
 
 
 @pytest.mark.parametrize(
@@ -338,8 +583,16 @@ def test_autocast(dtype, compiled):
                 found = gradients(lambda x, call=call: call(x, TARGET), LOGITS.to(dtype))
             assert_near(found, expected)
             assert call(LOGITS.to(dtype), TARGET).dtype == dtype
+    layer = xentx_torch.LinearCrossEntropyLoss(5, 7, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
-        assert functional.log_softmax(LOGITS.to(dtype), 1).dtype == dtype
+        logits = LOGITS.to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        assert functional.log_softmax(logits, 1).dtype == dtype
+        assert layer(logits, TARGET).dtype == wide
+        assert xentx_torch.compute_loss_func({"logits": logits}, TARGET).dtype == wide
+        # Those that are no drop-ins keep the dtype of the logits.
+        for function in (xentx.cross_entropy, xentx_torch.cross_entropy, xentx.nll_loss):
+            assert function(logits, TARGET).dtype == dtype
 
 
 def test_inference_mode_and_checkpoints():
