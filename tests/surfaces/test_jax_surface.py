@@ -154,7 +154,7 @@ def test_numpy_arrays_in_the_other_byte_order():
         soft = PROBABILITIES.astype(">f8")
         expected = ours(SOFT)(LOGITS, PROBABILITIES, where=where)
         assert_near(ours(SOFT)(logits, soft, where=where), expected)
-        traced = jax.jit(lambda x, m: ours(HARD)(x, labels, where=m))  # noqa: B023
+        traced = jax.jit(lambda x, m: ours(HARD)(x, labels, where=m))
         assert_near(traced(LOGITS, ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
