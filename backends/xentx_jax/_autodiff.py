@@ -4,17 +4,17 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
+from xentx_jax import _namespace
 
 Array = Any
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attached(operation: Operation, spec: Spec, *arrays: Array | None) -> Array:
-    return operation.forward(jnp, spec, *arrays)[0]
+    return operation.forward(_namespace, spec, *arrays)[0]
 
 
 @functools.partial(_attached.defjvp, symbolic_zeros=True)
@@ -24,10 +24,10 @@ def _jvp(
     arrays: tuple[Array | None, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[Array, Array]:
-    value, residuals = operation.forward(jnp, spec, *arrays)
+    value, residuals = operation.forward(_namespace, spec, *arrays)
     zero = jax.custom_derivatives.SymbolicZero
     known = tuple(None if isinstance(t, zero) else t for t in tangents)
-    return value, operation.jvp(jnp, spec, arrays, residuals, known)
+    return value, operation.jvp(_namespace, spec, arrays, residuals, known)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

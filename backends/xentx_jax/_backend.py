@@ -10,7 +10,7 @@ import numpy as np
 from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation
 from xentx._core._spec import Spec
 from xentx._native import KERNEL
-from xentx_jax import _autodiff, _linear, _native
+from xentx_jax import _autodiff, _linear, _namespace, _native
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ class JAXBackend:
         return jnp.asarray(value)
 
     def namespace(self, array: Array) -> Any:  # noqa: ARG002
-        return jnp
+        return _namespace
 
     def dtype_name(self, array: Array) -> str:
         return array.dtype.name

@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from xentx import _linear
 from xentx._core.tiles import Tiles
 from xentx._problem import Linear
+from xentx_jax import _namespace
 
 Array = Any
 Arrays = tuple[Array | None, ...]
@@ -53,7 +54,7 @@ class JAXTiles(Tiles):
         return lax.dot_general(slope, hidden, (((0,), (0,)), ((), ())))
 
 
-_TILES = JAXTiles(jnp)
+_TILES = JAXTiles(_namespace)
 
 
 def tiles(array: Array) -> Tiles:  # noqa: ARG001

@@ -1,19 +1,13 @@
 """The core's derivatives as a tf.custom_gradient, and what else those are made of."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx_tensorflow import _namespace
-
-try:  # There is no public way to ask what tapes do, and not every version may have this one.
-    from tensorflow.python.eager import record
-except ImportError:
-    record = None
+from xentx_tensorflow import _namespace, _private
 
 Array = Any
 NAMESPACE = _namespace
@@ -27,18 +21,11 @@ def with_others(
     return tuple(None if array is None else next(rest) for array in arrays)
 
 
-def unrecorded() -> AbstractContextManager[Any]:
-    """Context in which no tape keeps what is computed."""
-    return nullcontext() if record is None else record.stop_recording()
-
-
 def is_watched(array: Array) -> bool:
     """Whether a tape may ask for the gradient by `array`, as a graph's caller always may."""
     if not array.dtype.is_floating:
         return False
-    if record is None or not tf.executing_eagerly():
-        return True
-    return bool(record.should_record_backprop([tf.convert_to_tensor(array)]))
+    return not tf.executing_eagerly() or _private.is_recorded(tf.convert_to_tensor(array))
 
 
 def is_one(cotangent: Array) -> bool:
@@ -51,7 +38,7 @@ def unless_xla(
 ) -> Any:
     """Take the first on these devices, unless compiled by XLA, and the second anywhere else."""
     # Recording has no use within a custom gradient, and forward mode can't record such a choice.
-    with unrecorded():
+    with _private.unrecorded():
         place = tf.raw_ops.DeviceIndex(device_names=list(devices))
         return tf.switch_case(place, dict.fromkeys(range(len(devices)), own), default=other)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from xentx import _linear
 from xentx._core.tiles import BLOCK, Tiles
 from xentx._problem import Linear
-from xentx_tensorflow import _autodiff
+from xentx_tensorflow import _autodiff, _private
 
 Array = Any
 Arrays = tuple[Array | None, ...]
@@ -148,10 +148,10 @@ def by_chunks(
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
     count, arrays = mapped[0].shape[0], (*mapped, *whole)
-    if count is None or count <= size:
+    given = [array for array in arrays if array is not None]
+    if count is None or count <= size or _private.has_tangents(given):
         return function(*arrays)
     is_mapped = [i < len(mapped) for i, array in enumerate(arrays) if array is not None]
-    given = [array for array in arrays if array is not None]
     places = [i for i, array in enumerate(given) if array.dtype.is_floating]
 
     def at_once(*present: Array) -> tuple[Array, ...]:
@@ -198,6 +198,8 @@ def solve_with_gradients(
 
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
+    if _private.has_tangents([array for array in arrays if array is not None]):
+        return _linear.plain(linear, arrays)  # all logits at once, in operations with tangents
     given = [i for i, array in enumerate(arrays) if array is not None]
     watched = [i for i in given if _autodiff.is_watched(arrays[i])]
     if not watched:
@@ -225,7 +227,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
         found: Sequence[Array | None] = known
         if not early:
             whole = _autodiff.with_others(arrays, present)
-            with _autodiff.unrecorded():
+            with _private.unrecorded():
                 _, found = _linear.solve_with_gradients(linear, whole, cotangent, needs)
         elif not _autodiff.is_one(cotangent):
             found = [g if g is None else g * tf.cast(cotangent, g.dtype) for g in known]
@@ -255,7 +257,7 @@ def _formed(
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def formed(*arrays: Array) -> tuple[tuple[Array, ...], Any]:
-        with _autodiff.unrecorded():
+        with _private.unrecorded():
             results = solve(*arrays)
         floating = [i for i, result in enumerate(results) if result.dtype.is_floating]
 

@@ -321,6 +321,11 @@ def where(condition: Array, x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
     return tf.where(condition, *_promoted(x1, x2))
 
 
+def times_infinity(x: Array, infinity: Array) -> Array:
+    """``x infinity``, 0 for 0, as are derivatives: for xentx's core, and not in the standard."""
+    return tf.math.multiply_no_nan(infinity, x)
+
+
 # ---- reductions
 
 

@@ -18,7 +18,6 @@ What the kernel has no derivative for, such as the one by a weight and every sec
 derived from the core's expression, and so is differentiable any number of times.
 """
 
-import contextlib
 import ctypes
 import functools
 import sys
@@ -33,13 +32,7 @@ from xentx import _evaluate, _problem
 from xentx._core import cross_entropy, log_softmax
 from xentx._native import INSTALL, KERNEL, NO_KERNEL
 from xentx._problem import Kind, Problem
-from xentx_tensorflow import _autodiff
-
-try:  # There is no public way to ask for these, and not every version may have them.
-    from tensorflow.python.eager import forwardprop_util, record
-    from tensorflow.python.ops.parallel_for import pfor
-except ImportError:
-    record = None
+from xentx_tensorflow import _autodiff, _private
 
 Array = Any
 Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
@@ -63,7 +56,7 @@ def _load() -> tuple[Any, str | None]:
     if path is None:
         what = "this installation of xentx has no operators for TensorFlow"
         return None, f"{what} (hint: on Linux and macOS, {INSTALL})"
-    if record is None:
+    if not _private.IS_COMPLETE:
         return None, f"{version} has no tensorflow.python.eager.record, which xentx's operators use"
     try:
         loaded = tf.load_op_library(str(path))
@@ -255,7 +248,7 @@ def _problem_of(op: Any) -> Problem:
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
     """Which inputs need a gradient, as far as TensorFlow says."""
-    skipped = getattr(op, "skip_input_indices", None) or ()
+    skipped = _private.skipped(op)
     return [i for i, array in enumerate(inputs) if array.dtype.is_floating and i not in skipped]
 
 
@@ -404,7 +397,7 @@ def declines(array: Array) -> str | None:
     dtensor = getattr(sys.modules.get("tensorflow.dtensor.python.api"), "_dtensor_singleton", None)
     if dtensor is not None:
         return "DTensor is in use, which can't split xentx's operators"
-    if tf.__internal__.get_enclosing_xla_context() is not None:
+    if _private.is_in_xla():
         return "the function is compiled by XLA, which has no operator of xentx"
     return None
 
@@ -415,8 +408,7 @@ def _takes(arrays: Arrays) -> bool:
         return False
     _limit_threads()
     # Forward mode runs gradient functions where no tape records what they do: the core's have none.
-    recording = record.could_possibly_record()
-    return not (recording and forwardprop_util.pack_tangents(_present(arrays)).indices)
+    return not _private.has_tangents(_present(arrays))
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array:
@@ -425,9 +417,9 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
         return _evaluate.portable(kind, arrays)
     if not tf.executing_eagerly():
         # A tape may be around the function that is being traced, where it watches other tensors.
-        both = _reduces(kind) and record.could_possibly_record()
+        both = _reduces(kind) and _private.is_anything_recorded()
         return _traced(kind, arrays, _options(kind, arrays), both=both)[0]
-    both = _reduces(kind) and record.should_record_backprop([arrays[0]])
+    both = _reduces(kind) and _private.is_recorded(arrays[0])
     options = _options(kind, arrays, strict=True)
     try:
         return _differentiable(kind, arrays, options, both=both)[0]
@@ -449,7 +441,7 @@ def solve_with_gradient(
     options = _options(kind, arrays, strict=eager)
     both = _reduces(kind) and cotangent is None
     try:
-        if eager and both and not record.could_possibly_record():
+        if eager and both and not _private.is_anything_recorded():
             value, gradient = _value_and_gradient(arrays, options)
             return value, gradient
         form = _differentiable if eager else _traced
@@ -463,24 +455,15 @@ def solve_with_gradient(
         return value, _pulled(kind, arrays, seed, known, options)
 
 
-def _register_vectorized() -> None:
-    """Tell tf.vectorized_map and jacobians what to do with the operators, and with a choice."""
-
-    def device_index(pfor_input: Any) -> Any:
-        # The same for all iterations, which TensorFlow doubts, since it may differ between runs.
-        names = pfor_input.get_attr("device_names")
-        return pfor.wrap(tf.raw_ops.DeviceIndex(device_names=names), is_stacked=False)
-
-    # One call after another, as TensorFlow would do unasked, but with a warning.
-    one_by_one = pfor._fallback_converter  # noqa: SLF001
-    names = ("Loss", "LossAndGradient", "RowLosses", "LossGradient", "LogSoftmax")
-    converters = {f"Xentx{name}": one_by_one for name in (*names, "LogSoftmaxGradient")}
-    converters["DeviceIndex"] = device_index
-    for name, converter in converters.items():
-        with contextlib.suppress(AssertionError):  # TensorFlow has got one of its own
-            pfor.RegisterPFor(name)(converter)
+def _device_index(given: Any) -> Array:
+    # The same for all iterations, which TensorFlow doubts, since it may differ between runs.
+    return tf.raw_ops.DeviceIndex(device_names=given.get_attr("device_names"))
 
 
 # A SavedModel that holds the operators can be loaded once this module has been imported.
 if operators() is not None:
-    _register_vectorized()
+    _NAMES = ("Loss", "LossAndGradient", "RowLosses", "LossGradient", "LogSoftmax")
+    _private.register_converters(
+        [f"Xentx{name}" for name in (*_NAMES, "LogSoftmaxGradient")],
+        {"DeviceIndex": _device_index},
+    )

@@ -737,7 +737,7 @@ def run(program, **environment):
 
 
 DEVICES = """
-    import functools
+    import functools, math, re
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     import test_jax
@@ -767,8 +767,12 @@ def test_sharded_arrays():
         for function in (step, jax.jit(step)):
             assert_near(function(xs, ws, ts), expected)
         compiled = jax.jit(step).lower(xs, ws, ts).compile().as_text()
-        assert "all-gather" not in compiled
+        # Of a sum, one number comes from each device, and nothing else.
+        gathered = re.findall(r"= f32\\[([0-9,]*)\\]\\S* all-gather\\(", compiled)
+        assert all(math.prod(map(int, shape.split(","))) <= 4 for shape in gathered), gathered
+        assert "collective-permute" not in compiled
         if spec == P("data"):
+            assert gathered
             assert jax.jit(step)(xs, ws, ts)[1][0].sharding.is_equivalent_to(xs.sharding, 2)
     # An array on one device of several is whole.
     one = [jax.device_put(a, jax.devices()[2]) for a in (x, w, t)]
@@ -785,12 +789,17 @@ def test_explicit_mesh():
         DEVICES
         + """
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh), enable_x64():  # without, the portable core's sum cuts rows apart
-        for spec in (P("data"), P()):
-            xs = jax.device_put(x, NamedSharding(mesh, spec))
-            ts = jax.device_put(t, NamedSharding(mesh, P(*spec[:1])))
-            ws = jax.device_put(w, NamedSharding(mesh, P()))
-            assert_near(jax.jit(step)(xs, ws, ts), expected)
+    q = jax.nn.softmax(x[::-1])
+    soft = jax.value_and_grad(lambda x, q: cross_entropy(x, q), argnums=(0, 1))
+    wanted = soft(x, q)
+    for x64 in (False, True):
+        with jax.set_mesh(mesh), enable_x64(x64):
+            for spec in (P("data"), P()):
+                xs, qs = (jax.device_put(a, NamedSharding(mesh, spec)) for a in (x, q))
+                ts = jax.device_put(t, NamedSharding(mesh, P(*spec[:1])))
+                ws = jax.device_put(w, NamedSharding(mesh, P()))
+                assert_near(jax.jit(step)(xs, ws, ts), expected)
+                assert_near(jax.jit(soft)(xs, qs), wanted)
     """,
         XLA_FLAGS="--xla_force_host_platform_device_count=4",
     )

@@ -88,6 +88,38 @@ def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> 
     return xp.where(allowed, values, xp.nan)
 
 
-def times(xp: Namespace, q: Array, x: Array) -> Array:
-    """``q x`` where nothing times infinity is nothing, and the derivative by q is still x."""
-    return q * xp.where((q == 0.0) & xp.isinf(x), 0.0, x)
+def times(xp: Namespace, q: Array, x: Array, *, is_constant: bool = False) -> Array:
+    """``q x`` where 0 times infinity is 0.
+
+    The derivative with respect to q is x where x is infinite too: a tangent or cotangent of 0 is
+    then 0, any other is infinite. With `is_constant` nobody differentiates with respect to q.
+    """
+    nothing = (q == 0.0) & xp.isinf(x)
+    product = q * xp.where(nothing, 0.0, x)
+    return product if is_constant else xp.where(nothing, _overflowing(xp, q, x), product)
+
+
+def along(xp: Namespace, tangent: Array, slope: Array) -> Array:
+    """``tangent slope`` where 0 times infinity is 0, in operations that are linear in `tangent`."""
+    infinite = xp.isinf(slope)
+    product = tangent * xp.where(infinite, 0.0, slope)
+    return xp.where(infinite, _overflowing(xp, tangent, slope), product)
+
+
+def _overflowing(xp: Namespace, x: Array, infinity: Array) -> Array:
+    """``x infinity``: 0 for 0, else infinite. So are its derivatives with respect to x.
+
+    As products with the largest finite number, of which three make the least subnormal number
+    infinite. Autodiff repeats them with a tangent or a cotangent in the place of x. A namespace
+    whose compiler would join the products has a function ``times_infinity`` of its own.
+    """
+    if hasattr(xp, "times_infinity"):
+        return xp.times_infinity(x, infinity)
+    largest = xp.full_like(infinity, float(xp.finfo(infinity.dtype).max))
+    factor = xp.where(infinity > 0.0, largest, -largest)
+    return ((x * factor) * factor) * factor
+
+
+def is_fixed(spec: Spec, weight: Array | None) -> bool:
+    """Whether ``q`` depends on no array that has derivatives."""
+    return not spec.soft and weight is None and isinstance(spec.label_smoothing, float)

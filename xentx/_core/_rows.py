@@ -11,7 +11,7 @@ or isn't needed.
 
 from typing import Any
 
-from xentx._core._distribution import distribution, keep_rows, target_slope, times
+from xentx._core._distribution import along, distribution, keep_rows, target_slope, times
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import Spec
 
@@ -42,13 +42,17 @@ def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangen
     gradient = xp.astype(cotangent * by_logits, logits.dtype, copy=False)
     target_gradient = weight_gradient = None
     if by_target is not None:
-        target_gradient = xp.astype(cotangent * by_target, target.dtype, copy=False)
+        target_gradient = xp.astype(along(xp, cotangent, by_target), target.dtype, copy=False)
     rows = tuple(d for d in range(gradient.ndim) if d != spec.axis)
     if by_weight is not None:
-        weight_gradient = _total(xp, spec, cotangent * by_weight, rows, weight.dtype)
+        weight_gradient = _total(xp, spec, along(xp, cotangent, by_weight), rows, weight.dtype)
     everything = tuple(range(gradient.ndim))
+
+    def by_option(slope: Array, option: Array) -> Array:
+        return _total(xp, spec, along(xp, cotangent, slope), everything, option.dtype)
+
     option_gradients = (
-        None if slope is None else _total(xp, spec, cotangent * slope, everything, option.dtype)
+        None if slope is None else by_option(slope, option)
         for slope, option in zip(by_options, options, strict=True)
     )
     return gradient, target_gradient, weight_gradient, *option_gradients
@@ -63,11 +67,15 @@ def _total(xp: Namespace, spec: Spec, shares: Array, axes: tuple[int, ...], dtyp
 
 def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Arrays, tangents: Arrays) -> Array:
     """Tangent of each row's loss."""
-    terms = [
-        sum_classes(xp, spec, slope * xp.astype(tangent, spec.precision.compute, copy=False))
+    tangents = tuple(
+        None if slope is None or tangent is None else xp.astype(tangent, spec.precision.compute)
         for slope, tangent in zip(slopes, tangents, strict=True)
-        if slope is not None and tangent is not None
-    ]
+    )
+    terms = [] if tangents[0] is None else [slopes[0] * tangents[0]]  # by logits it is finite
+    for slope, tangent in zip(slopes[1:], tangents[1:], strict=True):
+        if tangent is not None:
+            terms.append(along(xp, tangent, slope))
+    terms = [sum_classes(xp, spec, term) for term in terms]
     return keep_rows(xp, spec, target, sum(terms[1:], start=terms[0]))
 
 

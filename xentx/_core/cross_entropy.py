@@ -32,7 +32,9 @@ def forward(
     tail = _softmax.log_tail(xp, spec, stats)
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
-    gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, q, stats.top - x))
+    is_fixed = _distribution.is_fixed(spec, weight)
+    shares = _distribution.times(xp, q, stats.top - x, is_constant=is_fixed)
+    gaps = _softmax.sum_classes(xp, spec, shares)
     loss = mass * tail + gaps
     if is_given(spec.z_loss):
         lse = stats.top + tail

@@ -20,7 +20,8 @@ def forward(
     """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
     losses = -_log_probs(xp, spec, log_probs, target)
     q = _distribution.distribution(xp, spec, target, weight)
-    loss = sum_classes(xp, spec, _distribution.times(xp, q, losses))
+    is_fixed = _distribution.is_fixed(spec, weight)
+    loss = sum_classes(xp, spec, _distribution.times(xp, q, losses, is_constant=is_fixed))
     loss = _distribution.no_class_is_nan(xp, spec, target, loss)
     return _distribution.keep_rows(xp, spec, target, loss), ()
 

@@ -79,7 +79,7 @@ def partials(
         rest=_sum(xp, spec, xp.where(is_top, 0.0, e)),
         ties=_sum(xp, spec, xp.where(is_top, e, 0.0)),
         mass=_distribution.no_class_is_nan(xp, spec, target, mass) * kept,
-        gaps=_sum(xp, spec, _distribution.times(xp, q, level - x)) * kept,
+        gaps=_sum(xp, spec, _distribution.times(xp, q, level - x, is_constant=True)) * kept,
         kept=kept,
     )
     return Partials(*(xp.squeeze(field, axis=spec.axis) for field in state))

@@ -31,10 +31,11 @@ def forward(
     bare = replace(spec, label_smoothing=0.0)
     y = _distribution.distribution(xp, bare, target, None)
     mass = _softmax.sum_classes(xp, spec, y)
-    gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, y, gap))
+    shares = _distribution.times(xp, y, gap, is_constant=not spec.soft)
+    gaps = _softmax.sum_classes(xp, spec, shares)
     log_prob = _distribution.no_class_is_nan(xp, spec, target, -(mass * tail + gaps))
 
-    mean_gap = _softmax.sum_classes(xp, spec, _distribution.times(xp, e, gap))
+    mean_gap = _softmax.sum_classes(xp, spec, _distribution.times(xp, e, gap, is_constant=True))
     entropy = tail + mean_gap / (stats.rest + stats.ties)
 
     best = xp.argmax(kept, axis=spec.axis, keepdims=True)

@@ -8,7 +8,7 @@ is finite.
 import math
 from typing import Any
 
-from xentx._core._distribution import distribution, keep_rows
+from xentx._core._distribution import distribution, keep_rows, times
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import Spec
 
@@ -20,6 +20,8 @@ def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
     """Sum of everything, in the accumulating dtype."""
     if not spec.precision.compensate:
         return xp.sum(rows, dtype=spec.precision.accumulate)
+    if hasattr(xp, "compensated_sum"):  # a namespace that must not see a loop over slices
+        return xp.compensated_sum(rows)
     # Without float64: a pairwise sum in which each rounding error, exact by Knuth's TwoSum, is
     # summed beside its sum.
     high = xp.reshape(rows, (math.prod(rows.shape),))
@@ -58,8 +60,9 @@ def divisor(
         hard = Spec(spec.axis, spec.classes, spec.precision, device=spec.device)
         amount = sum_classes(xp, spec, distribution(xp, hard, target, weight))
     else:
-        first = tuple(slice(0, 1) if d == spec.axis else slice(None) for d in range(target.ndim))
-        amount = xp.ones_like(target[first], dtype=spec.precision.compute)
+        # One class of a distribution would do, but a sharded axis can't be sliced.
+        rows = xp.sum(target, axis=spec.axis, keepdims=True) if spec.soft else target
+        amount = xp.ones_like(rows, dtype=spec.precision.compute)
     if sample_weight is not None:
         amount = amount * sample_weight
     return total(xp, spec, keep_rows(xp, spec, target, amount))
@@ -75,9 +78,7 @@ def forward(
 ) -> Array:
     """Reduce the rows' losses. A mean over nothing is NaN, with a gradient of exactly 0."""
     if sample_weight is not None:
-        # A weight of 0 makes the whole target distribution 0, and 0 times infinity is 0.
-        nothing = (sample_weight == 0.0) & (rows == xp.inf)
-        rows = xp.where(nothing, 0.0, sample_weight * rows)
+        rows = times(xp, sample_weight, rows)
     if reduction == "none":
         return xp.squeeze(rows, axis=spec.axis)
     value = total(xp, spec, rows)
