@@ -28,12 +28,12 @@ def total(x: Array) -> Array:
 
 def _add(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
     """Add two pairs. The rounding error is exact by Knuth's TwoSum."""
-    (a, low), (b, more) = a, b
-    s = a + b
-    back = s - a
-    error = (a - (s - back)) + (b - back)
+    (high_a, low_a), (high_b, low_b) = a, b
+    s = high_a + high_b
+    back = s - high_a
+    error = (high_a - (s - back)) + (high_b - back)
     error = jnp.where(jnp.isfinite(error), error, 0)  # not finite where a or b is not
-    return s, low + more + error
+    return s, low_a + low_b + error
 
 
 def _sum(x: Array, *, axes: Axes) -> Array:

@@ -1,9 +1,11 @@
 """The command: what it prints, its exit status, and what it does without what it needs."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,42 @@ def test_ones_own_data(tmp_path):
     assert regime["true_losses"][0] == pytest.approx(2.06115362e-09, rel=1e-8)
 
 
+def compared(path, *arguments):
+    """Compare NumPy's losses on a file, and return the report on it."""
+    arguments = ("-f", "numpy", "--no-time", "--logits", str(path), *arguments)
+    done = run("compare", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    (regime,) = json.loads(done.stdout)["regimes"]
+    return regime, run("compare", *arguments).output
+
+
+def test_ones_own_rows_to_ignore(tmp_path):
+    rows = np.asarray([[1.0, 2.0, 0.5], [7.0, 7.0, 7.0], [0.1, 0.5, 2.0]], np.float32)
+    np.savez(tmp_path / "mine.npz", logits=rows, target=np.asarray([1, -100, 2]))
+    regime, printed = compared(tmp_path / "mine.npz")
+    assert regime["rows"] == 2
+    assert regime["truth"] == pytest.approx(0.390574, abs=1e-6)  # as the worked example
+    assert "without 1 of 3 rows, whose target is -100" in " ".join(printed.split())
+
+
+def test_ones_own_class_axis(tmp_path):
+    rows = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
+    np.savez(tmp_path / "mine.npz", logits=rows.T[None], target=np.asarray([[1, 2]]))
+    regime, _ = compared(tmp_path / "mine.npz", "--axis", "1")
+    assert (regime["rows"], regime["classes"]) == (2, 3)
+    assert regime["truth"] == pytest.approx(0.390574, abs=1e-6)
+
+
+def test_rows_that_are_nan_are_counted(tmp_path):
+    """They make the mean NaN, beside losses that are accurate."""
+    rows = np.asarray([[1.0, 2.0, 0.5], [np.nan, 0.5, 2.0], [-np.inf] * 3], np.float32)
+    np.savez(tmp_path / "mine.npz", logits=rows, target=np.asarray([1, 2, 0]))
+    regime, printed = compared(tmp_path / "mine.npz")
+    assert regime["nan_rows"] == 2
+    assert regime["truth"] == "NaN"
+    assert "true mean loss nan (2 of 3 rows are NaN)." in " ".join(printed.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -94,13 +132,62 @@ def test_ones_own_data(tmp_path):
         (("--framework", "caffe"), "got 'caffe'"),
         (("--native", "nope"), "got 'nope'"),
         (("--target", "t.npy"), "--target goes with --logits"),
-        (("--logits", "nowhere.npy"), "nowhere.npy"),
+        (("--axis", "1"), "--axis goes with --logits"),
+        (("--ignore-index", "0"), "--ignore-index goes with --logits"),
+        (("--logits", "nowhere.npy"), "nowhere.npy: there is no such file or folder"),
+        (("--logits", "."), ".: is a folder; expected a file"),
+        (("--html", "."), "--html: . is a folder; expected a file"),
     ],
 )
 def test_a_mistake_is_explained(arguments, text):
     done = run_apart("compare", *arguments, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 2
     assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Errno" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("no/where.ipynb", "--notebook: there is no folder no"),
+        (".", "--notebook: . is a folder; expected a file"),
+    ],
+)
+def test_a_notebook_that_cannot_be_written(path, text):
+    pytest.importorskip("nbformat")
+    arguments = ("-x", "1,2", "-t", "0", "-f", "numpy", "--notebook", path)
+    done = run_apart("explain", *arguments, COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Errno" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--html", "--notebook"])
+def test_a_disk_that_is_full_is_explained(option, monkeypatch, tmp_path):
+    pytest.importorskip("nbformat" if option == "--notebook" else "plotly")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    command = ("explain", "-x", "1,2", "-t", "0") if option == "--notebook" else ("compare",)
+    more = () if option == "--notebook" else ("-r", "worked-example", "--no-corners")
+    done = run(*command, "-f", "numpy", *more, option, str(tmp_path / "page"))
+    assert done.exit_code == 2
+    # The terminal may break the line anywhere.
+    assert "no space left on device" in " ".join(done.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_cut_short_is_explained(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, logits=np.zeros((2, 3)), target=np.asarray([0, 1]))
+    path.write_bytes(path.read_bytes()[:-40])
+    done = run_apart("compare", "--logits", str(path), COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert "x.npz: is damaged, or is no .npz file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,13 +1,17 @@
 """A user's own data: every kind of file, and no pickle ever."""
 
 import json
+import os
 import pickle
+import re
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from xentx.compare.files import DataError, load
+from xentx.compare import user_regime
+from xentx.compare.files import DataError, load, reason
 
 LOGITS = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 TARGET = np.asarray([1, 2])
@@ -131,44 +135,280 @@ def test_a_pickle_is_refused_and_not_loaded(tmp_path, suffix):
         load(path)
 
 
+CUBE = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+SQUARE = np.arange(18.0, dtype=np.float32).reshape(2, 3, 3)
+ONE_HOT = np.asarray([[0, 1, 0], [0, 0, 1]])
+
+
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({"logits": LOGITS}, "expected target or targets"),
-        ({"target": TARGET}, "expected logits or x"),
-        ({"logits": LOGITS.astype(int), "target": TARGET}, "expected floats"),
-        ({"logits": LOGITS, "target": TARGET[:1]}, r"targets of shape \(1,\)"),
-        ({"logits": LOGITS, "target": np.asarray([0.5, 1.0])}, "such as 0.5"),
-        ({"logits": LOGITS, "target": np.asarray([1, 3])}, "0 <= target < 3"),
-        ({"logits": LOGITS[:, :0], "target": TARGET}, r"shape \(2, 0\)"),
+        ({"logits": LOGITS}, "holds logits; expected target or targets or labels or y"),
+        ({"target": TARGET}, "holds target; expected logits or x"),
+        (
+            {"logits": LOGITS.astype(int), "target": TARGET},
+            "logits of dtype int64; expected floats",
+        ),
+        (
+            {"logits": LOGITS.astype(ml_dtypes.bfloat16), "target": TARGET},
+            "logits of dtype void16; expected floats (hint: save bfloat16 as float32)",
+        ),
+        (
+            {"logits": LOGITS, "target": TARGET[:1]},
+            "targets of shape (1,) for logits of shape (2, 3) with classes on axis 1; expected "
+            "class indices in shape (2,) or probabilities in shape (2, 3)",
+        ),
+        (
+            {"logits": LOGITS, "target": ONE_HOT},
+            "targets of dtype int64 in the shape of the logits, (2, 3); expected probabilities as "
+            "floats, or class indices in shape (2,) (hint: save target.astype(numpy.float32), or "
+            "target.argmax(1))",
+        ),
+        (
+            {"logits": LOGITS, "target": ONE_HOT.astype(bool)},
+            "targets of dtype bool in the shape of the logits, (2, 3); expected probabilities",
+        ),
+        ({"logits": LOGITS, "target": np.asarray([0.5, 1.0])}, "targets such as 0.5; expected"),
+        ({"logits": LOGITS, "target": np.asarray([np.nan, 1.0])}, "targets such as nan; expected"),
+        ({"logits": LOGITS, "target": np.asarray([1e30, 1.0])}, "targets such as 1e+30; expected"),
+        ({"logits": LOGITS, "target": np.asarray(["a", "b"])}, "targets of dtype str32; expected"),
+        ({"logits": LOGITS, "target": TARGET * 1j}, "targets of dtype complex128; expected"),
+        (
+            {"logits": LOGITS, "target": np.asarray([1, 3])},
+            "a target of 3; expected 0 <= target < 3, or --ignore-index 3 for rows to ignore",
+        ),
+        (
+            {"logits": LOGITS, "target": np.asarray([-100, -100])},
+            "targets of -100 alone, which are ignored; expected others",
+        ),
+        ({"logits": LOGITS[:, :0], "target": TARGET}, "logits of shape (2, 0); expected rows"),
+        (
+            {"logits": CUBE, "target": np.zeros((2, 4), int)},
+            "class indices in shape (2, 3) or probabilities in shape (2, 3, 4) (hint: --axis 1)",
+        ),
+        (
+            {"logits": SQUARE, "target": np.zeros((2, 3), int)},
+            "--axis: got none for logits of shape (2, 3, 3) and targets of shape (2, 3); expected "
+            "the axis of the classes, 1 or 2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path, arrays, text):
     np.savez(tmp_path / "data.npz", **arrays)
-    with pytest.raises(DataError, match=text):
+    with pytest.raises(DataError, match=re.escape(text)):
         load(tmp_path / "data.npz")
+
+
+def test_the_file_at_fault_is_named(tmp_path):
+    np.save(tmp_path / "x.npy", LOGITS)
+    np.save(tmp_path / "t.npy", np.asarray([1, 7]))
+    with pytest.raises(DataError, match=r"^t\.npy: got a target of 7; expected 0 <= target < 3"):
+        load(tmp_path / "x.npy", tmp_path / "t.npy")
+
+
+def test_rows_to_ignore(tmp_path):
+    """A language model's batch has targets of -100, where nothing is to be predicted."""
+    logits = np.concatenate([LOGITS, [[np.nan, 0.0, 0.0]], LOGITS]).astype(np.float32)
+    target = np.asarray([1, 2, -100, 0, 0])
+    np.savez(tmp_path / "data.npz", logits=logits, target=target)
+    values, classes, _ = load(tmp_path / "data.npz")
+    np.testing.assert_array_equal(classes, target)
+    regime = user_regime("data.npz", values, classes)
+    case = regime.case("float32", 0)
+    np.testing.assert_array_equal(case.logits, logits[[0, 1, 3, 4]])
+    np.testing.assert_array_equal(case.target, [1, 2, 0, 0])
+    assert regime.description == (
+        "your own logits and targets, without 1 of 5 rows, whose target is -100"
+    )
+
+
+def test_rows_to_ignore_by_another_index(tmp_path):
+    np.savez(tmp_path / "data.npz", logits=LOGITS, target=np.asarray([1, 255]))
+    with pytest.raises(DataError, match="a target of 255; expected 0 <= target < 3, or --ignore"):
+        load(tmp_path / "data.npz")
+    values, classes, _ = load(tmp_path / "data.npz", ignore_index=255)
+    (rows, kept) = user_regime("data.npz", values, classes, ignore_index=255).generate(None)
+    np.testing.assert_array_equal(rows, LOGITS[:1])
+    np.testing.assert_array_equal(kept, [1])
+
+
+def test_an_index_to_ignore_among_probabilities(tmp_path):
+    np.savez(tmp_path / "data.npz", logits=LOGITS, target=ONE_HOT.astype(float))
+    with pytest.raises(DataError, match="--ignore-index: got 3 with probabilities; expected class"):
+        load(tmp_path / "data.npz", ignore_index=3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -2, None])
+def test_another_class_axis(tmp_path, axis):
+    last = axis is None
+    rows = CUBE.shape[:-1] if last else tuple(np.delete(CUBE.shape, axis))
+    target = np.arange(np.prod(rows)).reshape(rows) % 2
+    for t, name in ((target, "indices"), (CUBE / 100, "probabilities")):
+        np.savez(tmp_path / f"{name}.npz", logits=CUBE, target=t)
+        values, classes, _ = load(tmp_path / f"{name}.npz", axis=axis)
+        moved = np.moveaxis(CUBE, -1 if last else axis, -1)
+        np.testing.assert_array_equal(values, moved)
+        wanted = target if name == "indices" else moved / 100
+        np.testing.assert_array_equal(classes, wanted)
+
+
+def test_the_class_axis_of_square_logits(tmp_path):
+    target = np.asarray([[0, 1, 2], [2, 1, 0]])
+    np.savez(tmp_path / "data.npz", logits=SQUARE, target=target)
+    values, _, _ = load(tmp_path / "data.npz", axis=1)
+    np.testing.assert_array_equal(values, SQUARE.transpose(0, 2, 1))
+    np.savez(tmp_path / "two.npz", logits=SQUARE[0], target=target[0])  # of 2 dimensions: the last
+    np.testing.assert_array_equal(load(tmp_path / "two.npz")[0], SQUARE[0])
+
+
+@pytest.mark.parametrize("axis", [3, -4])
+def test_a_class_axis_that_is_none(tmp_path, axis):
+    np.savez(tmp_path / "data.npz", logits=CUBE, target=np.zeros((2, 4), int))
+    text = f"--axis: got {axis} for logits of shape (2, 3, 4); expected -3 <= axis < 3"
+    with pytest.raises(DataError, match=re.escape(text)):
+        load(tmp_path / "data.npz", axis=axis)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("data.txt", b"", "expected a file of kind .npy, .npz"),
+        ("data.txt", b"1", "expected a file of kind .npy, .npz"),
+        ("data.csv", b"", r"data\.csv: is empty"),
         ("data.csv", b"1,2\n3\n", "all of one length"),
-        ("data.csv", b"a,b\nc,d\n", "at most one heading"),
-        ("data.npy", b"", "data.npy"),
-        ("data.safetensors", b"", "no safetensors"),
-        ("data.safetensors", b"\xff" * 20, "no safetensors"),
-        ("data.safetensors", b"\x02" + b"\0" * 7 + b"[]", "no safetensors"),
+        ("data.csv", b"a,b\n", "all of one length"),
+        ("data.csv", b"1\n2\n", "holds one column; expected --target"),
+        ("data.csv", b"a,b\nc,d\n", "got 'c' in line 2; expected .* at most one heading"),
+        ("data.csv", b"1,2\n3,\n", "got '' in line 2; expected rows of numbers"),
+        ("data.csv", b"1,2\n\xff,3\n", r"data\.csv: is damaged, or is no \.csv file"),
+        ("data.npy", b"", r"data\.npy: is empty"),
+        ("data.npy", b"1,2,3", r"data\.npy: is no \.npy file"),
+        ("data.npy", b"\x93NUMPY\1\0", r"data\.npy: is damaged, or is no \.npy file"),
+        ("data.npz", b"1,2,3", r"data\.npz: is no \.npz file"),
+        ("data.npz", b"PK\3\4" + b"\0" * 40, r"data\.npz: is damaged, or is no \.npz file"),
+        ("data.safetensors", b"", r"data\.safetensors: is empty"),
+        ("data.safetensors", b"\xff" * 20, r"is damaged, or is no \.safetensors file"),
+        ("data.safetensors", b"\x02" + b"\0" * 7 + b"[]", "is damaged, or is no"),
     ],
 )
 def test_a_broken_file_is_said(tmp_path, name, content, text):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=text):
+    with pytest.raises(DataError, match=text) as caught:
         load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def written(tmp_path, kind):
+    """Write a file of each kind; return its path and the targets that go with it."""
+    path = tmp_path / f"data.{kind}"
+    if kind == "npy":
+        np.save(path, LOGITS)
+        np.save(tmp_path / "target.npy", TARGET)
+        return path, tmp_path / "target.npy"
+    if kind == "npz":
+        np.savez(path, logits=LOGITS, target=TARGET)
+    elif kind == "csv":
+        path.write_text("a,b,c,target\n1.0,2.0,0.5,1\n0.25,0.5,2.0,2\n")
+    else:
+        target = ("I64", [2], TARGET.astype("<i8").tobytes())
+        safetensors(path, logits=("F32", [2, 3], LOGITS.tobytes()), target=target)
+    return path, None
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv", "safetensors"])
+def test_a_file_cut_short_anywhere(tmp_path, kind):
+    """It raises a DataError or, of text, loads what is left; and leaves no file open."""
+    if kind == "safetensors":
+        pytest.importorskip("safetensors")
+    path, target = written(tmp_path, kind)
+    whole = path.read_bytes()
+    refused = 0
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        try:
+            load(path, target)
+        except DataError:
+            refused += 1
+    assert refused == len(whole) if kind != "csv" else refused > len(whole) // 2
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "csv", "safetensors"])
+def test_a_file_with_bytes_of_chance(tmp_path, kind):
+    if kind == "safetensors":
+        pytest.importorskip("safetensors")
+    path, target = written(tmp_path, kind)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(13)
+    refused = 0
+    for _ in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(len(whole), size=4)] = rng.integers(256, size=4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            load(path, target)
+        except DataError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for name in ("x.npy", "folder/x.npz", "x.txt"):
+        with pytest.raises(DataError, match=f"{name}: there is no such file or folder$"):
+            load(tmp_path / name)
+
+
+def test_a_folder(tmp_path):
+    (tmp_path / "x.npy").mkdir()
+    for path in (tmp_path, tmp_path / "x.npy"):
+        with pytest.raises(DataError, match=f"{path}: is a folder; expected a file$"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "x.npy"), "permission denied"),
+        (NotADirectoryError(20, "Not a directory", "x.npy"), "not a directory"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (OSError("what a library says"), "what a library says"),
+    ],
+)
+def test_what_the_system_says_is_in_words(error, text):
+    assert reason(error) == text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_file_that_may_not_be_read(tmp_path):
+    np.save(tmp_path / "x.npy", LOGITS)
+    (tmp_path / "x.npy").chmod(0)
+    with pytest.raises(DataError, match=r"x\.npy: permission denied$"):
+        load(tmp_path / "x.npy")
+
+
+def test_an_array_that_does_not_fit_into_the_memory(tmp_path):
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 3)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r"x\.npy: (holds an array that does not fit|is damaged)"):
+        load(tmp_path / "x.npy")
+
+
+def test_a_suffix_in_capitals(tmp_path):
+    np.savez(tmp_path / "data.npz", logits=LOGITS, target=TARGET)
+    (tmp_path / "data.npz").rename(tmp_path / "DATA.NPZ")
+    check(load(tmp_path / "DATA.NPZ"))
+
+
+def test_csv_with_the_mark_that_spreadsheets_write(tmp_path):
+    """The first row is none of column names."""
+    lines = "\n".join(f"{','.join(map(str, x))},{t}" for x, t in zip(LOGITS, TARGET, strict=True))
+    (tmp_path / "a.csv").write_text(lines, encoding="utf-8-sig")
+    check(load(tmp_path / "a.csv"), LOGITS.astype(str).astype(float))
 
 
 def test_safetensors_cut_short(tmp_path):
     path = safetensors(tmp_path / "data.safetensors", logits=("F32", [2, 3], LOGITS.tobytes()))
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DataError, match="no safetensors"):
+    with pytest.raises(DataError, match="is damaged, or is no"):
         load(path)

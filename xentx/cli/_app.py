@@ -74,11 +74,19 @@ def compare(
     ] = None,
     logits: Annotated[
         Path | None,
-        typer.Option(help="Your own logits: .npy, .npz, .safetensors or .csv, classes last."),
+        typer.Option(help="Your own logits: .npy, .npz, .safetensors or .csv."),
     ] = None,
     target: Annotated[
         Path | None,
         typer.Option(help="Your own targets; by default beside the logits in their file."),
+    ] = None,
+    axis: Annotated[
+        int | None,
+        typer.Option(help="The axis of your logits that holds the classes; the last by default."),
+    ] = None,
+    ignore_index: Annotated[
+        int | None,
+        typer.Option(help="Class index of the rows of yours to leave out; -100 by default."),
     ] = None,
     corners: Annotated[
         bool, typer.Option("--corners/--no-corners", help="Look at corner cases as well.")
@@ -123,6 +131,8 @@ def compare(
             dtypes=[kind.value for kind in dtype or ()],
             logits=logits,
             target=target,
+            axis=axis,
+            ignore_index=ignore_index,
             corners=corners,
             seed=seed,
             timed=time,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from xentx.cli import _output
 from xentx.cli._console import console
 from xentx.cli._progress import progress
 from xentx.cli._quiet import quiet
@@ -39,6 +40,8 @@ def run(
     dtypes: Sequence[str],
     logits: Path | None,
     target: Path | None,
+    axis: int | None,
+    ignore_index: int | None,
     corners: bool,
     seed: int,
     timed: bool | None,
@@ -55,15 +58,18 @@ def run(
             regimes = _PAGE_REGIMES
     timed = html is None if timed is None else timed
     chosen = _regimes(regimes, default=logits is None)
-    if target is not None and logits is None:
-        msg = "--target goes with --logits"
+    of_logits = {"--target": target, "--axis": axis, "--ignore-index": ignore_index}
+    alone = [option for option, value in of_logits.items() if value is not None]
+    if alone and logits is None:
+        msg = f"{alone[0]} goes with --logits"
         raise typer.BadParameter(msg)
     if logits is not None:
+        ignored = -100 if ignore_index is None else ignore_index
         try:
-            values, classes, dtype = load(logits, target)
-        except (DataError, OSError) as error:
+            values, classes, dtype = load(logits, target, axis=axis, ignore_index=ignored)
+        except DataError as error:
             raise typer.BadParameter(str(error)) from error
-        chosen = (*chosen, user_regime(logits.name, values, classes))
+        chosen = (*chosen, user_regime(logits.name, values, classes, ignore_index=ignored))
         dtypes = dtypes or [dtype]
     plan = Plan(
         frameworks=tuple(frameworks),
@@ -83,7 +89,8 @@ def run(
     with quiet() as stderr, progress(stderr) as step:
         report = compare_apart(plan, step, jobs=jobs or _jobs(timed=timed))
     if html is not None and write_html is not None:
-        write_html(report, html)
+        with _output.written("--html", html):
+            write_html(report, html)
     if as_json:
         sys.stdout.write(_json.dumps(report) + "\n")
     elif html is not None:
@@ -104,9 +111,7 @@ def _jobs(*, timed: bool) -> int:
 
 def _html_writer(path: Path) -> Callable[[Report, Path], None]:
     """Import the renderer and look at the path, before minutes of measuring."""
-    if not path.absolute().parent.is_dir():
-        msg = f"--html: there is no folder {path.parent}"
-        raise typer.BadParameter(msg)
+    _output.check("--html", path)
     try:
         from xentx.compare.html import write_html  # noqa: PLC0415 -- only this option needs it
     except ImportError as error:

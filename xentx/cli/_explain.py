@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import typer
 
+from xentx.cli import _output
 from xentx.cli._console import console
 from xentx.cli._quiet import quiet
 from xentx.explain import Explanation, explain, markdown
@@ -24,6 +25,8 @@ def run(
     notebook: Path | None,
 ) -> None:
     """Run the command."""
+    if notebook is not None:
+        _output.check("--notebook", notebook)
     explanation = _explanation(_rows(logits), _classes(target), dtype, frameworks)
     if notebook is not None:
         _write(explanation, notebook)
@@ -49,12 +52,10 @@ def _write(explanation: Explanation, path: Path) -> None:
     try:
         from xentx.explain._notebook import write  # noqa: PLC0415 -- needs what may be missing
 
-        write(explanation, path)
+        with _output.written("--notebook", path):
+            write(explanation, path)
     except ImportError as error:
         msg = f"--notebook: {error}: pip install nbformat"
-        raise typer.BadParameter(msg) from error
-    except OSError as error:
-        msg = f"--notebook: {error}"
         raise typer.BadParameter(msg) from error
     typer.echo(f"wrote {path}", err=True)
 

@@ -244,6 +244,7 @@ def _regime(
         seed=plan.seed,
         loss_tolerance=_evaluate.LOSS_ULP[dtype],
         gradient_tolerance=_evaluate.GRADIENT_ULP[dtype],
+        nan_rows=0 if losses is None else int(np.count_nonzero(np.isnan(losses))),
         truth=None if losses is None else float(losses.mean()),
         true_losses=None if gradient is None else _evaluate.few(losses, gradient.size),
         true_gradients=None if gradient is None else _evaluate.few(gradient, gradient.size),
@@ -331,7 +332,7 @@ def _libraries(chosen: Sequence[Native], losses: Sequence[Loss]) -> tuple[Librar
     )
 
 
-def user_regime(name: str, logits: Array, target: Array) -> Regime:
+def user_regime(name: str, logits: Array, target: Array, *, ignore_index: int = -100) -> Regime:
     """Make a regime of a user's own logits and targets.
 
     Parameters
@@ -342,13 +343,24 @@ def user_regime(name: str, logits: Array, target: Array) -> Regime:
         In any shape, with the classes on the last axis.
     target : ndarray
         Class indices, or probabilities as floats in the shape of `logits`.
+    ignore_index : int, default: -100
+        Class index of the rows to leave out: not every loss can ignore rows. The mean of the others
+        is what those return that can.
 
     Returns
     -------
     Regime
         One that makes these logits whatever the seed.
     """
-    rows = logits.reshape(-1, logits.shape[-1])
-    soft = target.dtype.kind == "f"
-    flat = target.reshape(rows.shape) if soft else target.reshape(-1)
-    return Regime(name, "your own logits and targets", lambda _: (rows, flat))
+    rows: Array = logits.reshape(-1, logits.shape[-1])
+    description = "your own logits and targets"
+    if target.dtype.kind == "f":
+        soft = target.reshape(rows.shape)
+        return Regime(name, description, lambda _: (rows, soft))
+    flat: Array = target.reshape(-1)
+    kept = flat != ignore_index
+    if not kept.all():
+        ignored = len(kept) - np.count_nonzero(kept)
+        description += f", without {ignored} of {len(kept)} rows, whose target is {ignore_index}"
+        rows, flat = rows[kept], flat[kept]
+    return Regime(name, description, lambda _: (rows, flat))

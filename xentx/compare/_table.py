@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from xentx.compare import words
 from xentx.compare.report import (
     CornerReport,
     CornerResult,
@@ -125,8 +126,9 @@ def _regime(report: Report, regime: RegimeReport, *, wide: bool) -> RenderableTy
         title=Text(title, style="bold"),
         caption=Text(
             f"{regime.rows} rows, {regime.classes} classes, {regime.dtype}; true mean loss "
-            f"{regime.truth:.9g}. Errors: {'max / mean' if wide else 'the largest'}, in ULP of "
-            f"{regime.dtype}, against the truth.",
+            f"{regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
+            f"{'max / mean' if wide else 'the largest'}, in ULP of {regime.dtype}, against the "
+            "truth.",
             style="dim",
         ),
         title_justify="left",

@@ -4,8 +4,10 @@ A pickle runs what it holds, so none is ever loaded: object arrays in .npy and .
 """
 
 import csv
+import errno
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,6 +15,8 @@ Array = np.ndarray[Any, Any]
 
 LOGITS_NAMES = ("logits", "x")
 TARGET_NAMES = ("target", "targets", "labels", "y")
+
+_PICKLE = b"\x80"  # how one begins
 
 _SAFETENSORS_DTYPES = {
     "F16": "<f2",
@@ -34,7 +38,13 @@ class DataError(ValueError):
     """A file that logits or targets can't be had from, and why."""
 
 
-def load(logits: Path, target: Path | None = None) -> tuple[Array, Array, str]:
+def load(
+    logits: Path,
+    target: Path | None = None,
+    *,
+    axis: int | None = None,
+    ignore_index: int = -100,
+) -> tuple[Array, Array, str]:
     """Load logits and targets.
 
     Parameters
@@ -45,63 +55,127 @@ def load(logits: Path, target: Path | None = None) -> tuple[Array, Array, str]:
         targets, a .csv has the class index in its last column.
     target : Path, optional
         A file of class indices, or of probabilities in the shape of the logits.
+    axis : int, optional
+        The axis of the logits that holds the classes. The last by default; it is required for
+        logits of 3 or more dimensions whose targets would fit more than one.
+    ignore_index : int, default: -100
+        Class index of the rows to ignore. They are returned like the others.
 
     Returns
     -------
     logits : ndarray of float64
         Values of the logits, classes on the last axis.
     target : ndarray
-        Class indices as int64 or probabilities as float64.
+        Class indices as int64 or probabilities as float64, classes on the last axis.
     dtype : str
         Name of the dtype that the logits were stored in; float32 for text.
 
     Raises
     ------
     DataError
-        If a file is of another kind, needs a pickle, lacks an array, or the shapes don't agree.
-    OSError
-        If a file can't be read.
+        If a file can't be read, is of another kind, is damaged, needs a pickle or lacks an array,
+        or if the arrays don't fit together.
     """
     arrays = _read(logits)
     x, dtype = _pick(arrays, LOGITS_NAMES, logits)
+    source = logits if target is None else target
     if target is not None:
-        t, _ = _pick(_read(target), TARGET_NAMES, target)
+        t, kind = _pick(_read(target), TARGET_NAMES, target)
     elif "" not in arrays:
-        t, _ = _pick(arrays, TARGET_NAMES, logits)
-    elif logits.suffix == ".csv":
-        x, t = x[:, :-1], x[:, -1]
+        t, kind = _pick(arrays, TARGET_NAMES, logits)
+    elif logits.suffix.lower() == ".csv":
+        if x.ndim == 1:
+            msg = f"{logits.name}: holds one column; expected --target with the file of the targets"
+            raise DataError(msg)
+        x, t, kind = x[:, :-1], x[:, -1], dtype
     else:
         msg = f"{logits.name}: holds one array; expected --target with the file of the targets"
         raise DataError(msg)
-    return _check(logits.name, x, t, dtype)
+    axis = _check_logits(logits.name, x, dtype, t.shape, axis)
+    checked = _check_target(source.name, t, kind, x.shape, axis, ignore_index)
+    moved = np.moveaxis(x, axis, -1).astype(np.float64)
+    return moved, np.moveaxis(checked, axis, -1) if checked.dtype.kind == "f" else checked, dtype
 
 
-def _check(name: str, x: Array, t: Array, dtype: str) -> tuple[Array, Array, str]:
+def _check_logits(
+    name: str, x: Array, dtype: str, target: tuple[int, ...], axis: int | None
+) -> int:
+    """Check the logits by themselves, and find the axis of their classes."""
     if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        msg = f"{name}: got logits of dtype {dtype}; expected floats"
+        # NumPy's files keep bfloat16 as bytes without a meaning.
+        hint = " (hint: save bfloat16 as float32)" if x.dtype.kind == "V" else ""
+        msg = f"{name}: got logits of dtype {dtype}; expected floats{hint}"
         raise DataError(msg)
     if x.ndim == 0 or x.size == 0:
         msg = f"{name}: got logits of shape {x.shape}; expected rows of at least one class"
         raise DataError(msg)
-    rows = x.shape[:-1]
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        msg = (
+            f"--axis: got {axis} for logits of shape {x.shape}; expected {-x.ndim} <= axis < "
+            f"{x.ndim}"
+        )
+        raise DataError(msg)
+    fitting = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == target]
+    if axis is None and x.ndim > 2 and len(fitting) > 1:  # noqa: PLR2004
+        msg = (
+            f"--axis: got none for logits of shape {x.shape} and targets of shape {target}; "
+            f"expected the axis of the classes, {' or '.join(map(str, fitting))}"
+        )
+        raise DataError(msg)
+    return (-1 if axis is None else axis) % x.ndim
+
+
+def _check_target(
+    name: str, t: Array, dtype: str, shape: tuple[int, ...], axis: int, ignore_index: int
+) -> Array:
+    """Check the targets beside logits of this shape, and make them indices or probabilities."""
+    rows = shape[:axis] + shape[axis + 1 :]
+    if t.dtype.kind not in "iufb":
+        msg = f"{name}: got targets of dtype {dtype}; expected integers, or probabilities as floats"
+        raise DataError(msg)
     if t.shape == rows:
+        return _indices(name, t, shape[axis], ignore_index)
+    if t.shape != shape:
+        fitting = [a for a in range(len(shape)) if shape[:a] + shape[a + 1 :] == t.shape]
+        hint = f" (hint: --axis {fitting[0]})" if fitting else ""
+        msg = (
+            f"{name}: got targets of shape {t.shape} for logits of shape {shape} with classes on "
+            f"axis {axis}; expected class indices in shape {rows} or probabilities in shape "
+            f"{shape}{hint}"
+        )
+        raise DataError(msg)
+    if t.dtype.kind != "f":
+        msg = (
+            f"{name}: got targets of dtype {dtype} in the shape of the logits, {shape}; expected "
+            f"probabilities as floats, or class indices in shape {rows} (hint: save "
+            f"target.astype(numpy.float32), or target.argmax({axis}))"
+        )
+        raise DataError(msg)
+    if ignore_index != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+        msg = f"--ignore-index: got {ignore_index} with probabilities; expected class indices"
+        raise DataError(msg)
+    return t.astype(np.float64)
+
+
+def _indices(name: str, t: Array, classes: int, ignore_index: int) -> Array:
+    with np.errstate(invalid="ignore"):  # NaN and what is too large
         indices = t.astype(np.int64)
-        if not np.array_equal(indices, t):
-            msg = f"{name}: got targets such as {t[indices != t].flat[0]}; expected class indices"
-            raise DataError(msg)
-        outside = (indices < 0) | (indices >= x.shape[-1])
-        if outside.any():
-            got = indices[outside].flat[0]
-            msg = f"{name}: got a target of {got}; expected 0 <= target < {x.shape[-1]}"
-            raise DataError(msg)
-        return x.astype(np.float64), indices, dtype
-    if t.shape == x.shape and t.dtype.kind == "f":
-        return x.astype(np.float64), t.astype(np.float64), dtype
-    msg = (
-        f"{name}: got targets of shape {t.shape} for logits of shape {x.shape}; expected class "
-        f"indices in shape {rows} or probabilities in shape {x.shape}"
-    )
-    raise DataError(msg)
+    if not np.array_equal(indices, t):
+        msg = f"{name}: got targets such as {t[indices != t].flat[0]}; expected class indices"
+        raise DataError(msg)
+    kept = indices != ignore_index
+    outside = kept & ((indices < 0) | (indices >= classes))
+    if outside.any():
+        got = indices[outside].flat[0]
+        msg = (
+            f"{name}: got a target of {got}; expected 0 <= target < {classes}, or --ignore-index "
+            f"{got} for rows to ignore"
+        )
+        raise DataError(msg)
+    if not kept.any():
+        msg = f"{name}: got targets of {ignore_index} alone, which are ignored; expected others"
+        raise DataError(msg)
+    return indices
 
 
 def _pick(
@@ -116,63 +190,121 @@ def _pick(
     return arrays[found[0]]
 
 
+def reason(error: OSError) -> str:
+    """Say why a file can't be read or written, without the number of the error."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file or folder"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; expected a file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return (error.strerror or str(error)).lower()
+
+
 def _read(path: Path) -> dict[str, tuple[Array, str]]:
     """Arrays of a file by name, each with the name of its dtype; a lone one is called ""."""
+    try:
+        return _reader(path)(path)
+    except DataError:
+        raise
+    except MemoryError as error:
+        msg = f"{path.name}: holds an array that does not fit into the memory"
+        raise DataError(msg) from error
+    except Exception as error:
+        if isinstance(error, OSError) and not _is_of_content(error):
+            msg = f"{path}: {reason(error)}"
+            raise DataError(msg) from error
+        # The libraries refuse damaged files by as many exceptions as there are kinds of damage.
+        lines = str(error).splitlines()
+        why = f": {lines[0]}" if lines else ""
+        msg = f"{path.name}: is damaged, or is no {path.suffix} file{why}"
+        raise DataError(msg) from error
+
+
+def _reader(path: Path) -> Callable[[Path], dict[str, tuple[Array, str]]]:
+    """Return what reads a file of this suffix, which is there and holds something."""
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".csv": _csv}
-    reader = readers.get(path.suffix)
-    if reader is None:
+    size = path.stat().st_size
+    if path.is_dir():
+        msg = f"{path}: {reason(IsADirectoryError())}"
+        raise DataError(msg)
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         msg = f"{path.name}: expected a file of kind {', '.join(readers)}"
         raise DataError(msg)
-    return reader(path)
+    if size == 0:
+        msg = f"{path.name}: is empty"
+        raise DataError(msg)
+    return readers[suffix]
 
 
-def _numpy(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: Exception) -> DataError:
-    if "pickle" in str(error).lower():
-        return DataError(
-            f"{path.name}: holds a pickle, which could run code and is never loaded; save plain "
-            "arrays of numbers with numpy.save or numpy.savez"
-        )
-    return DataError(f"{path.name}: {error}")
+def _is_of_content(error: OSError) -> bool:
+    """Whether a reader sought beyond the file, as a damaged archive makes it."""
+    return error.errno in (None, errno.EINVAL)
 
 
 def _npy(path: Path) -> dict[str, tuple[Array, str]]:
-    array = _numpy(path)
-    if not isinstance(array, np.ndarray):
-        msg = f"{path.name}: is an archive of arrays; expected the suffix .npz"
-        raise DataError(msg)
+    with path.open("rb") as file:
+        array = _load(file, path)
+        if not isinstance(array, np.ndarray):
+            msg = f"{path.name}: is an archive of arrays; expected the suffix .npz"
+            raise DataError(msg)
     return {"": (array, array.dtype.name)}
 
 
 def _npz(path: Path) -> dict[str, tuple[Array, str]]:
-    archive = _numpy(path)
-    if isinstance(archive, np.ndarray):
-        msg = f"{path.name}: is a single array; expected the suffix .npy"
-        raise DataError(msg)
+    with path.open("rb") as file:
+        archive = _load(file, path)
+        if isinstance(archive, np.ndarray):
+            msg = f"{path.name}: is a single array; expected the suffix .npy"
+            raise DataError(msg)
+        try:
+            arrays = {name: archive[name] for name in archive.files}
+        except ValueError as error:
+            if "pickle" in str(error):
+                raise _pickled(path) from error
+            raise
+    # What is no .npy file inside of the archive is bytes.
+    return {name: (a, a.dtype.name) for name, a in arrays.items() if isinstance(a, np.ndarray)}
+
+
+def _load(file: BinaryIO, path: Path) -> Any:
     try:
-        with archive:
-            return {name: (archive[name], archive[name].dtype.name) for name in archive.files}
+        return np.load(file, allow_pickle=False)
     except ValueError as error:
-        raise _refusal(path, error) from error
+        if "pickle" not in str(error):
+            raise
+        # NumPy takes whatever it does not know for a pickle.
+        file.seek(0)
+        if "Object arrays" in str(error) or file.read(1) == _PICKLE:
+            raise _pickled(path) from error
+        msg = f"{path.name}: is no {path.suffix} file"
+        raise DataError(msg) from error
+
+
+def _pickled(path: Path) -> DataError:
+    return DataError(
+        f"{path.name}: holds a pickle, which could run code and is never loaded; save plain arrays "
+        "of numbers with numpy.save or numpy.savez"
+    )
 
 
 def _csv(path: Path) -> dict[str, tuple[Array, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.reader(file) if line]
-    try:
-        rows = _floats(lines)
-    except ValueError:  # a line of column names
-        try:
-            rows = _floats(lines[1:])
-        except ValueError as error:
-            msg = f"{path.name}: {error}; expected rows of numbers under at most one heading"
-            raise DataError(msg) from error
+    # Spreadsheets put a mark of the encoding before the first number.
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        lines = [(reader.line_num, line) for line in reader if line]
+    if lines and not all(map(_is_number, lines[0][1])):  # names of the columns
+        lines = lines[1:]
+    for number, line in lines:
+        wrong = [cell for cell in line if not _is_number(cell)]
+        if wrong:
+            msg = (
+                f"{path.name}: got {wrong[0]!r} in line {number}; expected rows of numbers under "
+                "at most one heading"
+            )
+            raise DataError(msg)
+    rows = [[float(cell) for cell in line] for _, line in lines]
     if len({len(row) for row in rows}) != 1:
         msg = f"{path.name}: expected rows of numbers, all of one length"
         raise DataError(msg)
@@ -180,22 +312,22 @@ def _csv(path: Path) -> dict[str, tuple[Array, str]]:
     return {"": (array[:, 0] if array.shape[1] == 1 else array, "float32")}
 
 
-def _floats(lines: list[list[str]]) -> list[list[float]]:
-    return [[float(cell) for cell in line] for line in lines]
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
     try:
-        from safetensors import SafetensorError, deserialize  # noqa: PLC0415 -- others need it not
+        from safetensors import deserialize  # noqa: PLC0415 -- others need it not
     except ImportError as error:
         msg = f"{path.name}: needs safetensors: pip install 'xentx[cli]'"
         raise DataError(msg) from error
-    try:
-        # Its functions for NumPy have no bfloat16.
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        msg = f"{path.name}: is no safetensors file: {error}"
-        raise DataError(msg) from error
+    # Its functions for NumPy have no bfloat16.
+    tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     unreadable = {
         name: tensor["dtype"]
         for name, tensor in tensors

@@ -8,7 +8,7 @@ one is added.
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 
 Number = float | int
 Nested = Number | tuple["Nested", ...]
@@ -137,6 +137,9 @@ class RegimeReport:
     """Error of a loss that counts as accurate, in ULP."""
     gradient_tolerance: float
     """Error of a gradient's entry that counts as accurate, in ULP."""
+    nan_rows: int
+    """Number of rows whose true loss is NaN, since their logits hold NaN or +inf, or -inf alone. It
+    makes the mean NaN, and losses that return NaN for these rows are accurate there."""
     truth: float | None
     """True mean of the rows' losses; None where nothing was measured."""
     true_losses: Nested | None

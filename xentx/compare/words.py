@@ -9,7 +9,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from xentx.compare.report import CornerReport, CornerResult, Difference, Loss, Nested, Outcome
+from xentx.compare.report import (
+    CornerReport,
+    CornerResult,
+    Difference,
+    Loss,
+    Nested,
+    Outcome,
+    RegimeReport,
+)
 
 DIGITS = (4, 6, 9)
 """Significant digits: the fewest that tell an answer from the rule."""
@@ -68,6 +76,14 @@ def count(things: int, singular: str, plural: str | None = None) -> str:
     ('1 loss', '1,797 rows')
     """
     return f"{things:,} {singular if things == 1 else plural or singular + 's'}"
+
+
+def nan_rows(regime: RegimeReport) -> str:
+    """Say after a mean how many rows make it NaN; nothing where none does."""
+    if not regime.nan_rows:
+        return ""
+    verb = "is" if regime.nan_rows == 1 else "are"
+    return f" ({regime.nan_rows:,} of {count(regime.rows, 'row')} {verb} NaN)"
 
 
 def percent(fraction: float) -> str:

@@ -31,6 +31,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "array": words.array,
         "count": words.count,
+        "nan_rows": words.nan_rows,
         "number": words.number,
         "names": words.names,
     }
