@@ -28,6 +28,8 @@ struct Engine {
     void (*compute)(const Job&, const Batch&, void* scratch);
     // The sum of q over a row with a soft target.
     double (*mass)(const Task&, int64_t group, int64_t outer, int64_t inner, void* scratch);
+    // n numbers to another dtype, as `compute` does it. False where it has no such conversion.
+    bool (*convert)(DType source, const void* from, int64_t n, DType dtype, void* to, bool vectors);
 };
 
 extern const Engine baseline, avx2, avx512, neon;

@@ -100,6 +100,10 @@ int64_t run(const Task& task, const Executor* executor = nullptr);
 // XENTX_ISA asks for a lesser one.
 const char* instruction_set();
 
+// For tests: n numbers to another dtype, one by one or by whole vectors, of which n is a multiple.
+// False where this kernel has no such conversion.
+bool convert(DType source, const void* from, int64_t n, DType dtype, void* to, bool vectors);
+
 // Whether fused multiply-add is an instruction here. Without it the kernel is right and slow, so
 // that callers who have another way should take it.
 bool is_fast();

@@ -222,6 +222,13 @@ Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int6
                        normalizer.has_value(), state.has_value()});
 }
 
+// For tests of the conversions between dtypes. False where the kernel has no such conversion.
+bool convert_array(const std::string& source, nb::handle from, const std::string& destination,
+                   nb::handle to, int64_t count, bool vectors) {
+    return convert(named(kDTypes, source), address_of(from), count, named(kDTypes, destination),
+                   address_of(to), vectors);
+}
+
 int import_numpy() {
     import_array1(-1);
     return 0;
@@ -252,6 +259,8 @@ NB_MODULE(_kernel, m) {
              nb::arg("what"), nb::arg("plan").none(), nb::arg("scalar").none());
     m.def("is_one", &is_one, nb::arg("tensor_types"), nb::arg("tensor"));
     m.def("instruction_set", &instruction_set);
+    m.def("convert", &convert_array, nb::kw_only(), nb::arg("source"), nb::arg("from_"),
+          nb::arg("destination"), nb::arg("to"), nb::arg("count"), nb::arg("vectors"));
     m.def("is_fast", &is_fast);
     m.def("default_threads", &default_threads);
     // For a library that is loaded beside this one and is to use this kernel, with its threads.

@@ -232,6 +232,11 @@ int64_t read_targets(const Task& task, bool amounts, double* divisors) {
 
 const char* instruction_set() { return engine().name; }
 
+bool convert(DType source, const void* from, int64_t n, DType dtype, void* to, bool vectors) {
+    StandardFloats standard;
+    return engine().convert(source, from, n, dtype, to, vectors);
+}
+
 bool is_fast() {
 #if defined(__aarch64__)
     return true;

@@ -1,0 +1,136 @@
+"""Every conversion between dtypes in the kernel, over the whole range of its source.
+
+A conversion is to round once, to nearest, ties to even, with subnormal numbers and the sign of
+zero: as NumPy and ml_dtypes do, but for ml_dtypes' float64 to bfloat16, which rounds twice. The
+truth is therefore computed from the definition, in long double.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from xentx import _native
+from xentx.testing import _oracle as oracle
+from xentx.testing import requested_frameworks
+
+pytestmark = [
+    pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+]
+
+PAIRS = list(itertools.product(oracle.DTYPES, repeat=2))
+# What the formula does 16 numbers at a time, on processors that have instructions for it.
+BY_VECTORS = {
+    ("float16", "float32"),
+    ("bfloat16", "float32"),
+    ("float32", "float16"),
+    ("float32", "bfloat16"),
+    ("float32", "float32"),
+    ("float32", "float64"),
+    ("float64", "float32"),
+}
+SIZES = {"float32": (23, 8), "float64": (52, 11)}
+
+
+def numbers(name):
+    """All numbers of 16 bits; of others all signs and exponents, with the mantissas that matter."""
+    dtype = oracle.DTYPES[name]
+    if dtype.itemsize == 2:
+        return np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    bits, exponent_bits = SIZES[name]
+    every = (1 << bits) - 1
+    mantissas = {0, 1, every, every - 1, *np.random.default_rng(0).integers(0, every, 40).tolist()}
+    for low in range(bits):
+        # One bit, which is a tie for a shorter mantissa, and its neighbours; above it an odd bit,
+        # and all bits set, which round to even upwards.
+        for high in (0, 2 << low, every ^ ((2 << low) - 1)):
+            tie = high | 1 << low
+            mantissas |= {tie & every, (tie - 1) & every, (tie + 1) & every}
+    exponents = np.arange(2 << exponent_bits, dtype=np.uint64) << np.uint64(bits)
+    whole = exponents[:, None] | np.array(sorted(mantissas), np.uint64)
+    found = whole.ravel().astype(f"u{dtype.itemsize}").view(dtype)
+    return found[: len(found) // 16 * 16]
+
+
+def rounded(values, name):
+    """The definition: the nearest multiple of the unit in the last place, the even one of two."""
+    info = ml_dtypes.finfo(oracle.DTYPES[name])
+    x = np.abs(values.astype(oracle.LONG))
+    finite = np.where(np.isfinite(x), x, 0)
+    _, exponent = np.frexp(np.maximum(finite, oracle.LONG(info.smallest_normal)))
+    unit = np.ldexp(oracle.LONG(1), exponent - 1 - info.nmant)
+    nearest = np.rint(finite / unit) * unit
+    nearest = np.where(nearest > oracle.LONG(info.max), np.inf, nearest)
+    return np.copysign(np.where(np.isfinite(x), nearest, x), values.astype(oracle.LONG))
+
+
+def converted(values, name, *, vectors):
+    """What the kernel makes of numbers; None where it has no such conversion."""
+    to = np.zeros(values.shape, oracle.DTYPES[name])
+    there = _native.KERNEL.convert(
+        source=values.dtype.name,
+        from_=values,
+        destination=name,
+        to=to,
+        count=values.size,
+        vectors=vectors,
+    )
+    return to if there else None
+
+
+def check_all():
+    """Check all conversions by the instruction set in use."""
+    known = {source: numbers(source) for source in oracle.DTYPES}
+    for source, destination in PAIRS:
+        values = known[source]
+        truth = rounded(values, destination)
+        for vectors in (False, True):
+            found = converted(values, destination, vectors=vectors)
+            if vectors and (source, destination) not in BY_VECTORS:
+                assert found is None
+                continue
+            wide = found.astype(oracle.LONG)
+            same = (wide == truth) & (np.signbit(wide) == np.signbit(truth))
+            same |= np.isnan(wide) & np.isnan(truth)
+            wrong = np.flatnonzero(~same)
+            assert not wrong.size, (
+                f"{source} to {destination}, vectors={vectors}: {wrong.size} are wrong, such as "
+                f"{values[wrong[0]]!r}: got {found[wrong[0]]!r}; expected {truth[wrong[0]]!r}"
+            )
+
+
+@pytest.mark.skipif(np.finfo(oracle.LONG).nmant < 60, reason="long double is no wider here")
+@pytest.mark.parametrize("asked", ["avx512", "avx2", "neon", "baseline"])
+def test_every_conversion_rounds_once(asked):
+    program = """
+from xentx import _native
+import test_conversions
+print(_native.KERNEL.instruction_set(), flush=True)
+test_conversions.check_all()
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "native", "XENTX_ISA": asked}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout.split() != [asked]:
+        pytest.skip(f"this processor has no {asked}")
+
+
+@pytest.mark.parametrize(("source", "destination"), PAIRS)
+def test_the_definition_is_that_of_numpy(source, destination):
+    """But for the one conversion that rounds twice there."""
+    if (source, destination) == ("float64", "bfloat16"):
+        pytest.skip("ml_dtypes rounds to float32 first")
+    values = numbers(source)
+    with np.errstate(all="ignore"):  # of signalling NaNs, and of what overflows
+        theirs = values.astype(oracle.DTYPES[destination]).astype(oracle.LONG)
+        expected = rounded(values, destination)
+    np.testing.assert_array_equal(theirs, expected)
