@@ -1,7 +1,7 @@
 """A sum that carries its rounding errors along, for where JAX has no float64.
 
-It is one reduction of pairs, a sum and its error, so that shapes may be symbols and XLA can split
-it over devices. It is a primitive since autodiff would take the steps apart: it is linear.
+It is one reduction of expansions, a sum and its errors, so that shapes may be symbols and XLA can
+split it over devices. It is a primitive since autodiff would take the steps apart: it is linear.
 """
 
 import functools
@@ -26,20 +26,31 @@ def total(x: Array) -> Array:
     return total_p.bind(x, axes=tuple(range(x.ndim)))
 
 
-def _add(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
-    """Add two pairs. The rounding error is exact by Knuth's TwoSum."""
-    (high_a, low_a), (high_b, low_b) = a, b
-    s = high_a + high_b
-    back = s - high_a
-    error = (high_a - (s - back)) + (high_b - back)
-    error = jnp.where(jnp.isfinite(error), error, 0)  # not finite where a or b is not
-    return s, low_a + low_b + error
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Add, and return the rounding error beside the sum. The error is exact (Knuth)."""
+    s = a + b
+    back = s - a
+    error = (a - (s - back)) + (b - back)
+    return s, jnp.where(jnp.isfinite(error), error, 0)  # not finite where a or b is not
+
+
+def _add(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """Add two expansions of three terms.
+
+    XLA may add the rows one after the other. Then the errors of two terms would grow with their
+    number: the third term collects them.
+    """
+    (high_a, middle_a, low_a), (high_b, middle_b, low_b) = a, b
+    high, error = _two_sum(high_a, high_b)
+    middle, low = _two_sum(middle_a, middle_b)
+    middle, lower = _two_sum(middle, error)
+    return high, middle, low_a + low_b + (low + lower)
 
 
 def _sum(x: Array, *, axes: Axes) -> Array:
-    zero = jnp.zeros((), x.dtype)
-    high, low = lax.reduce((x, jnp.zeros_like(x)), (zero, zero), _add, axes)
-    return high + low
+    zero, zeros = jnp.zeros((), x.dtype), jnp.zeros_like(x)
+    high, middle, low = lax.reduce((x, zeros, zeros), (zero, zero, zero), _add, axes)
+    return high + (middle + low)
 
 
 def _aval(x: Any, *, axes: Axes) -> Any:

@@ -297,19 +297,19 @@ def test_narrow_sum_over_many_classes(route):
 
 def test_sum_is_wide(route):
     """Two large losses that cancel, and between them small ones below half a unit of the large."""
-    logits = np.zeros((1002, 2), np.float32)
+    logits = np.zeros((10_002, 2), np.float32)
     logits[1:-1, 0] = 4.0
     logits[[0, -1], 1] = 2.0**24
-    sample_weight = np.ones(1002, np.float32)
+    sample_weight = np.ones(10_002, np.float32)
     sample_weight[-1] = -1.0
     value = route.value(
         xentx.cross_entropy,
         logits,
-        np.zeros(1002, np.int32),
+        np.zeros(10_002, np.int32),
         sample_weight=sample_weight,
         reduction="sum",
     )
-    np.testing.assert_allclose(value, 1000 * math.log1p(math.exp(-4.0)), rtol=1e-6)
+    np.testing.assert_allclose(value, 10_000 * math.log1p(math.exp(-4.0)), rtol=1e-6)
 
 
 def test_only_the_mean_of_what_is_there(route):
