@@ -111,6 +111,8 @@ class Linear:
         How many rows to take at a time; None for as many as is good.
     by_classes
         Which of the two ways of `xentx._core.linear` is taken.
+    narrow
+        Whether hidden, head or bias has a narrower dtype than the compute dtype.
     """
 
     backend: Backend
@@ -120,6 +122,7 @@ class Linear:
     rows: tuple[int | None, ...]
     chunk: int | None
     by_classes: bool
+    narrow: bool
 
     @property
     def is_early(self) -> bool:
@@ -127,7 +130,7 @@ class Linear:
 
         Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.
         """
-        return self.reduction != "none" and not self.by_classes
+        return self.reduction != "none" and not self.narrow
 
 
 class LinearProblem(NamedTuple):
@@ -792,6 +795,7 @@ def linear(
         rows=shape,
         chunk=_check_chunk(chunk),
         by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,
+        narrow=any(dtype != compute for dtype in dtypes.values()),
     )
     return LinearProblem(static, (hidden, head, bias, target, *others, *operands))
 
