@@ -362,9 +362,9 @@ XENTX_INLINE void store(Brain* to, const Vec<float>& v) {
     // In vector types alone: compilers turn the narrowing loop into one or two instructions.
     Vec<int32_t> bits = reinterpret<int32_t>(v), rounded;
     for (int i = 0; i < v.kParts; i++) {
-        auto odd = (bits.part[i] >> 16) & 1;
-        rounded.part[i] = (bits.part[i] + 0x7fff + odd) >> 16;
-        rounded.part[i] = v.part[i] == v.part[i] ? rounded.part[i] : 0x7fc0;
+        // First NaN, whose largest bits would overflow in the addition.
+        auto number = v.part[i] == v.part[i] ? bits.part[i] : 0x7fc00000;
+        rounded.part[i] = (number + 0x7fff + ((number >> 16) & 1)) >> 16;
     }
     int32_t lanes[16];
     store(lanes, rounded);
