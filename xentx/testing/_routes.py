@@ -184,6 +184,11 @@ def _call(
     return function(*positional, **named, **rest)
 
 
+def clear_compiled() -> None:
+    """Drop the compiled functions, which serve no other problem."""
+    _COMPILED.clear()
+
+
 def requested_frameworks() -> tuple[str, ...]:
     """Read what XENTX_TEST_BACKENDS names, which must be there; else, whatever is installed.
 

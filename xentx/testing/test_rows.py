@@ -1,51 +1,24 @@
 """per_row against the truth, the algebra of partials by its laws, and normalizers."""
 
-import itertools
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 import xentx
-from xentx._registry import require
-from xentx.testing import _oracle as oracle
+from xentx.testing._checks import (
+    VALUE_UNITS,
+    check_rows,
+    linear_stats_of,
+    row_truth,
+    split_loss,
+    stacked,
+    stats_of,
+)
 from xentx.testing._problems import OPTIONS, RNG_SEED, draw_problem
 
 NONE = {"plain", "weight", "ignore", "smoothing", "z loss", "softcap", "everything"}
 ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NONE}
-
-
-def stacked(stats):
-    """Fields of a named tuple as one array of the first one's dtype."""
-    first = stats[0]
-    xp = require("a field", first).namespace(first)
-    fields = (xp.expand_dims(xp.astype(field, first.dtype), axis=0) for field in stats)
-    return xp.concat(list(fields))
-
-
-def stats_of(logits, target, **options):
-    """per_row's results as one array."""
-    return stacked(xentx.per_row(logits, target, **options))
-
-
-def linear_stats_of(hidden, head, target, **options):
-    """linear_per_row's results as one array."""
-    return stacked(xentx.linear_per_row(hidden, head, target, **options))
-
-
-def row_truth(logits, target, *, logit_softcap=None, ignore_index=-100, **_):
-    """Lse, log-probability, entropy and correctness of rows."""
-    x = np.asarray(logits).astype(oracle.LONG)
-    if logit_softcap is not None:
-        x = logit_softcap * np.tanh(x / logit_softcap)
-    losses, p, _ = oracle.log_softmax(x)
-    soft = target.dtype.kind == "f"
-    y = target.astype(oracle.LONG) if soft else oracle.one_hot(target, x.shape[-1])
-    kept = np.ones(len(x), bool) if soft else target != ignore_index
-    hit = x.argmax(-1) == (target.argmax(-1) if soft else target)
-    fields = ((losses + x)[..., 0], -(y * losses).sum(-1), (p * losses).sum(-1), hit)
-    return [np.where(kept, field, 0) for field in fields]
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -62,9 +35,7 @@ def test_per_row(route, options, soft):
     del options["reduction"]
     found = route.value(stats_of, logits, target, **options)
     np.testing.assert_array_equal(found[0], loss)
-    size = 20.0 if "logit_softcap" in options else 8.0  # a capped logit is rounded
-    for field, truth in zip(found[1:], row_truth(logits, target, **options), strict=True):
-        oracle.assert_within(field, truth, np.abs(truth) + size * (size > 8), 6)
+    check_rows(found, row_truth(logits, target, **options), VALUE_UNITS)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -107,29 +78,6 @@ FIELDS = {
     name: lambda logits, target, name=name: getattr(xentx.per_row(logits, target), name)
     for name in ("loss", "lse", "log_prob", "entropy")
 }
-
-
-def split_loss(logits, target, *, cuts, order, weight=None, z_loss=0.0, **options):
-    """Loss of rows from blocks of the classes, combined in some order."""
-    classes = logits.shape[-1]
-    soft = len(target.shape) == len(logits.shape)
-    edges = [0, *cuts, classes]
-    states = [
-        xentx.partials(
-            logits[:, a:b],
-            target[:, a:b] if soft else target,
-            classes=classes,
-            start=a,
-            weight=None if weight is None else weight[a:b],
-            **options,
-        )
-        for a, b in itertools.pairwise(edges)
-    ]
-    while len(states) > 1:
-        i = order % (len(states) - 1)
-        a, b = states.pop(i + 1), states.pop(i)
-        states.insert(i, xentx.combine(a, b))
-    return xentx.finish(states[0], z_loss=z_loss)
 
 
 def block_from(logits, target, start):

@@ -1,0 +1,17 @@
+"""Every public function on a few problems of any kind: a short, fixed run of the fuzzer."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from xentx.testing._checks import CHECKS
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_any_problem(route, check):
+    @settings(max_examples=10 if route.traced else 100)
+    @given(st.data())
+    def run(data):
+        check(route, data.draw)
+
+    run()
