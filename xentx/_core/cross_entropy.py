@@ -38,7 +38,7 @@ def forward(
     loss = mass * tail + gaps
     if is_given(spec.z_loss):
         lse = stats.top + tail
-        loss = loss + spec.z_loss * (lse * lse)
+        loss = loss + spec.z_loss * lse * lse
     loss = _distribution.no_class_is_nan(xp, spec, target, loss)
     return _distribution.keep_rows(xp, spec, target, loss), stats
 

@@ -116,7 +116,7 @@ def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
         if not isinstance(z_loss, float):
             z_loss = xp.astype(z_loss, loss.dtype, copy=False)
         lse = state.top + tail
-        loss = loss + z_loss * (lse * lse)
+        loss = loss + z_loss * lse * lse
     nothing = state.top == -xp.inf
     loss = xp.where(nothing, xp.nan, loss)
     return xp.where(state.kept == 0.0, 0.0, loss)

@@ -315,13 +315,16 @@ def row_truth(
         kept = target != ignore_index
     correct = x.argmax(-1) == (y.argmax(-1) if soft else target)
     damaged = np.isnan(lse)
+    # A probability that is flushed to 0 is missing here, times its loss.
+    compute = logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
+    flushed = np.where(np.isfinite(losses), losses, 0).max(-1) * oracle.tiny(compute)
     mass = y.sum(-1)
     fields = (loss.value, lse, -log_prob, entropy)
     scales = (
         loss.value_scale,
         np.abs(lse) + blur,
         oracle.times(mass, np.asarray(blur)) + log_prob,
-        entropy * (1 + blur) + blur * (1 - p.max(-1)),
+        entropy * (1 + blur) + blur * (1 - p.max(-1)) + flushed / oracle.epsilon(compute),
     )
     # The log-probability of a damaged row is NaN even where the target has no mass.
     filled = [np.where(damaged, oracle.LONG("nan"), field) for field in fields]

@@ -179,9 +179,10 @@ def assert_within(actual: Array, truth: Array, scale: Array, units: float) -> No
     rounded once.
     """
     truth, narrow = np.asarray(truth, LONG), actual.dtype.itemsize == 2
-    unit = epsilon(DTYPES["float32"] if narrow else actual.dtype)
+    computed = DTYPES["float32"] if narrow else actual.dtype
     with np.errstate(invalid="ignore", over="ignore"):
-        allowed = units * unit * np.asarray(scale, LONG) + tiny(actual.dtype) * (1 - narrow)
+        # Frameworks may flush a probability that is no normal number to 0.
+        allowed = units * (epsilon(computed) * np.asarray(scale, LONG) + tiny(computed))
         if narrow:
             # Half the distance between two numbers, also between subnormal ones.
             exponent = np.floor(np.log2(np.maximum(np.abs(truth), tiny(actual.dtype))))
