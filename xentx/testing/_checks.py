@@ -315,9 +315,9 @@ def row_truth(
         kept = target != ignore_index
     correct = x.argmax(-1) == (y.argmax(-1) if soft else target)
     damaged = np.isnan(lse)
-    # A probability that is flushed to 0 is missing here, times its loss.
+    # Probabilities that are flushed to 0 are missing here, times their losses.
     compute = logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
-    flushed = np.where(np.isfinite(losses), losses, 0).max(-1) * oracle.tiny(compute)
+    flushed = np.where(np.isfinite(losses), losses, 0).sum(-1) * oracle.tiny(compute)
     mass = y.sum(-1)
     fields = (loss.value, lse, -log_prob, entropy)
     scales = (

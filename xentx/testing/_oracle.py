@@ -181,8 +181,8 @@ def assert_within(actual: Array, truth: Array, scale: Array, units: float) -> No
     truth, narrow = np.asarray(truth, LONG), actual.dtype.itemsize == 2
     computed = DTYPES["float32"] if narrow else actual.dtype
     with np.errstate(invalid="ignore", over="ignore"):
-        # Frameworks may flush a probability that is no normal number to 0.
-        allowed = units * (epsilon(computed) * np.asarray(scale, LONG) + tiny(computed))
+        # Frameworks may flush probabilities that are no normal numbers to 0: eight for each unit.
+        allowed = units * (epsilon(computed) * np.asarray(scale, LONG) + 8 * tiny(computed))
         if narrow:
             # Half the distance between two numbers, also between subnormal ones.
             exponent = np.floor(np.log2(np.maximum(np.abs(truth), tiny(actual.dtype))))

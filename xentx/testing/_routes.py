@@ -198,6 +198,7 @@ def requested_frameworks() -> tuple[str, ...]:
         Names of backends: xentx's own, and those of other packages.
     """
     modules = {spec.name: spec.framework for spec in specs()}
+    packages = {spec.name: spec.package for spec in specs()}
     names = os.environ.get("XENTX_TEST_BACKENDS")
     if names is None:
         return tuple(name for name in modules if importlib.util.find_spec(modules[name]))
@@ -207,6 +208,8 @@ def requested_frameworks() -> tuple[str, ...]:
         raise ValueError(msg)
     for name in chosen:
         importlib.import_module(modules[name])
+        # At once, since PyTorch's compiler imports Triton, which crashes once TensorFlow is there.
+        importlib.import_module(packages[name])
     return chosen
 
 
