@@ -143,7 +143,10 @@ class Backend(Protocol):
     native: NativeAdapter | None  # None without a kernel
     linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
     memory: Memory | None  # None where a call's arguments are not told apart sooner than checked
-    # A backend may also have `symbols`: types of integers that its compiler doesn't know yet.
+    # A backend may also have
+    # - `symbols`: types of integers that its compiler doesn't know yet;
+    # - ``of_sizes(name, array, like, axes)`` where a graph doesn't know all sizes: `array`, whose
+    #   sizes are those of the axes of `like` when the graph runs, or it raises.
 
     def owns(self, value: object) -> bool:
         """Whether `value` is an array of this framework."""

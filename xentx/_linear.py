@@ -323,7 +323,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     tiling = core.tiling(hidden.shape[0], spec.classes, linear.chunk, by_classes=linear.by_classes)
     laid_out = (hidden, head, bias, target, weight)
     operands = tuple(xp.astype(option, compute, copy=False) for option in options)
-    static, spec = spec, bound(xp, spec, operands)
+    static, spec = spec, bound(xp, spec, hidden, operands)
     divisor = None
     if normalizer is not None:
         divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)

@@ -197,9 +197,9 @@ def _array(backend: Backend, name: str, value: object, like: Array) -> Array:
     """Return an argument as the framework's array, whose refusal doesn't know its name."""
     try:
         return backend.array(value, like)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         msg = f"{name}: {error}"
-        raise TypeError(msg) from None
+        raise type(error)(msg) from None
 
 
 def _convert(backend: Backend, name: str, value: object, like: Array, first: str) -> Array:
@@ -297,14 +297,8 @@ def _check_axis(axis: object, shape: tuple[int | None, ...], first: str) -> int:
     return axis % ndim
 
 
-def _check_classes(shape: tuple[int | None, ...], axis: int, first: str) -> int:
+def _check_classes(shape: tuple[int | None, ...], axis: int, first: str) -> int | None:
     classes = shape[axis]
-    if classes is None:
-        msg = (
-            f"{first}: got shape {shape} with an unknown number of classes on axis {axis}; "
-            "expected one that is known when the function is traced"
-        )
-        raise ValueError(msg)
     if classes == 0:
         msg = f"{first}: got shape {shape} with 0 classes on axis {axis}; expected at least 1"
         raise ValueError(msg)
@@ -392,12 +386,18 @@ def check_options(
     return smoothing, z, cap
 
 
-def check_block(backend: Backend, start: Any, size: int, classes: object) -> Any:
+def check_block(backend: Backend, start: Any, size: int | None, classes: object) -> Any:
     """Check that a block of classes lies among all of them, if it can be seen to; return `start`.
 
     On many devices one program runs, where the number of the device is traced.
     """
     count = _check_integer("classes", classes)
+    if size is None:
+        msg = (
+            "logits: got a block with an unknown number of classes; expected one that is known "
+            "when the function is traced"
+        )
+        raise ValueError(msg)
     if backend.owns(start) and shape_of(start) == ():
         _check_dtype(backend, "start", start, INTEGERS)
         if not backend.is_concrete(start):
@@ -415,7 +415,7 @@ def check_block(backend: Backend, start: Any, size: int, classes: object) -> Any
 
 def _logits(
     backend: Backend, logits: Array, axis: object, first: str, *, exact: bool = False
-) -> tuple[int, int, Precision]:
+) -> tuple[int, int | None, Precision]:
     """Check the first argument: its class axis, number of classes and precision."""
     dtype = _check_dtype(backend, first, logits, FLOATS)
     shape = shape_of(logits)
@@ -436,7 +436,7 @@ def _logits(
 
 
 def _target(
-    backend: Backend, target: Array, logits: Array, axis: int, classes: int, first: str
+    backend: Backend, target: Array, logits: Array, axis: int, classes: int | None, first: str
 ) -> bool:
     """Check a target's dtype and shape together, both must say hard, or both soft; say which."""
     dtype = _check_dtype(backend, "target", target, *_DTYPES["target"])
@@ -507,7 +507,12 @@ def indices(
 
 
 def _check_weight(
-    backend: Backend, weight: Array | None, logits: Array, axis: int, classes: int, first: str
+    backend: Backend,
+    weight: Array | None,
+    logits: Array,
+    axis: int,
+    classes: int | None,
+    first: str,
 ) -> None:
     if weight is None:
         return
@@ -664,6 +669,13 @@ def rowwise(
     if kind is None:
         kind = _check_rowwise(backend, operation, arrays, options, first)
         _remember(backend, key, kind)
+    if hasattr(backend, "of_sizes"):
+        every, axis = range(len(logits.shape)), kind.task.axis
+        rows = [d for d in every if d != axis]
+        target = backend.of_sizes("target", target, logits, every if kind.task.soft else rows)
+        weight = backend.of_sizes("weight", weight, logits, [axis])
+        sample_weight = backend.of_sizes("sample_weight", sample_weight, logits, rows)
+        arrays = (logits, target, weight, sample_weight, normalizer)
     return Problem(kind, (*arrays, *operands))
 
 
@@ -797,12 +809,18 @@ def linear(
         by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,
         narrow=any(dtype != compute for dtype in dtypes.values()),
     )
+    if hasattr(backend, "of_sizes"):
+        weight, sample_weight, normalizer = others
+        rows = range(len(shape))
+        target = backend.of_sizes("target", target, hidden, rows)
+        sample_weight = backend.of_sizes("sample_weight", sample_weight, hidden, rows)
+        others = [weight, sample_weight, normalizer]
     return LinearProblem(static, (hidden, head, bias, target, *others, *operands))
 
 
 def _check_shapes(
     hidden: Array, head: Array, bias: Array | None
-) -> tuple[tuple[int | None, ...], int]:
+) -> tuple[tuple[int | None, ...], int | None]:
     """Check that the factors fit; return the shape of the rows and the number of classes."""
     shape, head_shape = shape_of(hidden), shape_of(head)
     if not shape:
@@ -814,6 +832,17 @@ def _check_shapes(
             f"{shape}"
         )
         raise ValueError(msg)
+    for name, given, axis, what in (
+        ("hidden", shape, len(shape) - 1, "features"),
+        ("head", head_shape, 0, "classes"),
+        ("head", head_shape, 1, "features"),
+    ):
+        if given[axis] is None:
+            msg = (
+                f"{name}: got shape {given} with an unknown number of {what} on axis {axis}; "
+                "expected one that is known when the function is traced"
+            )
+            raise ValueError(msg)
     classes = _check_classes(head_shape, 0, "head")
     if bias is not None and not _agree(shape_of(bias), (classes,)):
         msg = (
@@ -837,11 +866,8 @@ def _check_chunk(chunk: object) -> int | None:
     return size
 
 
-def prepare(problem: Problem, block: int | None = None) -> Prepared:
-    """Lay a problem out for the core, and check class indices wherever they can be seen.
-
-    The arrays may be a block of so many of the classes.
-    """
+def prepare(problem: Problem) -> Prepared:
+    """Lay a problem out for the core, and check class indices wherever they can be seen."""
     kind = problem.kind
     backend, task, spec = kind.backend, kind.task, kind.spec
     logits, target, weight, sample_weight, normalizer, *options = problem.arrays
@@ -855,14 +881,13 @@ def prepare(problem: Problem, block: int | None = None) -> Prepared:
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     compute = spec.precision.compute
     if weight is not None:
-        size = spec.classes if block is None else block
-        shape = tuple(size if d == spec.axis else 1 for d in range(len(shape_of(logits))))
+        shape = tuple(-1 if d == spec.axis else 1 for d in range(len(shape_of(logits))))
         weight = xp.reshape(xp.astype(weight, compute, copy=False), shape)
     if sample_weight is not None:
         sample_weight = xp.astype(sample_weight, compute, copy=False)
         sample_weight = xp.expand_dims(sample_weight, axis=spec.axis)
     options = [xp.astype(option, compute, copy=False) for option in options]
-    whole = bound(xp, spec, options)
+    whole = bound(xp, spec, logits, options)
     divisor = None
     if normalizer is not None:
         divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)

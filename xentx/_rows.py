@@ -323,7 +323,7 @@ def partials(
     size = problem.kind.spec.classes
     start = _problem.check_block(backend, start, size, classes)
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
-    prepared = _problem.prepare(Problem(kind, problem.arrays), block=size)
+    prepared = _problem.prepare(Problem(kind, problem.arrays))
     with backend.evaluating():
         block, target, scale, *_ = prepared.arrays
         return _monoid.partials(

@@ -57,7 +57,7 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
                 # so they are formed again from the logits, in operations that a tape sees.
                 inputs = [cotangent, *present]
                 with tf.GradientTape() as tape:
-                    tape.watch(inputs)
+                    tape.watch([array for array in inputs if array.dtype.is_floating])
                     others = with_others(arrays, present)
                     _, residuals = operation.forward(NAMESPACE, spec, *others)
                     gradients = _pull(operation, spec, others, residuals, cotangent)

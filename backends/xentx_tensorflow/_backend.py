@@ -1,5 +1,6 @@
 """TensorFlow's answers to the questions of `xentx._backend.Backend`."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,7 +27,31 @@ class TensorFlowBackend:
         return isinstance(value, tf.Tensor | tf.Variable)
 
     def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
-        return tf.convert_to_tensor(value)
+        tensor = tf.convert_to_tensor(value)
+        if tensor.shape.rank is None:
+            msg = (
+                "got a tensor of unknown rank; expected one whose rank is known when the function "
+                "is traced (hint: tf.ensure_shape)"
+            )
+            raise ValueError(msg)
+        return tensor
+
+    def of_sizes(
+        self, name: str, array: Array | None, like: Array, axes: Sequence[int]
+    ) -> Array | None:
+        """Check when a graph runs the sizes that are unknown when it is traced."""
+        if array is None or tf.executing_eagerly():
+            return array
+        pairs = [(array.shape[i], like.shape[axis]) for i, axis in enumerate(axes)]
+        if not any(None in pair for pair in pairs):
+            return array
+        given, full = tf.shape(array), tf.shape(like)
+        wanted = tf.gather(full, list(axes))
+        # Each part is printed in brackets of its own.
+        text = [f"{name}: got shape", given, "; expected", wanted, "beside an array of shape", full]
+        fits = tf.reduce_all(given[: len(pairs)] == wanted)
+        with tf.control_dependencies([tf.debugging.Assert(fits, text)]):
+            return tf.identity(array)
 
     def namespace(self, array: Array) -> Any:  # noqa: ARG002
         return _autodiff.NAMESPACE

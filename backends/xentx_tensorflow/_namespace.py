@@ -186,7 +186,8 @@ def arange(
         dtype = int64 if integers else float32
     # tf.range knows five dtypes only, fewer in XLA, and adds up its rounding errors.
     wide = float64 if isdtype(dtype, "real floating") else int64
-    length = builtins.max(0, int(-((start - stop) // step)))
+    known = not tf.is_tensor(stop)  # else it is `size_of` an axis, counted to from 0
+    length = builtins.max(0, int(-((start - stop) // step))) if known else stop
     with tf.device(device):
         return tf.cast(start + step * tf.range(length, dtype=wide), dtype)
 
@@ -324,6 +325,11 @@ def where(condition: Array, x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
 def times_infinity(x: Array, infinity: Array) -> Array:
     """``x infinity``, 0 for 0, as are derivatives: for xentx's core, and not in the standard."""
     return tf.math.multiply_no_nan(infinity, x)
+
+
+def size_of(x: Array, axis: int) -> Array:
+    """Size of an axis that a graph may not know before it runs: for xentx's core, too."""
+    return tf.shape(x)[axis]
 
 
 # ---- reductions

@@ -26,7 +26,7 @@ def distribution(
     Probabilities and weights are the block's, class indices count from the first class of all.
     """
     dtype = spec.precision.compute
-    share = spec.label_smoothing / spec.classes
+    share = spec.label_smoothing / _count(xp, spec, dtype)
     if spec.soft:
         q = xp.astype(target, dtype, copy=False)
         if is_given(spec.label_smoothing):
@@ -34,7 +34,8 @@ def distribution(
         return q if weight is None else weight * q
     # Comparing and not gathering: it also works where the classes are sharded.
     shape = [1] * target.ndim
-    shape[spec.axis] = size = spec.classes if size is None else size
+    shape[spec.axis] = -1
+    size = spec.classes if size is None else size
     index = xp.arange(size, dtype=target.dtype, device=spec.device)
     if not isinstance(start, int):
         start = xp.astype(start, target.dtype)
@@ -43,6 +44,11 @@ def distribution(
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)
     return q + share * weight if is_given(spec.label_smoothing) else q
+
+
+def _count(xp: Namespace, spec: Spec, dtype: Any) -> Any:
+    """Return the number of classes: an array of `dtype` where the Spec has an array."""
+    return xp.astype(spec.classes, dtype) if hasattr(spec.classes, "ndim") else spec.classes
 
 
 def target_slope(xp: Namespace, spec: Spec, weight: Array | None) -> Array:
@@ -82,7 +88,7 @@ def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> 
     """
     if spec.soft or spec.checked:
         return values
-    allowed = (target >= 0) & (target < spec.classes)
+    allowed = (target >= 0) & (target < _count(xp, spec, target.dtype))
     if spec.ignore_index is not None:
         allowed = allowed | (target == spec.ignore_index)
     return xp.where(allowed, values, xp.nan)

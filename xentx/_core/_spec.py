@@ -44,7 +44,8 @@ class Spec:
     Parameters
     ----------
     axis, classes
-        Which axis holds the classes, and how many there are.
+        Which axis holds the classes, and how many there are. The number is None where a compiler
+        doesn't know it: `bound` puts an array in its place.
     precision
         The dtypes to compute in.
     soft
@@ -61,7 +62,7 @@ class Spec:
     """
 
     axis: int
-    classes: int
+    classes: Any
     precision: Precision
     soft: bool = False
     checked: bool = False
@@ -77,11 +78,14 @@ class Spec:
         return tuple(name for name in OPTIONS if getattr(self, name) is OPERAND)
 
 
-def bound(xp: Namespace, spec: Spec, options: Sequence[Array]) -> Spec:
+def bound(xp: Namespace, spec: Spec, logits: Array, options: Sequence[Array] = ()) -> Spec:
     """Put the options that are arrays into a Spec, NaN where a value is out of range.
 
-    What is computed with it is no longer hashable.
+    So too the number of classes of the `logits`, where it is not known before a graph runs. What is
+    computed with it is no longer hashable.
     """
+    if spec.classes is None:
+        spec = replace(spec, classes=xp.size_of(logits, spec.axis))
     if not options:
         return spec
     values = zip(spec.operands, options, strict=True)

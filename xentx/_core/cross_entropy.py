@@ -26,7 +26,7 @@ def forward(
 
     `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
     """
-    spec = bound(xp, spec, options)
+    spec = bound(xp, spec, logits, options)
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, logits))
     stats = _softmax.row_stats(xp, spec, x)
     tail = _softmax.log_tail(xp, spec, stats)
@@ -48,7 +48,7 @@ def _slopes(
 ) -> Arrays:
     logits, target, weight, *options = arrays
     needs = (True,) * len(arrays) if needs is None else needs
-    spec = bound(xp, static, options)
+    spec = bound(xp, static, logits, options)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)

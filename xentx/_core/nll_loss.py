@@ -5,7 +5,7 @@ from typing import Any
 from xentx._core import _distribution, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, bound
 
 Array = Any
 Namespace = Any
@@ -18,6 +18,7 @@ def forward(
     xp: Namespace, spec: Spec, log_probs: Array, target: Array, weight: Array | None
 ) -> tuple[Array, tuple[()]]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
+    spec = bound(xp, spec, log_probs)
     losses = -_log_probs(xp, spec, log_probs, target)
     q = _distribution.distribution(xp, spec, target, weight)
     is_fixed = _distribution.is_fixed(spec, weight)
@@ -33,6 +34,7 @@ def _log_probs(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Ar
 
 def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
     log_probs, target, weight = arrays
+    spec = bound(xp, spec, log_probs)
     losses = -_log_probs(xp, spec, log_probs, target)
     q = _distribution.distribution(xp, spec, target, weight)
     by_log_probs = _distribution.no_class_is_nan(xp, spec, target, -q)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from xentx._core import _distribution, _softmax
-from xentx._core._spec import Spec
+from xentx._core._spec import Spec, bound
 
 Array = Any
 Namespace = Any
@@ -21,6 +21,7 @@ def forward(
 
     Each has the rows' shape. All are 0 or false where a row is ignored.
     """
+    spec = bound(xp, spec, logits)
     kept = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, kept)
     stats = _softmax.row_stats(xp, spec, x)
