@@ -21,6 +21,12 @@ def with_others(
     return tuple(None if array is None else next(rest) for array in arrays)
 
 
+def is_dtensor(array: Array) -> bool:
+    """Whether an array is an eager tensor whose parts may lie on several devices."""
+    dtensor = _private.dtensor_in_use()
+    return dtensor is not None and tf.executing_eagerly() and bool(dtensor.is_dtensor(array))
+
+
 def is_watched(array: Array) -> bool:
     """Whether a tape may ask for the gradient by `array`, as a graph's caller always may."""
     if not array.dtype.is_floating:
@@ -67,7 +73,12 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
             return _pull(operation, spec, others, residuals, cotangent), second
 
         def gradient(cotangent: Array) -> list[Array | None]:
-            gradients = iter(pullback(cotangent, *present))
+            if tf.executing_eagerly():
+                gradients = iter(pullback(cotangent, *present))
+            else:
+                # Graphs are differentiated again as they are. A SavedModel would not hold the
+                # gradients of a custom gradient within this one.
+                gradients = iter(_pull(operation, spec, arrays, residuals, cotangent))
             return [next(gradients) if a.dtype.is_floating else None for a in present]
 
         return value, gradient

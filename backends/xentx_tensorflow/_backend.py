@@ -26,8 +26,13 @@ class TensorFlowBackend:
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)
 
-    def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
+    def array(self, value: Any, like: Array) -> Array:
+        """Make a DTensor where `like` is one, replicated over its mesh."""
         tensor = tf.convert_to_tensor(value)
+        if _autodiff.is_dtensor(like) and not _autodiff.is_dtensor(tensor):
+            dtensor = tf.experimental.dtensor
+            mesh = dtensor.fetch_layout(like).mesh
+            return dtensor.copy_to_mesh(tensor, dtensor.Layout.replicated(mesh, tensor.ndim))
         if tensor.shape.rank is None:
             msg = (
                 "got a tensor of unknown rank; expected one whose rank is known when the function "
@@ -61,7 +66,7 @@ class TensorFlowBackend:
         return name
 
     def is_concrete(self, array: Array) -> bool:
-        return not tf.is_symbolic_tensor(array)
+        return not (tf.is_symbolic_tensor(array) or _autodiff.is_dtensor(array))
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         values: np.ndarray[Any, Any] = np.asarray(array.numpy())

@@ -198,6 +198,8 @@ def solve_with_gradients(
 
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
+    if _autodiff.is_dtensor(arrays[0]):
+        return _linear.plain(linear, arrays)  # a tile of a DTensor would be gathered
     if _private.has_tangents([array for array in arrays if array is not None]):
         return _linear.plain(linear, arrays)  # all logits at once, in operations with tangents
     given = [i for i, array in enumerate(arrays) if array is not None]

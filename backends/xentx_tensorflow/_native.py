@@ -20,7 +20,6 @@ derived from the core's expression, and so is differentiable any number of times
 
 import ctypes
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -394,8 +393,7 @@ def declines(array: Array) -> str | None:
     names = [device.name for device in tf.config.list_logical_devices()]
     if not all(name.startswith(("/device:", "/job:localhost/")) for name in names):
         return "the graph may run in other processes, which need not have xentx's operators"
-    dtensor = getattr(sys.modules.get("tensorflow.dtensor.python.api"), "_dtensor_singleton", None)
-    if dtensor is not None:
+    if _private.dtensor_in_use() is not None:
         return "DTensor is in use, which can't split xentx's operators"
     if _private.is_in_xla():
         return "the function is compiled by XLA, which has no operator of xentx"

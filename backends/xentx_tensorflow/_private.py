@@ -9,9 +9,11 @@
   it the graph has the choice.
 - ``skip_input_indices`` of an operation whose gradient is asked for names what needs none. Without
   it all are formed.
+- DTensor's device says whether DTensor is in use. Without it DTensors are taken for other tensors.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -60,6 +62,13 @@ def is_in_xla() -> bool:
     """Whether the function that is being traced is known to be compiled by XLA."""
     ask = getattr(getattr(tf, "__internal__", None), "get_enclosing_xla_context", None)
     return ask is not None and ask() is not None
+
+
+def dtensor_in_use() -> Any:
+    """Return tf.experimental.dtensor once it is in use, which this does not begin; else None."""
+    api = sys.modules.get("tensorflow.dtensor.python.api")
+    in_use = getattr(api, "_dtensor_singleton", None) is not None
+    return tf.experimental.dtensor if in_use else None
 
 
 def skipped(op: Any) -> Sequence[int]:

@@ -689,6 +689,7 @@ import numpy as np
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import xentx
 import xentx_tensorflow
 from tensorflow.experimental import dtensor
 x, t = tf.random.stateless_normal((6, 5), (1, 2)), tf.range(6) % 5
@@ -724,11 +725,46 @@ for function in (xentx_tensorflow.cross_entropy, tf.function(xentx_tensorflow.cr
     for part in dtensor.unpack(function(x, t)):
         np.testing.assert_allclose(part, expected[0], rtol=1e-6)
 print("sharded")
+
+def spread(array, *names):
+    whole = dtensor.copy_to_mesh(array, dtensor.Layout.replicated(mesh, array.ndim))
+    return dtensor.relayout(whole, dtensor.Layout([*names], mesh))
+
+def gathered(array):
+    return dtensor.relayout(array, dtensor.Layout.replicated(mesh, array.ndim)).numpy()
+
+x, t, none = tf.random.stateless_normal((6, 4), (1, 2)), tf.range(6) % 4, dtensor.UNSHARDED
+weight = np.arange(1.0, 5.0, dtype=np.float32)
+OPTIONS = [{}, {"weight": weight, "label_smoothing": 0.1}, {"z_loss": 0.1, "normalizer": 3.0}]
+LAYOUTS = [
+    (spread(x, none, none), spread(t, none)),
+    (spread(x, "batch", none), spread(t, "batch")),
+    (spread(x, "batch", none), t.numpy()),
+    (spread(x, none, "batch"), spread(t, none)),
+    (spread(x, none, "batch"), spread(t, "batch")),
+]
+head = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+for logits, target in LAYOUTS:
+    for options in OPTIONS:
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = xentx.cross_entropy(logits, target, **options)
+        gradient = gathered(tape.gradient(value, logits))
+        own = xentx.value_and_grad(xentx.cross_entropy)(x.numpy(), t.numpy(), **options)
+        np.testing.assert_allclose(gathered(value), own[0], rtol=2e-6)
+        np.testing.assert_allclose(gradient, own[1], rtol=2e-6, atol=1e-7)
+    for function in (xentx.nll_loss, lambda a, b: xentx.per_row(a, b).entropy):
+        expected = function(x.numpy(), t.numpy())
+        np.testing.assert_allclose(gathered(function(logits, target)), expected, rtol=2e-6)
+    value = gathered(xentx.linear_cross_entropy(logits, head, target))
+    expected = xentx.linear_cross_entropy(x.numpy(), head, t.numpy())
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    print("layout")
 """
 
 
 def test_several_devices():
-    assert run(DEVICES) == ["second", "mirrored", "traced", "sharded"]
+    assert run(DEVICES) == ["second", "mirrored", "traced", "sharded", *["layout"] * 5]
 
 
 THREADS = """

@@ -151,7 +151,7 @@ def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction:
     hidden, _, _, target, weight = arrays
     weighted = reduction == "weighted_mean"
     if not spec.soft:
-        amount = tiles.zeros((tiles.count(hidden),), compute, hidden) + 1.0
+        amount = xp.ones_like(target, dtype=compute)
         if weight is not None:
             # Other indices are ignored rows, which the caller leaves out, or make the loss NaN.
             known = xp.where((target >= 0) & (target < spec.classes), target, 0)
@@ -166,9 +166,9 @@ def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction:
         q = distribution(xp, spec, tiles.take(target, start, size), _row(weight))
         return tiles.put(rows, start, xp.squeeze(sum_classes(xp, spec, q), axis=1))
 
-    rows = tiles.zeros((tiles.count(hidden),), compute, hidden)
     if not weighted:
-        return rows + 1.0
+        return xp.ones_like(target[:, 0], dtype=compute)
+    rows = tiles.zeros((tiles.count(hidden),), compute, hidden)
     return tiles.chunks(tiles.count(hidden), tiling.rows, step, rows)
 
 
