@@ -316,6 +316,14 @@ def array_api_tests(session: nox.Session) -> None:
     )
 
 
+@nox.session(requires=["wheel"], default=False)
+def array_api_libraries(session: nox.Session) -> None:
+    """Run the public functions on libraries of the standard that have no backend."""
+    libraries = ("dask[array]", "cubed", "ndonnx", "onnxruntime", "marray")
+    install(session, built(session, "[testing]"), *libraries, groups=("jax",))
+    session.run("pytest", "tests/array_api/libraries_suite.py", *session.posargs, env=SAFE_PATH)
+
+
 @nox.session(requires=["wheel"])
 @nox.parametrize("library", DROP_INS, ids=DROP_INS)
 def drop_in(session: nox.Session, library: str) -> None:

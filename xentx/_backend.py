@@ -13,7 +13,7 @@ import numpy as np
 
 from xentx._core._spec import Spec
 from xentx._core.tiles import Tiles
-from xentx._namespace import array_namespace, is_array_api_obj
+from xentx._namespace import array_namespace, device, is_array_api_obj, is_lazy_array
 
 Array = Any
 Namespace = Any
@@ -200,7 +200,9 @@ class ArrayAPIBackend:
         if self.owns(value):
             return value
         xp = self.namespace(like)
-        return xp.asarray(value.tolist(), dtype=getattr(xp, value.dtype.name), device=like.device)
+        # Not every library has devices.
+        place = {"device": device(like)} if hasattr(like, "device") else {}
+        return xp.asarray(value.tolist(), dtype=getattr(xp, value.dtype.name), **place)
 
     def namespace(self, array: Array) -> Namespace:
         return array_namespace(array)
@@ -209,11 +211,15 @@ class ArrayAPIBackend:
         return str(array.dtype).rpartition(".")[2]
 
     def is_concrete(self, array: Array) -> bool:
-        try:
-            self.to_numpy(array)
-        except Exception:  # noqa: BLE001 -- lazy libraries refuse in as many ways as there are
+        # To ask a lazy library for values would compute its graph: Dask's and Cubed's arrays have a
+        # method for that.
+        if hasattr(array, "compute") or is_lazy_array(array):
             return False
-        return True
+        try:
+            values = self.to_numpy(array)
+        except Exception:  # noqa: BLE001 -- libraries refuse in as many ways as there are
+            return False
+        return values.dtype != object  # NumPy's array of what it doesn't know
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
@@ -222,7 +228,8 @@ class ArrayAPIBackend:
         return False
 
     def has_float64(self, array: Array) -> bool:
-        return "float64" in self.namespace(array).__array_namespace_info__().dtypes()
+        info = self.namespace(array).__array_namespace_info__()
+        return "float64" in info.dtypes(kind="real floating")
 
     def device(self, array: Array) -> Any:  # noqa: ARG002
         return None

@@ -609,7 +609,7 @@ def elementwise(
     """Pose the problem of a function that maps logits to an array of their shape."""
     logits = _array(backend, "logits", logits, logits)
     wide = backend.has_float64(logits)
-    key = (backend, operation, _form(logits), wide, axis, type(axis), precision)
+    key = (backend, operation, type(logits), _form(logits), wide, axis, type(axis), precision)
     kind = _remembered(backend, key)
     if kind is None:
         exact = _check_accuracy(backend, precision, logits)
@@ -654,6 +654,7 @@ def rowwise(
         backend,
         operation,
         backend.has_float64(logits),
+        type(logits),  # libraries that share a backend have dtypes of their own
         logits.dtype,
         tuple(logits.shape),
         target.dtype,

@@ -198,10 +198,10 @@ def solve_with_gradients(
 
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
-    if _autodiff.is_dtensor(arrays[0]):
-        return _linear.plain(linear, arrays)  # a tile of a DTensor would be gathered
-    if _private.has_tangents([array for array in arrays if array is not None]):
-        return _linear.plain(linear, arrays)  # all logits at once, in operations with tangents
+    present = [array for array in arrays if array is not None]
+    # All logits at once: a tile of a DTensor would be gathered, and tiles have no tangents.
+    if _autodiff.is_dtensor(arrays[0]) or _private.has_tangents(present):
+        return _linear.plain(linear, arrays)
     given = [i for i, array in enumerate(arrays) if array is not None]
     watched = [i for i in given if _autodiff.is_watched(arrays[i])]
     if not watched:

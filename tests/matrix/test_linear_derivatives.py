@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 import xentx
 from xentx.testing import requested_frameworks
-from xentx.testing.test_linear import draw, problems
+from xentx.testing._checks import draw_linear
 
 RNG = np.random.default_rng(11)
 ROWS, FEATURES, CLASSES = 7, 3, 5
@@ -263,18 +264,19 @@ class TestTorch:
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
     def test_compile_any_options(self):
         @settings(max_examples=4)  # each is compiled
-        @given(problems())
-        def run(problem):
-            sizes, options, chunk, seed = problem
-            rng = np.random.default_rng(seed)
-            arrays, options, cotangent = draw(rng, dtype=np.float32, options=options, **sizes)
-            target, cotangent = map(self.torch.from_numpy, (arrays[2], np.asarray(cotangent)))
+        @given(st.data())
+        def run(data):
+            problem = draw_linear(data.draw, ["float32"])
+            arrays, options = problem.arrays, dict(problem.options)
+            shape = arrays[0].shape[:1] if options["reduction"] == "none" else ()
+            cotangent = np.asarray(problem.rng.normal(size=shape), np.float32)
+            target, cotangent = map(self.torch.from_numpy, (arrays[2], cotangent))
             for name, value in options.items():
                 if isinstance(value, np.ndarray):
                     options[name] = self.torch.from_numpy(value)
 
             def loss(hidden, head):
-                return xentx.linear_cross_entropy(hidden, head, target, chunk=chunk, **options)
+                return xentx.linear_cross_entropy(hidden, head, target, **options)
 
             results = []
             for function in (loss, self.torch.compile(loss, fullgraph=True)):

@@ -51,7 +51,8 @@ for name, (mesh, of_logits, of_target) in LAYOUTS.items():
         for target in (hard, soft):
             spread = [*of_logits] if target is soft and of_target else of_target
             there = target if spread is None else distribute_tensor(target, mesh, spread)
-            found = solved(xentx.cross_entropy, distribute_tensor(x, mesh, of_logits), there, options)
+            spread_x = distribute_tensor(x, mesh, of_logits)
+            found = solved(xentx.cross_entropy, spread_x, there, options)
             for a, b in zip(found, solved(xentx.cross_entropy, x, target, options), strict=True):
                 torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
     logits = distribute_tensor(x, mesh, of_logits)

@@ -53,13 +53,18 @@ class Tiles:
 
     def put(self, x: Array, start: Index, block: Array) -> Array:
         """Return `x`, which may be overwritten, with a block at `start` of its first axis."""
-        x[start : start + block.shape[0], ...] = self.xp.astype(block, x.dtype, copy=False)
+        block = self.xp.astype(block, x.dtype, copy=False)
+        end = start + block.shape[0]
+        try:
+            x[start:end, ...] = block
+        except TypeError:  # a lazy array, which can't be assigned to
+            parts = [x[:start, ...], block, x[end:, ...]]
+            return self.xp.concat([part for part in parts if part.shape[0] != 0])
         return x
 
     def add(self, x: Array, start: Index, block: Array) -> Array:
         """Return `x`, which may be overwritten, with a block added at `start` of its first axis."""
-        x[start : start + block.shape[0], ...] += block
-        return x
+        return self.put(x, start, x[start : start + block.shape[0], ...] + block)
 
     def logits(self, hidden: Array, head: Array, bias: Array | None) -> Array:
         """``hidden @ head.T + bias``."""

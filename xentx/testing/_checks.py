@@ -7,7 +7,7 @@ seed.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -432,9 +432,9 @@ def _true_logits(arrays: tuple[Array, ...], bias: Array | None) -> tuple[Array, 
     return np.matmul(hidden, head.T) + b, size.max(-1, initial=0)
 
 
-def draw_linear(draw: Draw, route: Route, *, reductions: bool = True) -> Linear:
-    """Draw a problem of the last layer."""
-    dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
+def draw_linear(draw: Draw, dtypes: Sequence[str], *, reductions: bool = True) -> Linear:
+    """Draw a problem of the last layer, of one of some dtypes."""
+    dtype = oracle.DTYPES[draw(st.sampled_from(dtypes))]
     rows = (draw(st.integers(1, 9)),)
     features = draw(st.integers(1, 5))
     classes = draw(st.one_of(st.integers(1, 9), st.integers(10, 80)))
@@ -501,7 +501,7 @@ def check_linear(
 
 def linear_cross_entropy(route: Route, draw: Draw) -> None:
     """Value and gradients of `xentx.linear_cross_entropy`."""
-    problem = draw_linear(draw, route)
+    problem = draw_linear(draw, route.dtypes)
     wide = np.float64 if problem.arrays[0].dtype == np.float64 else np.float32
     shape = problem.arrays[0].shape[:1] if problem.options["reduction"] == "none" else ()
     cotangent = np.asarray(problem.rng.normal(size=shape), wide)
@@ -510,7 +510,7 @@ def linear_cross_entropy(route: Route, draw: Draw) -> None:
 
 def linear_per_row(route: Route, draw: Draw) -> None:
     """All fields of `xentx.linear_per_row`."""
-    problem = draw_linear(draw, route, reductions=False)
+    problem = draw_linear(draw, route.dtypes, reductions=False)
     logits, blur = _true_logits(problem.arrays, problem.options.get("bias"))
     options = {k: v for k, v in problem.options.items() if k not in ("bias", "chunk")}
     truth = row_truth(logits, problem.arrays[2], blur=blur, **options)
