@@ -1,6 +1,9 @@
 """TensorFlow's graphs: sizes that are not known when they are traced, tapes, saved models."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +160,45 @@ def test_nested_tapes_beside_class_indices_log_nothing(tf, logged):
         gradient = inner.gradient(value, logits)
     assert outer.gradient(gradient, logits).shape == logits.shape
     assert logged == []
+
+
+SAVED = """
+import sys
+import numpy as np
+import tensorflow as tf
+import xentx
+
+def loss(x, t):
+    return xentx.cross_entropy(x, t, label_smoothing=0.1)
+
+def second(function, x, t):
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            value = function(x, t)
+        slope = tf.reduce_sum(inner.gradient(value, x) ** 2)
+    return outer.gradient(slope, x)
+
+module = tf.Module()
+signature = [tf.TensorSpec((None, 3)), tf.TensorSpec((None,), tf.int32)]
+module.loss = tf.function(loss, input_signature=signature)
+tf.saved_model.save(module, sys.argv[1])
+loaded = tf.saved_model.load(sys.argv[1])
+x, t = tf.random.stateless_normal((4, 3), (1, 2)), tf.constant([0, 2, 1, 2])
+expected = second(loss, x, t)
+np.testing.assert_allclose(second(loaded.loss, x, t), expected, rtol=1e-5, atol=1e-8)
+"""
+
+
+def test_a_saved_model_of_the_portable_core_has_any_derivative(tf, tmp_path):
+    env = {**os.environ, "XENTX_ENGINE": "portable"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SAVED, str(tmp_path)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "custom gradients" not in done.stderr
