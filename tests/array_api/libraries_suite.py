@@ -12,7 +12,7 @@ import pytest
 
 import xentx
 
-# Infinities are made on purpose. NumPy warns of them in the threads in which these libraries run it.
+# Infinities are made on purpose, and NumPy warns of them in the threads of these libraries.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 RNG = np.random.default_rng(0)
