@@ -54,12 +54,38 @@ class JAXTiles(Tiles):
         return lax.dot_general(slope, hidden, (((0,), (0,)), ((), ())))
 
 
-_TILES = JAXTiles(_namespace)
+class SymbolicTiles(JAXTiles):
+    """Tiles of rows whose number is a symbol of jax.export.
+
+    The last tile may reach beyond the rows. It reads zeros there, cotangents too, and what is
+    written there is dropped.
+    """
+
+    def chunks(self, count: Any, size: Any, step: Callable[..., Any], carry: Any) -> Any:
+        if isinstance(count, int):
+            return super().chunks(count, size, step, carry)
+        whole = (count + size - 1) // size
+        return lax.fori_loop(0, whole, lambda i, carry: step(i * size, size, carry), carry)
+
+    def take(self, x: Array, start: Any, size: int, axis: int = 0) -> Array:
+        places = start + jnp.arange(size)
+        return jnp.take(x, places, axis=axis, mode="fill", fill_value=0)
+
+    def put(self, x: Array, start: Any, block: Array) -> Array:
+        places = start + jnp.arange(block.shape[0])
+        return x.at[places].set(block.astype(x.dtype), mode="drop")
+
+    def add(self, x: Array, start: Any, block: Array) -> Array:
+        places = start + jnp.arange(block.shape[0])
+        return x.at[places].add(block.astype(x.dtype), mode="drop")
 
 
-def tiles(array: Array) -> Tiles:  # noqa: ARG001
+_TILES, _SYMBOLIC = JAXTiles(_namespace), SymbolicTiles(_namespace)
+
+
+def tiles(array: Array) -> Tiles:
     """Return how arrays are taken by tiles."""
-    return _TILES
+    return _TILES if all(isinstance(size, int) for size in array.shape) else _SYMBOLIC
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,6 +131,15 @@ def by_chunks(
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
     count = mapped[0].shape[0]
+    if not isinstance(count, int):
+        # Rows of zeros up to a whole number of chunks, since a symbol can't be compared.
+        whole_chunks = (count + size - 1) // size * size
+        filled = (
+            jnp.take(a, jnp.arange(whole_chunks), axis=0, mode="fill", fill_value=0) for a in mapped
+        )
+        stacked = tuple(a.reshape(-1, size, *a.shape[1:]) for a in filled)
+        joined = lax.map(lambda parts: jax.checkpoint(function)(*parts, *whole), stacked)
+        return tuple(a.reshape(whole_chunks, *a.shape[2:])[:count] for a in joined)
     if count <= size:
         return function(*mapped, *whole)
     again = jax.checkpoint(function)
