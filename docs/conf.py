@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["pr
 
 # For notebooks and commands, which run in processes of their own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow says at each start that it is on
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
