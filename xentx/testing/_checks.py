@@ -29,6 +29,20 @@ VALUE_UNITS, GRADIENT_UNITS, LINEAR_UNITS = 8, 16, 16
 LEADS = {"float16": 200, "bfloat16": 200, "float32": 200, "float64": 800}
 # Every loop of the kernel has a remainder: few classes, and more than its vectors and tiles have.
 CLASSES = st.one_of(st.integers(1, 9), st.integers(10, 80), st.sampled_from([257, 1000, 4100]))
+# True stands for an array. Half of the problems have one option, or none.
+VALUES = {
+    "weight": st.just(True),
+    "sample_weight": st.just(True),
+    "label_smoothing": st.sampled_from([0.1, 0.5, 1.0]),
+    "z_loss": st.sampled_from([1e-4, 0.25]),
+    "logit_softcap": st.sampled_from([0.5, 5.0, 30.0]),
+    "ignore_index": st.sampled_from([-100, 0, None]),
+}
+OPTIONS = st.one_of(
+    st.just({}),
+    *(st.fixed_dictionaries({name: value}) for name, value in VALUES.items()),
+    *[st.fixed_dictionaries({}, optional=VALUES)] * 7,
+)
 MAGNITUDES = ("normal", "leads", "wide", "tiny", "ties", "shifted", "far")
 
 
@@ -47,7 +61,7 @@ class Dense:
 
     def units(self, units: float) -> float:
         """Add what rounding may add up to where an engine adds the classes in a row."""
-        return units + self.logits.shape[self.options["axis"]] / 8
+        return units + self.logits.shape[self.options["axis"]] / 4
 
 
 def _draw_logits(
@@ -82,17 +96,8 @@ def _draw_options(draw: Draw, *, soft: bool, reductions: bool = True) -> dict[st
     names = ["weight", "label_smoothing", "z_loss", "logit_softcap"]
     names += ["ignore_index"] * (not soft)
     names += ["sample_weight"] * reductions
-    # Half of the problems have none or one.
-    chosen = draw(
-        st.one_of(st.sets(st.sampled_from(names), max_size=1), st.sets(st.sampled_from(names)))
-    )
-    values = {
-        "label_smoothing": st.sampled_from([0.1, 0.5, 1.0]),
-        "z_loss": st.sampled_from([1e-4, 0.25]),
-        "logit_softcap": st.sampled_from([0.5, 5.0, 30.0]),
-        "ignore_index": st.sampled_from([-100, 0, None]),
-    }
-    options = {name: draw(values[name]) if name in values else True for name in sorted(chosen)}
+    options = draw(OPTIONS)
+    options = {name: options[name] for name in names if name in options}
     if reductions:
         options["reduction"] = draw(st.sampled_from(REDUCTIONS))
         if options["reduction"] == "mean" and draw(st.integers(0, 3)) == 3:

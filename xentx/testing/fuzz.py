@@ -50,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--problems", type=int, help="number of problems that is enough")
     parser.add_argument("--seed", type=int, default=0, help="of the first batch")
-    parser.add_argument("--traced", action="store_true", help="compile each problem, too: slow")
+    parser.add_argument("--routes", nargs="+", help="their names; all that trace nothing, if none")
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     given_arguments = parser.parse_args(arguments)
-    chosen = [route() for route in routes(*requested_frameworks())]
-    chosen = [route for route in chosen if given_arguments.traced or not route.traced]
+    every = {route.name: route() for route in routes(*requested_frameworks())}
+    eager = [name for name, route in every.items() if not route.traced]
+    chosen = [every[name] for name in given_arguments.routes or eager]
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     end = time.monotonic() + given_arguments.seconds
     enough = given_arguments.problems or float("inf")
