@@ -327,7 +327,7 @@ def row_truth(
     fields = (loss.value, lse, -log_prob, entropy)
     scales = (
         loss.value_scale,
-        np.abs(lse) + blur,
+        np.abs(x.max(-1)) + losses.min(-1) + blur,
         oracle.times(mass, np.asarray(blur)) + log_prob,
         entropy * (1 + blur) + blur * (1 - p.max(-1)) + flushed / oracle.epsilon(compute),
     )
