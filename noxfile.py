@@ -84,6 +84,20 @@ sys.exit("\\n".join(report) or None)
 """
 
 
+# Circles of imports, in functions too: there are none between files.
+CIRCLES = """
+import sys
+from graphlib import CycleError, TopologicalSorter
+import grimp
+graph = grimp.build_graph(*sys.argv[1:], cache_dir=None)
+imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+try:
+    TopologicalSorter(imports).prepare()
+except CycleError as error:
+    sys.exit(f"a circle of imports: {' <- '.join(error.args[1])}")
+"""
+
+
 def install(
     session: nox.Session,
     *requirements: str,
@@ -157,6 +171,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
+    packages = ("xentx", *(f"xentx_{name}" for name in (*FRAMEWORKS, "keras")))
+    env = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
+    session.run("python", "-c", CIRCLES, *packages, env=env, log=False)
     session.run("python", "-c", DOCSTRINGS, "xentx", env=SAFE_PATH, log=False)
 
 

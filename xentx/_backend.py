@@ -28,6 +28,10 @@ def plain(value: Any) -> np.ndarray[Any, Any]:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+# What public functions compute, by name: graphs of compilers hold names. Filled by `xentx._public`.
+FUNCTIONS: dict[str, Any] = {}
+
+
 class Operation(Protocol):
     """A module of `xentx._core`: a value, and its derivatives in both directions."""
 
@@ -55,8 +59,8 @@ class Operation(Protocol):
 class NativeAdapter(Protocol):
     """An adapter's module that hands its framework's arrays to the native kernel.
 
-    ``kind`` is a `xentx._problem.Kind`. What the kernel can't take goes to `xentx._evaluate`'s
-    portable functions, silently and correctly.
+    ``kind`` is a `xentx._calls.Kind`. It answers, or declines with None what the kernel can't take:
+    the portable core computes that.
     """
 
     def unusable(self) -> str | None:
@@ -68,24 +72,27 @@ class NativeAdapter(Protocol):
     def declines(self, array: Array) -> str | None:
         """Say why the kernel computes no loss of `array`, where it is usable; None if it does."""
 
-    def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array:
-        """Value, which the framework can differentiate to any order."""
+    def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array | None:
+        """Value, which the framework can differentiate to any order; None to decline."""
 
     def solve_with_gradient(
         self,
         kind: Any,
         arrays: tuple[Array | None, ...],
-        cotangent: object | None,
+        cotangent: Array | None,
         *,
         overwrite: bool = False,
-    ) -> tuple[Array, Array]:
-        """Value and gradient by the logits, which it may take the place of."""
+    ) -> tuple[Array, Array] | None:
+        """Value, and gradient with respect to the logits, which may be overwritten by it.
+
+        It is for a cotangent, ones if None. None to decline.
+        """
 
 
 class LinearAdapter(Protocol):
     """An adapter's module for `linear_cross_entropy`: tiles of its arrays, and its autodiff.
 
-    ``linear`` is a `xentx._problem.Linear`.
+    ``linear`` is a `xentx._calls.Linear`.
     """
 
     def tiles(self, array: Array) -> Tiles:
@@ -119,21 +126,19 @@ class LinearAdapter(Protocol):
         """Join ``function(*chunks of mapped, *whole)``, to be differentiated chunk by chunk."""
 
 
-class Memory(Protocol):
+class CallCache(Protocol):
     """An adapter's way around the checks, for a call like one that has passed them.
 
-    ``pose`` makes a `xentx._problem.Problem` of a backend and a call's arguments.
+    ``function`` is what a public function computes, a `xentx._public.Function`.
     """
 
-    def recall(
-        self, pose: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Array | None:
-        """Value of the call; None where none like it is remembered."""
+    def lookup(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array | None:
+        """Value of the call; None where no call like it is stored."""
 
-    def remember(
-        self, pose: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], problem: Any
+    def store(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Any
     ) -> None:
-        """Keep what was found out about a call that was evaluated."""
+        """Keep what was found out about a call, which is a `xentx._calls.Problem`."""
 
 
 class Backend(Protocol):
@@ -142,7 +147,7 @@ class Backend(Protocol):
     name: str
     native: NativeAdapter | None  # None without a kernel
     linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
-    memory: Memory | None  # None where a call's arguments are not told apart sooner than checked
+    cache: CallCache | None  # None where looking a call up takes as long as checking it
     # A backend may also have
     # - `symbols`: types of integers that its compiler doesn't know yet;
     # - ``of_sizes(name, array, like, axes)`` where a graph doesn't know all sizes: `array`, whose
@@ -191,7 +196,7 @@ class ArrayAPIBackend:
     name = "array-api"
     native: NativeAdapter | None = None
     linear: LinearAdapter | None = None
-    memory: Memory | None = None
+    cache: CallCache | None = None
 
     def owns(self, value: object) -> bool:
         return is_array_api_obj(value) and not isinstance(value, np.ndarray | np.generic)

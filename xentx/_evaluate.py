@@ -1,17 +1,17 @@
-"""From a problem to its value: by the native kernel where there is one, else by the core.
+"""From a checked call to its value: by the native kernel if it takes the call, else by the core.
 
-The core's way goes through the framework's autodiff, or forms the gradient beside the value. It is
-also what the kernel's adapters fall back on, for every derivative that the kernel lacks.
+An adapter's ``solve`` answers, or declines with None. The core's way goes through the framework's
+autodiff, or forms the gradient beside the value. Adapters have from it every derivative that the
+kernel lacks.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from xentx import _problem
-from xentx._backend import Backend
+from xentx import _calls
+from xentx._calls import Kind, Prepared, Problem
 from xentx._core import reduction as reductions
-from xentx._problem import Kind, Prepared, Problem
 
 Array = Any
 Arrays = Sequence[Array | None]
@@ -23,13 +23,14 @@ def value(problem: Problem) -> Array:
     native = kind.backend.native
     if native is None or not kind.native:
         return portable(kind, arrays)
-    return native.solve(kind, _for_kernel(kind, arrays))
+    value = native.solve(kind, _for_kernel(kind, arrays))
+    return portable(kind, arrays) if value is None else value
 
 
 def value_and_gradient(
-    problem: Problem, cotangent: object | None, *, overwrite: bool = False
+    problem: Problem, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array]:
-    """Value of the problem, and the cotangent pulled back to its first array.
+    """Value of the problem, and its cotangent, ones if None, pulled back to its first array.
 
     That array may be overwritten by its gradient, if the caller has no more use for it.
     """
@@ -37,8 +38,9 @@ def value_and_gradient(
     native = kind.backend.native
     if native is None or not kind.native:
         return portable_with_gradient(kind, arrays, cotangent)
-    arrays = _for_kernel(kind, arrays)
-    return native.solve_with_gradient(kind, arrays, cotangent, overwrite=overwrite)
+    given = _for_kernel(kind, arrays)
+    both = native.solve_with_gradient(kind, given, cotangent, overwrite=overwrite)
+    return portable_with_gradient(kind, arrays, cotangent) if both is None else both
 
 
 def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
@@ -63,27 +65,27 @@ def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | N
 def portable(kind: Kind, arrays: Arrays) -> Array:
     """Value by the core, attached to the framework's autodiff."""
     backend = kind.backend
-    prepared = _problem.prepare(Problem(kind, tuple(arrays)))
+    prepared = _calls.prepare(Problem(kind, tuple(arrays)))
     with backend.evaluating():
         raw = backend.attach(kind.operation, prepared.spec, prepared.arrays)
         return _finish(kind, prepared, raw)
 
 
 def portable_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None
+    kind: Kind, arrays: Arrays, cotangent: Array | None
 ) -> tuple[Array, Array]:
     """Value and gradient by the core's own pair of functions, with no autodiff.
 
     So it serves NumPy and every other library.
     """
     backend, operation = kind.backend, kind.operation
-    prepared = _problem.prepare(Problem(kind, tuple(arrays)))
+    prepared = _calls.prepare(Problem(kind, tuple(arrays)))
     spec, inputs = prepared.spec, prepared.arrays
     xp = backend.namespace(inputs[0])
     with backend.evaluating():
         raw, residuals = operation.forward(xp, spec, *inputs)
         result = _finish(kind, prepared, raw)
-        seed = seed_of(backend, cotangent, result)
+        seed = xp.ones_like(result) if cotangent is None else cotangent
         seed = xp.astype(seed, spec.precision.compute, copy=False)
         if operation.IS_ROWWISE:
             seed = reductions.pullback(
@@ -94,20 +96,22 @@ def portable_with_gradient(
     return result, gradients[0]
 
 
+def value_shape(problem: Problem) -> tuple[int | None, ...]:
+    """Shape of the value."""
+    kind, arrays = problem
+    shape, axis = _calls.shape_of(arrays[0]), kind.task.axis
+    if not kind.operation.IS_ROWWISE:
+        return shape
+    return shape[:axis] + shape[axis + 1 :] if kind.task.reduction == "none" else ()
+
+
 def normalizer(problem: Problem) -> Array:
     """Return what a mean divides by, also where the reduction is none."""
     kind, arrays = problem
     if kind.task.reduction not in ("mean", "weighted_mean"):
         kind = replace(kind, task=replace(kind.task, reduction="mean"), plans={})
-    divisor: Array = _problem.prepare(Problem(kind, arrays)).divisor
+    divisor: Array = _calls.prepare(Problem(kind, arrays)).divisor
     return divisor
-
-
-def seed_of(backend: Backend, cotangent: object | None, result: Array) -> Array:
-    """Return the cotangent of a value: ones where none is given."""
-    if cotangent is None:
-        return backend.namespace(result).ones_like(result)
-    return _problem.cotangent(backend, cotangent, result)
 
 
 def _finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:

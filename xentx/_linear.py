@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xentx import _blocks, _evaluate, _problem
+from xentx import _blocks, _calls, _evaluate
 from xentx._backend import Backend
+from xentx._calls import Kind, Linear, LinearProblem, Problem
 from xentx._core import linear as core
 from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
 from xentx._core._spec import Spec, bound
 from xentx._core.tiles import Tiles
-from xentx._problem import Kind, Linear, LinearProblem, Problem
 
 Array = Any
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
@@ -100,12 +100,10 @@ def value(problem: LinearProblem) -> Array:
 
 
 def value_and_gradient(
-    problem: LinearProblem, cotangent: object | None
+    problem: LinearProblem, cotangent: Array | None
 ) -> tuple[Array, LinearGradients]:
-    """Value of the problem, and the cotangent pulled back to its factors."""
+    """Value of the problem, and its cotangent, ones if None, pulled back to its factors."""
     linear, arrays = problem
-    if cotangent is not None:
-        cotangent = _problem.cotangent(linear.backend, cotangent, arrays[0], _value_shape(linear))
     needs = (True, True, True, linear.kind.spec.soft)
     adapter = linear.backend.linear
     evaluate = solve_with_gradients if adapter is None else adapter.solve_with_gradients
@@ -126,7 +124,7 @@ def check_target(linear: Linear, arrays: Arrays) -> None:
     backend, kind = linear.backend, linear.kind
     hidden, _, _, target, *_ = arrays
     if not kind.spec.soft and backend.is_concrete(target):
-        _problem.indices(backend, target, hidden, kind.spec, kind.task.ignore_index)
+        _calls.indices(backend, target, hidden, kind.spec, kind.task.ignore_index)
 
 
 def solve(linear: Linear, arrays: Arrays) -> Array:
@@ -284,7 +282,7 @@ def _kinds(linear: Linear, spec: Spec) -> Callable[[Array], Kind]:
     known: dict[tuple[int | None, ...], Kind] = {}
 
     def of_shape(logits: Array) -> Kind:
-        shape = _problem.shape_of(logits)
+        shape = _calls.shape_of(logits)
         if shape not in known:
             known[shape] = replace(linear.kind, spec=spec, plans={})
         return known[shape]
@@ -301,7 +299,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     if spec.soft:
         target = xp.reshape(target, (_count(linear), spec.classes))
     else:
-        target, seen, ignored = _problem.indices(
+        target, seen, ignored = _calls.indices(
             backend, target, hidden, spec, linear.kind.task.ignore_index
         )
         target = xp.reshape(target, (_count(linear),))
@@ -394,5 +392,7 @@ def _count(linear: Linear) -> int:
     return -1 if None in linear.rows else math.prod(n or 0 for n in linear.rows)
 
 
-def _value_shape(linear: Linear) -> tuple[int | None, ...]:
+def value_shape(problem: LinearProblem) -> tuple[int | None, ...]:
+    """Shape of the value."""
+    linear = problem.linear
     return linear.rows if linear.reduction == "none" else ()

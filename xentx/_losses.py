@@ -1,151 +1,21 @@
-"""The public functions. Each states its arguments and poses a problem; `loss` makes it two doors.
+"""The losses. Each function states its arguments and validates them; `_public` does the rest.
 
-``xentx.cross_entropy(x, y)`` looks at the type of ``x`` and hands over to that backend.
-``xentx_torch.cross_entropy(x, y)``, made from it by `direct`, looks at nothing: it suits compilers
-and readers of a program that uses one framework.
-
-The way on: `_problem` checks the arguments, `_evaluate` computes, `_core` holds the mathematics.
+The way on: `_validation` checks the arguments, `_evaluate` computes, `_core` holds the mathematics.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
-from xentx import _backend, _evaluate, _linear, _problem, _registry
+from xentx import _validation
 from xentx._backend import Backend
+from xentx._calls import Counted, LinearProblem, Problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
-from xentx._problem import Accuracy, Counted, LinearProblem, Problem, Reduction
+from xentx._public import Loss, linear_loss, loss
+from xentx._validation import Accuracy, Reduction
 
 Array = Any
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# By public function: the module that evaluates it, and what `value_and_grad` makes of it.
-_SOLVERS: dict[Callable[..., Any], Any] = {}
-_GRADIENTS: dict[Callable[..., Any], Callable[..., tuple[Array, Array]]] = {}
-# By name, what takes a backend and a function's arguments, and neither looks nor remembers.
-EVALUATED: dict[str, Callable[..., Any]] = {}
-
-
-def _public(
-    pose: Callable[Concatenate[Backend, P], Any],
-    find: Callable[[object], Backend],
-    solver: Any,
-) -> Callable[P, Array]:
-    def evaluate(posed: Any) -> Any:
-        if type(posed) is Counted:
-            return solver.value(posed.problem), solver.normalizer(posed.problem)
-        return solver.value(posed)
-
-    @functools.wraps(pose)
-    def evaluated(*args: P.args, **kwargs: P.kwargs) -> Array:
-        # Without arguments there is nothing to find, and Python's own error names what is missing.
-        backend = find(args[0]) if args else _backend.BACKEND
-        memory = backend.memory
-        if memory is not None:
-            value = memory.recall(pose, args, kwargs)
-            if value is not None:
-                return value
-        posed = pose(backend, *args, **kwargs)
-        value = evaluate(posed)
-        if memory is not None and type(posed) is Problem:
-            memory.remember(pose, args, kwargs, posed)
-        return value
-
-    signature = inspect.signature(pose)
-    parameters = list(signature.parameters.values())[1:]  # the backend is not the user's
-    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=parameters, return_annotation=Array
-    )
-    # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
-    # they branch on no values. This is the mark that its own do_not_convert leaves.
-    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    _SOLVERS[evaluated] = solver
-    _GRADIENTS[evaluated] = _with_gradient(evaluated, pose, find, solver)
-    EVALUATED[pose.__name__] = lambda *args, **kwargs: evaluate(pose(*args, **kwargs))
-    return evaluated
-
-
-def door(
-    function: Callable[Concatenate[Backend, P], R], find: Callable[[object], Backend]
-) -> Callable[P, R]:
-    """Make the public function of one that takes the backend first, and poses no problem."""
-
-    @functools.wraps(function)
-    def evaluated(*args: P.args, **kwargs: P.kwargs) -> R:
-        backend = find(args[0]) if args else _backend.BACKEND
-        memory = backend.memory
-        value = None if memory is None else memory.recall(function, args, kwargs)
-        return function(backend, *args, **kwargs) if value is None else value
-
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    evaluated.__signature__ = inspect.signature(function).replace(  # type: ignore[attr-defined]
-        parameters=parameters
-    )
-    evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-    EVALUATED[function.__name__] = function
-    return evaluated
-
-
-def _with_gradient(
-    function: Callable[..., Any],
-    pose: Callable[..., Any],
-    find: Callable[[object], Backend],
-    solver: Any,
-) -> Callable[..., tuple[Array, Array]]:
-    """Make what `value_and_grad` returns for a public function."""
-
-    def both(
-        backend: Backend, /, *args: Any, cotangent: Array | None = None, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        posed = pose(backend, *args, **kwargs)
-        if type(posed) is Counted:
-            value, gradient = solver.value_and_gradient(posed.problem, cotangent)
-            return (value, solver.normalizer(posed.problem)), gradient
-        value, gradient = solver.value_and_gradient(posed, cotangent)
-        return value, gradient
-
-    both.__name__ = f"{pose.__name__} and its gradient"
-    evaluated = functools.wraps(function)(door(both, find))
-    signature = inspect.signature(function)
-    extra = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
-    evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), extra],
-        return_annotation=tuple[Array, Array],
-    )
-    return evaluated
-
-
-def loss(
-    pose: Callable[Concatenate[Backend, P], Any], solver: Any = _evaluate
-) -> Callable[P, Array]:
-    """Make a function that poses a problem the public function that solves it, by a module."""
-    first = list(inspect.signature(pose).parameters)[1]
-    return _public(pose, functools.partial(_registry.require, first), solver)
-
-
-def linear_loss(
-    pose: Callable[Concatenate[Backend, P], LinearProblem | Counted],
-) -> Callable[P, Array]:
-    """Make the same of a function that poses a linear problem."""
-    return loss(pose, _linear)
-
-
-def direct(function: Callable[P, Array], backend: Backend) -> Callable[P, Array]:
-    """Make the door of one backend from a public function: the same, without the dispatch."""
-    pose: Any = inspect.unwrap(function)
-    first = list(inspect.signature(pose).parameters)[1]
-
-    def find(array: object) -> Backend:
-        if not backend.owns(array):
-            msg = f"{first}: got {_registry.describe(array)}; expected a {backend.name} array"
-            raise TypeError(msg)
-        return backend
-
-    return _public(pose, find, _SOLVERS[function])
 
 
 @loss
@@ -205,7 +75,7 @@ def log_softmax(
     >>> xentx.log_softmax(np.asarray([1.0, 2.0, 0.5])).round(6)
     array([-1.464369, -0.464369, -1.964369])
     """
-    return _problem.elementwise(backend, _log_softmax, logits, axis=axis, precision=precision)
+    return _validation.elementwise(backend, _log_softmax, logits, axis=axis, precision=precision)
 
 
 @loss
@@ -274,7 +144,7 @@ def nll_loss(
     >>> round(float(xentx.nll_loss(log_probs, [1, 2])), 6)
     0.390574
     """
-    return _problem.rowwise(
+    return _validation.rowwise(
         backend,
         _nll_loss,
         log_probs,
@@ -413,7 +283,7 @@ def cross_entropy(
     >>> xentx.cross_entropy(logits, [1, -100], reduction="none").round(6)
     array([0.464369, 0.      ])
     """
-    problem = _problem.rowwise(
+    problem = _validation.rowwise(
         backend,
         _cross_entropy,
         logits,
@@ -544,7 +414,7 @@ def linear_cross_entropy(
     >>> round(float(xentx.cross_entropy(hidden @ head.T, [0, 2])), 6)
     0.56544
     """
-    problem = _problem.linear(
+    problem = _validation.linear(
         backend,
         _cross_entropy,
         hidden,
@@ -600,11 +470,11 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
     array([[ 0.115612, -0.185734,  0.070122],
            [ 0.05448 ,  0.081274, -0.135754]])
     """
-    known = _GRADIENTS.get(loss_fn) if callable(loss_fn) else None
-    if known is None:
+    if not isinstance(getattr(loss_fn, "loss", None), Loss):
         functions = (log_softmax, nll_loss, cross_entropy, linear_cross_entropy)
         names = ", ".join(function.__name__ for function in functions)
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
         raise TypeError(msg)
+    known: Callable[..., tuple[Array, Array]] = loss_fn.value_and_grad  # type: ignore[attr-defined]
     return known

@@ -78,25 +78,25 @@ class BackendSpec:
 # Import statements and not importlib: torch.compile can trace these, where a program's first call
 # of xentx is inside a compiled function.
 def _numpy() -> Backend:
-    from xentx_numpy import BACKEND
+    from xentx_numpy._backend import BACKEND
 
     return BACKEND
 
 
 def _torch() -> Backend:
-    from xentx_torch import BACKEND
+    from xentx_torch._backend import BACKEND
 
     return BACKEND
 
 
 def _jax() -> Backend:
-    from xentx_jax import BACKEND
+    from xentx_jax._backend import BACKEND
 
     return BACKEND
 
 
 def _tensorflow() -> Backend:
-    from xentx_tensorflow import BACKEND
+    from xentx_tensorflow._backend import BACKEND
 
     return BACKEND
 

@@ -6,25 +6,20 @@ loss is finished from that of all blocks. So the classes may be spread over chun
 tasks; what carries the states between them is the caller's.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple
 
-from xentx import _evaluate, _linear, _problem, _registry
+from xentx import _calls, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
+from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
 from xentx._core import per_row as _per_row
 from xentx._core._spec import Precision, Spec
 from xentx._core.partials import Partials
-from xentx._losses import door
-from xentx._problem import Kind, Problem
+from xentx._public import public
 
 Array = Any
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class RowStats(NamedTuple):
@@ -59,12 +54,7 @@ class RowStats(NamedTuple):
     correct: Array
 
 
-def _public(function: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
-    first = list(inspect.signature(function).parameters)[1]
-    return door(function, functools.partial(_registry.require, first))
-
-
-@_public
+@public
 def per_row(
     backend: Backend,
     logits: Array,
@@ -123,7 +113,7 @@ def per_row(
     >>> stats.entropy.round(6), stats.correct
     (array([0.905959, 0.767625]), array([ True, False]))
     """
-    problem = _problem.rowwise(
+    problem = _validation.rowwise(
         backend,
         _cross_entropy,
         logits,
@@ -139,7 +129,7 @@ def per_row(
     return _stats(problem)
 
 
-@_public
+@public
 def linear_per_row(
     backend: Backend,
     hidden: Array,
@@ -193,7 +183,7 @@ def linear_per_row(
     >>> xentx.linear_per_row(hidden, head, [0, 2]).lse.round(6)
     array([1.992699, 1.638182])
     """
-    linear, arrays = _problem.linear(
+    linear, arrays = _validation.linear(
         backend,
         _cross_entropy,
         hidden,
@@ -217,7 +207,7 @@ def linear_per_row(
 
 def _stats(problem: Problem) -> RowStats:
     loss = _evaluate.value(problem)
-    prepared = _problem.prepare(problem)
+    prepared = _calls.prepare(problem)
     logits: Any
     logits, target, *_ = prepared.arrays
     backend = problem.kind.backend
@@ -228,7 +218,7 @@ def _stats(problem: Problem) -> RowStats:
     return RowStats(loss, lse, log_prob, entropy, correct)
 
 
-@_public
+@public
 def partials(
     backend: Backend,
     logits: Array,
@@ -308,7 +298,7 @@ def partials(
     >>> xentx.finish(xentx.combine(left, right)).round(6)
     array([0.464369, 0.316779])
     """
-    problem = _problem.rowwise(
+    problem = _validation.rowwise(
         backend,
         _cross_entropy,
         logits,
@@ -321,9 +311,9 @@ def partials(
         reduction="none",
     )
     size = problem.kind.spec.classes
-    start = _problem.check_block(backend, start, size, classes)
+    start = _validation.check_block(backend, start, size, classes)
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
-    prepared = _problem.prepare(Problem(kind, problem.arrays))
+    prepared = _calls.prepare(Problem(kind, problem.arrays))
     with backend.evaluating():
         block, target, scale, *_ = prepared.arrays
         return _monoid.partials(
@@ -407,7 +397,7 @@ def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
     array([0.464369])
     """
     backend = _backend_of("state", state)
-    z = _problem.traced_z_loss(backend, z_loss, state.top)
+    z = _validation.traced_z_loss(backend, z_loss, state.top)
     with backend.evaluating():
         return _monoid.finish(backend.namespace(state.top), state, z)
 

@@ -17,8 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from xentx import _linear
+from xentx._calls import Linear
 from xentx._core.tiles import Tiles
-from xentx._problem import Linear
 from xentx_jax import _namespace
 
 Array = Any

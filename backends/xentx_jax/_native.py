@@ -32,9 +32,9 @@ from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from xentx import _evaluate, _problem
+from xentx import _evaluate
+from xentx._calls import Kind
 from xentx._native import INSTALL, KERNEL
-from xentx._problem import Kind
 
 Array = Any
 Aval = Any
@@ -126,28 +126,23 @@ def declines(array: Array) -> str | None:
     return f"the array is on {where}; the native kernel takes arrays of one CPU"
 
 
-def solve(kind: Kind, arrays: Arrays) -> Array:
-    """Value, which JAX can differentiate and batch."""
+def solve(kind: Kind, arrays: Arrays) -> Array | None:
+    """Value, which JAX can differentiate and batch; None for what the kernel can't be given."""
     present = _present(kind, arrays)
     if present is None:
-        return _evaluate.portable(kind, arrays)
+        return None
     return loss_p.bind(*present, call=_call_for(kind, arrays))[0]
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
-) -> tuple[Array, Array]:
-    """Value, and the gradient by the logits in the same pass over them."""
+    kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
+) -> tuple[Array, Array] | None:
+    """Value and gradient in the same pass over the logits; None as `solve` has it."""
     present = _present(kind, arrays)
     if present is None:
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+        return None
     call = _call_for(kind, arrays, overwrite=overwrite)
-    seeds = []
-    if cotangent is not None:
-        shape = _value_shape(call, present[0].shape)
-        like = jnp.zeros(shape, present[0].dtype)
-        seed = _problem.cotangent(kind.backend, cotangent, like)
-        seeds = [seed.astype(kind.spec.precision.compute)]
+    seeds = [] if cotangent is None else [cotangent.astype(kind.spec.precision.compute)]
     if kind.task.operation == "log_softmax":
         (value,) = loss_p.bind(*present, call=call)
         operands = _vary_alike([*present, *(seeds or [jnp.ones_like(value)])])

@@ -1,63 +1,9 @@
-"""NumPy's answers to the questions of `xentx._backend.Backend`."""
+"""NumPy's backend: its arrays, and the engines that compute on them."""
 
-from contextlib import AbstractContextManager
-from typing import Any
-
-import numpy as np
-
-from xentx._backend import LinearAdapter, Memory, NativeAdapter, Operation, plain
-from xentx._core._spec import Spec
 from xentx._native import KERNEL
-from xentx_numpy import _autodiff, _native
+from xentx_numpy import _native
+from xentx_numpy._arrays import BACKEND
 
-Array = np.ndarray[Any, Any]
+__all__ = ["BACKEND"]
 
-
-class NumPyBackend:
-    """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
-
-    name = "numpy"
-    native: NativeAdapter | None = None if KERNEL is None else _native
-    linear: LinearAdapter | None = None
-    memory: Memory | None = None
-
-    def owns(self, value: object) -> bool:
-        if type(value) is np.ndarray:
-            return True
-        # These two redefine what the core's operators mean.
-        redefined = isinstance(value, np.ma.MaskedArray | np.matrix)
-        return isinstance(value, np.ndarray | np.generic) and not redefined
-
-    def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
-        return plain(value)
-
-    def namespace(self, array: Array) -> Any:  # noqa: ARG002
-        return _autodiff.NAMESPACE
-
-    def dtype_name(self, array: Array) -> str:
-        return array.dtype.name
-
-    def is_concrete(self, array: Array) -> bool:  # noqa: ARG002
-        return True
-
-    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return array
-
-    def is_compiling(self) -> bool:
-        return False
-
-    def has_float64(self, array: Array) -> bool:  # noqa: ARG002
-        return True
-
-    def device(self, array: Array) -> Any:  # noqa: ARG002
-        return None
-
-    def evaluating(self) -> AbstractContextManager[Any]:
-        # Infinite logits make NaN and inf on purpose.
-        return np.errstate(all="ignore")
-
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
-        return _autodiff.attach(operation, spec, arrays)
-
-
-BACKEND = NumPyBackend()
+BACKEND.native = None if KERNEL is None else _native

@@ -1,13 +1,13 @@
 """The public functions, bound to NumPy."""
 
 import xentx
-from xentx._losses import direct
+from xentx._public import bind
 from xentx_numpy._backend import BACKEND
 
-log_softmax = direct(xentx.log_softmax, BACKEND)
-nll_loss = direct(xentx.nll_loss, BACKEND)
-cross_entropy = direct(xentx.cross_entropy, BACKEND)
-linear_cross_entropy = direct(xentx.linear_cross_entropy, BACKEND)
+log_softmax = bind(xentx.log_softmax, BACKEND)
+nll_loss = bind(xentx.nll_loss, BACKEND)
+cross_entropy = bind(xentx.cross_entropy, BACKEND)
+linear_cross_entropy = bind(xentx.linear_cross_entropy, BACKEND)
 value_and_grad = xentx.value_and_grad
 per_row = xentx.per_row
 linear_per_row = xentx.linear_per_row

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from xentx import _evaluate, _problem
+from xentx._calls import Kind
 from xentx._native import UNREADABLE, Layout, plan
-from xentx._problem import Kind
 from xentx_numpy import _memory
 
 Array = np.ndarray[Any, Any]
@@ -24,32 +23,29 @@ def declines(array: Array) -> str | None:  # noqa: ARG001 -- all of them are in 
     return None
 
 
-def solve(kind: Kind, arrays: Arrays) -> Array:
-    """Value."""
+def solve(kind: Kind, arrays: Arrays) -> Array | None:
+    """Value; None for a target that is wrong, which the core says more of."""
     value = _empty_value(kind, arrays[0])
-    if _run(kind, kind.task.operation, arrays, value=value) >= 0:
-        return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
-    return value[()]
+    wrong = _run(kind, kind.task.operation, arrays, value=value)
+    return value[()] if wrong < 0 else None
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
-) -> tuple[Array, Array]:
-    """Value, and the gradient by the logits in the same pass over them."""
+    kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
+) -> tuple[Array, Array] | None:
+    """Value and gradient in the same pass over the logits; None for a target that is wrong."""
     logits = arrays[0]
     value = _empty_value(kind, logits)
     in_place = overwrite and logits.flags.c_contiguous
     gradient = logits if in_place else _memory.empty(logits.shape, logits.dtype)
-    seed = None
-    if cotangent is not None:
-        seed = _problem.cotangent(kind.backend, cotangent, value)
-        seed = seed.astype(kind.spec.precision.compute, copy=False)
+    compute = kind.spec.precision.compute
+    seed = None if cotangent is None else cotangent.astype(compute, copy=False)
     if kind.task.operation == "log_softmax":
         _run(kind, "log_softmax", arrays, value=value)
         seed = np.ones(value.shape, logits.dtype) if seed is None else seed
         _run(kind, "log_softmax_pullback", arrays, seed=seed, gradient=gradient)
     elif _run(kind, "cross_entropy", arrays, seed=seed, value=value, gradient=gradient) >= 0:
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+        return None
     return value[()], gradient
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from xentx import _linear
+from xentx._calls import Linear
 from xentx._core.tiles import BLOCK, Tiles
-from xentx._problem import Linear
 from xentx_tensorflow import _autodiff, _private
 
 Array = Any

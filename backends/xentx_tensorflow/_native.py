@@ -20,18 +20,18 @@ derived from the core's expression, and so is differentiable any number of times
 
 import ctypes
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-import xentx_tensorflow
-from xentx import _evaluate, _problem
+from xentx import _calls, _evaluate
+from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy, log_softmax
-from xentx._native import INSTALL, KERNEL, NO_KERNEL
-from xentx._problem import Kind, Problem
-from xentx_tensorflow import _autodiff, _private
+from xentx._native import INSTALL, KERNEL, NO_KERNEL, Task
+from xentx_tensorflow import _arrays, _autodiff, _private
 
 Array = Any
 Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
@@ -41,7 +41,9 @@ Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
 
 
 def _path() -> Path | None:
-    paths = (Path(folder) / "_tensorflow_op.so" for folder in xentx_tensorflow.__path__)
+    spec = importlib.util.find_spec("xentx_tensorflow")
+    folders = (spec and spec.submodule_search_locations) or ()
+    paths = (Path(folder) / "_tensorflow_op.so" for folder in folders)
     return next((path for path in paths if path.exists()), None)
 
 
@@ -215,34 +217,24 @@ def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
 
 
 def _problem_of(op: Any) -> Problem:
-    """Pose the problem again that an operator was called for."""
+    """Say again what an operator was called for."""
     (logits, *others), _ = _inputs(op)
     words = _words(op.get_attr("options"))
-    backend, axis = xentx_tensorflow.BACKEND, int(words["axis"])
-    precision = "exact" if words["exact"] == "1" else "default"
-    if not others:
-        return _problem.elementwise(backend, log_softmax, logits, axis=axis, precision=precision)
-    target, *weights = others
-    rest = iter(weights)
-    weight, sample_weight, normalizer = (
-        next(rest) if words[name] == "1" else None for name in _WEIGHTS
-    )
-    return _problem.rowwise(
-        backend,
-        cross_entropy,
-        logits,
-        target,
-        axis=axis,
-        ignore_index=None if words["ignore_index"] == "none" else int(words["ignore_index"]),
+    numbers = {name: float(words[name]) for name in ("label_smoothing", "z_loss")}
+    task = Task(
+        operation="cross_entropy" if others else "log_softmax",
+        axis=int(words["axis"]),
+        soft=bool(others) and others[0].dtype.is_floating,
         reduction=words["reduction"],
-        label_smoothing=float(words["label_smoothing"]),
-        z_loss=float(words["z_loss"]),
+        ignore_index=None if words["ignore_index"] == "none" else int(words["ignore_index"]),
         logit_softcap=float(words["logit_softcap"]) or None,
-        weight=weight,
-        sample_weight=sample_weight,
-        normalizer=normalizer,
-        precision=precision,
+        exact=words["exact"] == "1",
+        **numbers,
     )
+    kind = _calls.of_task(_arrays.BACKEND, task, logits)
+    rest = iter(others[1:])
+    weights = (next(rest) if words[name] == "1" else None for name in _WEIGHTS)
+    return Problem(kind, (logits, *(others[:1] or [None]), *weights))
 
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
@@ -409,10 +401,10 @@ def _takes(arrays: Arrays) -> bool:
     return not _private.has_tangents(_present(arrays))
 
 
-def solve(kind: Kind, arrays: Arrays) -> Array:
-    """Value, which TensorFlow can differentiate to any order."""
+def solve(kind: Kind, arrays: Arrays) -> Array | None:
+    """Value, which TensorFlow can differentiate to any order; None to decline."""
     if not _takes(arrays):
-        return _evaluate.portable(kind, arrays)
+        return None
     if not tf.executing_eagerly():
         # A tape may be around the function that is being traced, where it watches other tensors.
         both = _reduces(kind) and _private.is_anything_recorded()
@@ -422,19 +414,19 @@ def solve(kind: Kind, arrays: Arrays) -> Array:
     try:
         return _differentiable(kind, arrays, options, both=both)[0]
     except tf.errors.InvalidArgumentError:
-        return _evaluate.portable(kind, arrays)  # which says what is wrong with the target
+        return None  # the core says what is wrong with the target
 
 
 def solve_with_gradient(
     kind: Kind,
     arrays: Arrays,
-    cotangent: object | None,
+    cotangent: Array | None,
     *,
     overwrite: bool = False,  # noqa: ARG001 -- TensorFlow knows itself where nobody else reads them
-) -> tuple[Array, Array]:
-    """Value, and the gradient by the logits, both of which TensorFlow can differentiate."""
+) -> tuple[Array, Array] | None:
+    """Value and gradient, both of which TensorFlow can differentiate; None to decline."""
     if not _takes(arrays):
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
+        return None
     eager = tf.executing_eagerly()
     options = _options(kind, arrays, strict=eager)
     both = _reduces(kind) and cotangent is None
@@ -445,8 +437,8 @@ def solve_with_gradient(
         form = _differentiable if eager else _traced
         value, known = form(kind, arrays, options, both=both)
     except tf.errors.InvalidArgumentError:
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    seed = _evaluate.seed_of(kind.backend, cotangent, value)
+        return None
+    seed = tf.ones_like(value) if cotangent is None else cotangent
     if not seed.dtype.is_floating:
         seed = tf.cast(seed, kind.spec.precision.compute)  # the operators take floats
     with tf.control_dependencies([value]):  # so that the logits may become the gradient

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from xentx import _linear, _problem
-from xentx._core import cross_entropy
+from xentx import _calls, _linear
+from xentx._calls import Linear
 from xentx._core._spec import OPTIONS
 from xentx._core.tiles import Tiles
-from xentx._problem import Linear
-from xentx_torch import _backend, _distributed, _native, _plans, _private
+from xentx._native import Task
+from xentx_torch import _arrays, _distributed, _native, _plans, _private
 
 Array = torch.Tensor
 NumPyArray = np.ndarray[Any, Any]
@@ -205,28 +205,28 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
-    hidden, head, bias, target, weight, sample_weight, normalizer, *operands = arrays
+    """Say again what an operator was called for."""
+    factors, (target, *_), operands = arrays[:FACTORS], arrays[FACTORS:], arrays[_FIXED:]
     ignore_index, *numbers, reduction, precision, chunk = options
-    given = {
-        name: number if operand is None else operand
-        for name, number, operand in zip(OPTIONS, numbers, operands, strict=True)
-    }
-    return _problem.linear(
-        _backend.BACKEND,
-        cross_entropy,
-        hidden,
-        head,
-        target,
-        bias=bias,
-        weight=weight,
-        sample_weight=sample_weight,
-        normalizer=normalizer,
+    task = Task(
+        "cross_entropy",
+        axis=1,
+        soft=target.is_floating_point(),
         ignore_index=ignore_index,
-        reduction=reduction,
-        precision=precision,
-        chunk=chunk or "auto",
-        **given,
+        exact=precision == "exact",
+        **dict(zip(OPTIONS, numbers, strict=True)),
     )
+    given = [name for name, array in zip(OPTIONS, operands, strict=True) if array is not None]
+    linear = _calls.linear_of(
+        _arrays.BACKEND,
+        task,
+        factors,
+        operands=given,
+        reduction=reduction,
+        chunk=chunk or None,
+        native=not given and target.dtype != torch.uint64,
+    )
+    return linear, (*arrays[:_FIXED], *(array for array in operands if array is not None))
 
 
 _ARRAYS = (

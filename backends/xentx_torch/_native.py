@@ -15,17 +15,17 @@ without a copy. For any other cotangent the kernel starts from the logits again:
 saved gradient would round twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-import xentx
-from xentx import _evaluate, _losses, _problem
+from xentx import _evaluate
+from xentx._backend import FUNCTIONS
+from xentx._calls import Kind, Problem
 from xentx._core._spec import OPTIONS
 from xentx._native import KERNEL
-from xentx._problem import Kind, Problem
-from xentx_torch import _backend, _operators, _plans, _private
+from xentx_torch import _arrays, _operators, _plans, _private
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
 
@@ -62,14 +62,12 @@ def declines(array: Array) -> str | None:
     return None
 
 
-def solve(kind: Kind, arrays: Arrays) -> Array:
-    """Value, differentiable to any order, in both modes, and by torch.func."""
+def solve(kind: Kind, arrays: Arrays) -> Array | None:
+    """Value, differentiable to any order, in both modes, and by torch.func; None to decline."""
     if is_observed():
-        if _suits_operators(kind, arrays):
-            return _operators.forward(kind.task, arrays)
-        return _evaluate.portable(kind, arrays)
+        return _operators.forward(kind.task, arrays) if _suits_operators(kind, arrays) else None
     ready = _plans.prepare(kind.plans, kind.task, arrays)
-    return _evaluate.portable(kind, arrays) if ready is None else _run((kind, ready), arrays)
+    return None if ready is None else _run((kind, ready), arrays)
 
 
 Known = tuple[Kind, Ready]
@@ -102,31 +100,22 @@ def no_calls() -> Any:
 _calls = no_calls()
 
 
-def recall(
-    pose: Callable[..., Problem], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Array | None:
-    """Value of a call in plain eager mode like one that is remembered; a node, for tracers."""
+def lookup(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array | None:
+    """Value of a call in plain eager mode like one that is stored; a node, for tracers."""
     if _is_dynamo_compiling():
-        node: Array = _in_graph(pose.__name__, *args, **kwargs)
+        node: Array = _in_graph(function.name, *args, **kwargs)
         return node
     if _calls is not None and not is_observed():
-        found: Array | Known | None = _calls.recall(pose, args, kwargs)
+        found: Array | Known | None = _calls.recall(function, args, kwargs)
         if found is not None:
             return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
-    if args and isinstance(args[0], torch.fx.Proxy):
-        function = getattr(xentx, pose.__name__, None)  # there is none for a value and its gradient
-        if function is not None:
-            proxy: Any = args[0].tracer.create_proxy("call_function", function, args, kwargs)
-            return proxy
+    if args and isinstance(args[0], torch.fx.Proxy) and function.public is not None:
+        proxy: Any = args[0].tracer.create_proxy("call_function", function.public, args, kwargs)
+        return proxy
     return None
 
 
-def remember(
-    pose: Callable[..., Problem],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    problem: Problem,
-) -> None:
+def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Problem) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
     if _calls is None or is_observed() or not (kind.native and kind.fits):
@@ -137,44 +126,40 @@ def remember(
     if ready is not None:
         simple = ready.copied is None and ready.scalar is not None
         how = (ready.plan, ready.scalar) if simple else (None, None)
-        _calls.remember(pose, args, kwargs, (kind, ready), *how)
+        _calls.remember(function, args, kwargs, (kind, ready), *how)
 
 
 def solve_with_gradient(
-    kind: Kind, arrays: Arrays, cotangent: object | None, *, overwrite: bool = False
-) -> tuple[Array, Array]:
-    """Value and gradient by the logits: in one pass, where nobody asks for their derivatives."""
+    kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
+) -> tuple[Array, Array] | None:
+    """Value and gradient: in one pass, where nobody asks for their derivatives. None to decline."""
     task, logits = kind.task, _plans.first(arrays)
     observed = is_observed()
     ready = None if observed else _plans.prepare(kind.plans, task, arrays)
     if ready is None and not (observed and _suits_operators(kind, arrays)):
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    seed = None
-    if ready is not None:
-        value = ready.empty_value(logits)
-        if cotangent is not None:
-            seed = _problem.cotangent(kind.backend, cotangent, value)
-    inputs = (*arrays, seed)
+        return None
+    inputs = (*arrays, cotangent)
     if (
         ready is None
-        or (seed is not None and not _plans.is_plain(seed))
+        or (cotangent is not None and not _plans.is_plain(cotangent))
         or (torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs))
     ):
-        value = solve(kind, arrays)
-        seed = _evaluate.seed_of(kind.backend, cotangent, value)
+        found = solve(kind, arrays)
+        if found is None:
+            return None
+        seed = torch.ones_like(found) if cotangent is None else cotangent
         by_logits = _operators.pull_back(task, 0, arrays, seed, _BY_LOGITS)[0]
-        return value, _plans.first((by_logits,))
+        return found, _plans.first((by_logits,))
+    value = ready.empty_value(logits)
     if task.operation == "log_softmax":
         ready.run(arrays, None, value, None)
-        seed = torch.ones_like(value) if seed is None else seed
+        seed = torch.ones_like(value) if cotangent is None else cotangent
         return value, _plans.pull(kind.plans, task, arrays, seed)
     in_place = overwrite and ready.gradient_strides is None
     gradient = logits if in_place else ready.empty_gradient(logits)
-    if seed is not None:
-        seed = _plans.seed(task, arrays, seed)
-    if ready.run(arrays, seed, value, gradient) >= 0:
-        return _evaluate.portable_with_gradient(kind, arrays, cotangent)
-    return value, gradient
+    given = None if cotangent is None else _plans.seed(task, arrays, cotangent)
+    wrong = ready.run(arrays, given, value, gradient)
+    return (value, gradient) if wrong < 0 else None
 
 
 # Names of their own, since a step on the way to them takes as long as their answer.
@@ -224,7 +209,7 @@ def _dynamic(name: str, value: Any, like: Array) -> Any:
     if not isinstance(value, torch.SymInt | torch.SymFloat):
         return value
     if name in _SCALARS:
-        wide = torch.float64 if _backend.BACKEND.has_float64(like) else torch.float32
+        wide = torch.float64 if _arrays.BACKEND.has_float64(like) else torch.float32
         one: Any = torch.ones((), dtype=wide, device=like.device)
         return one * value
     if name == "ignore_index":
@@ -241,7 +226,7 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     """
     kwargs = {key: _dynamic(key, value, args[0]) for key, value in kwargs.items()}
     try:
-        value: Array = _losses.EVALUATED[name](_backend.BACKEND, *args, **kwargs)
+        value: Array = FUNCTIONS[name].compute(_arrays.BACKEND, *args, **kwargs)
     except (TypeError, ValueError) as error:
         if not any(isinstance(a, _private.STAND_INS) for a in args):
             raise

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from xentx import _evaluate, _problem
-from xentx._core import cross_entropy, log_softmax
+from xentx import _calls, _evaluate
 from xentx._native import Task
-from xentx_torch import _backend, _plans, _private
+from xentx_torch import _arrays, _plans, _private
 from xentx_torch._plans import Array, Arrays
 
 Function = Callable[..., Any]
@@ -212,31 +211,8 @@ def _core(task: Task, groups: int) -> Function:
     """Portable core's value as a function of the arrays, mapped over the groups."""
 
     def function(*arrays: Array | None) -> Array:
-        logits, target, weight, sample_weight, normalizer = arrays
-        backend, axis = _backend.BACKEND, task.axis
-        precision = "exact" if task.exact else "default"
-        if task.operation == "log_softmax":
-            problem = _problem.elementwise(
-                backend, log_softmax, logits, axis=axis, precision=precision
-            )
-        else:
-            problem = _problem.rowwise(
-                backend,
-                cross_entropy,
-                logits,
-                target,
-                axis=axis,
-                weight=weight,
-                sample_weight=sample_weight,
-                ignore_index=task.ignore_index,
-                label_smoothing=task.label_smoothing,
-                z_loss=task.z_loss,
-                logit_softcap=task.logit_softcap,
-                reduction=task.reduction,
-                normalizer=normalizer,
-                precision=precision,
-            )
-        value: Array = _evaluate.portable(*problem)
+        kind = _calls.of_task(_arrays.BACKEND, task, _plans.first(arrays))
+        value: Array = _evaluate.portable(kind, arrays)
         return value
 
     def mapped(inner: Function) -> Function:

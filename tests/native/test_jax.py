@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import xentx
-from xentx import _evaluate, _problem
+from xentx import _evaluate, _validation
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx.testing import _oracle as oracle
@@ -42,8 +42,7 @@ GRADIENT_UNITS = 12
 
 def solve(problem):
     """Value by the kernel."""
-    kind, arrays = problem
-    return native.solve(kind, _evaluate._for_kernel(kind, arrays))  # noqa: SLF001
+    return _evaluate.value(problem)
 
 
 def solve_portably(problem):
@@ -58,7 +57,7 @@ def cross_entropy_problem(logits, target, **options):
         "ignore_index": -100,
         "reduction": "mean",
     }
-    return _problem.rowwise(BACKEND, _cross_entropy, logits, target, **{**defaults, **options})
+    return _validation.rowwise(BACKEND, _cross_entropy, logits, target, **{**defaults, **options})
 
 
 def cross_entropy(logits, target, *, by=solve, **options):
@@ -66,7 +65,9 @@ def cross_entropy(logits, target, *, by=solve, **options):
 
 
 def log_softmax(logits, axis=-1, by=solve):
-    return by(_problem.elementwise(BACKEND, _log_softmax, logits, axis=axis, precision="default"))
+    return by(
+        _validation.elementwise(BACKEND, _log_softmax, logits, axis=axis, precision="default")
+    )
 
 
 reference = functools.partial(cross_entropy, by=solve_portably)
@@ -868,13 +869,13 @@ GUARD = """
     jax.ffi.register_ffi_target = spy
     {fake}
     import jax.numpy as jnp
-    from xentx import _evaluate, _problem
+    from xentx import _evaluate, _validation
     from xentx._core import cross_entropy
     from xentx_jax import BACKEND
     from xentx_jax import _native as native
     def loss(x):
-        return native.solve(*_problem.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int), axis=-1,
-            weight=None, ignore_index=-100, reduction="mean"))
+        return _evaluate.value(_validation.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int),
+            axis=-1, weight=None, ignore_index=-100, reduction="mean"))
     step = jax.jit(jax.value_and_grad(loss))
     value, gradient = step(jnp.zeros((2, 3)))
     assert abs(value - 1.0986123) < 1e-6, value

@@ -36,7 +36,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import xentx_torch
-from xentx import _evaluate, _native, _problem
+from xentx import _evaluate, _native, _validation
 from xentx_torch import _native as adapter
 from xentx_torch import _operators, _private
 from xentx_torch.testing import Torch
@@ -138,7 +138,7 @@ def calls(monkeypatch):
         return called
 
     # Plans are kept.
-    monkeypatch.setattr(_problem, "_KINDS", {})
+    monkeypatch.setattr(_validation, "_KINDS", {})
     monkeypatch.setattr(_operators, "_PLANS", {})
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
     monkeypatch.setattr(_native, "KERNEL", SimpleNamespace(plan=spy))
@@ -695,7 +695,7 @@ def test_contexts_change_nothing(name, monkeypatch):
                 return loss(x, weight=WEIGHT, reduction=reduction)
 
             expected = both(function)(logits)
-            monkeypatch.setattr(_problem, "_KINDS", {})  # so that all is prepared inside
+            monkeypatch.setattr(_validation, "_KINDS", {})  # so that all is prepared inside
             with CONTEXTS[name]():
                 found = both(function)(logits)
                 inside = own(logits, weight=WEIGHT, reduction=reduction)

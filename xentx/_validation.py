@@ -1,4 +1,4 @@
-"""From arguments to one checked, normalised problem. Every error of xentx's losses is raised here.
+"""From arguments to a checked call. Every error of xentx's losses but that of an index is here.
 
 Whatever the framework, a problem is the same: arrays of that framework as they were given, and a
 hashable `Task` and `Spec` of everything else. So the texts of the errors are the same too: the
@@ -12,16 +12,25 @@ the loss. The native kernel takes the arrays as they are; `prepare` lays them ou
 import contextlib
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from xentx import _registry
 from xentx._backend import Backend, Operation, plain
-from xentx._core import reduction as reductions
-from xentx._core._spec import OPERAND, OPTIONS, Precision, Spec, bound, in_range
+from xentx._calls import (
+    Kind,
+    LinearProblem,
+    Problem,
+    linear_of,
+    precision_of,
+    shape_of,
+    spec_of,
+    widest,
+)
+from xentx._core._spec import OPERAND, OPTIONS, Precision, in_range
 from xentx._native import Task
 
 Array = Any
@@ -43,144 +52,6 @@ _DTYPES: dict[str, tuple[tuple[str, ...], str]] = {
     "bias": (FLOATS, ""),
 }
 _WIDE = 8  # bytes
-_HALF = 2**31
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """All of a problem but its arrays: hashable.
-
-    Parameters
-    ----------
-    backend
-        Whose arrays they are.
-    operation
-        The module of `xentx._core` that computes.
-    task, spec
-        The options, as the native kernel and as the core see them.
-    native
-        Whether the kernel has the operation, and can be given the target.
-    fits
-        Whether it reads the target's dtype as it is.
-    plans
-        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
-    """
-
-    backend: Backend
-    operation: Operation
-    task: Task
-    spec: Spec
-    native: bool
-    fits: bool = True
-    plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-class Problem(NamedTuple):
-    """What `xentx._evaluate` evaluates.
-
-    Parameters
-    ----------
-    kind
-        What is known without seeing a value.
-    arrays
-        Logits, target, class weights, sample weights and normalizer; None where there is none. The
-        first is the one that `value_and_grad` differentiates by. Options that are arrays follow.
-    """
-
-    kind: Kind
-    arrays: tuple[Array | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """All of a problem of `linear_cross_entropy` but its arrays: hashable.
-
-    Parameters
-    ----------
-    backend
-        Whose arrays they are.
-    kind
-        The dense problem of a chunk of rows: one loss a row, the classes on axis 1.
-    reduction
-        What becomes of the rows' losses.
-    dtype
-        Of the value.
-    rows
-        Shape of the rows; an entry is None where it isn't known yet.
-    chunk
-        How many rows to take at a time; None for as many as is good.
-    by_classes
-        Which of the two ways of `xentx._core.linear` is taken.
-    narrow
-        Whether hidden, head or bias has a narrower dtype than the compute dtype.
-    """
-
-    backend: Backend
-    kind: Kind
-    reduction: str
-    dtype: Any
-    rows: tuple[int | None, ...]
-    chunk: int | None
-    by_classes: bool
-    narrow: bool
-
-    @property
-    def is_early(self) -> bool:
-        """Whether gradients can be formed beside the value, before the cotangent is known.
-
-        Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.
-        """
-        return self.reduction != "none" and not self.narrow
-
-
-class LinearProblem(NamedTuple):
-    """What `xentx._linear` evaluates.
-
-    Parameters
-    ----------
-    linear
-        What is known without seeing a value.
-    arrays
-        Hidden, head, bias, target, class weights, sample weights and normalizer; None where there
-        is none. Options that are arrays follow.
-    """
-
-    linear: Linear
-    arrays: tuple[Array | None, ...]
-
-
-class Counted(NamedTuple):
-    """A problem whose normalizer is asked for too."""
-
-    problem: Problem | LinearProblem
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A problem laid out for the core, in the dtypes and shapes that it computes with.
-
-    Parameters
-    ----------
-    spec
-        As of the problem, with what was seen of the class indices.
-    bound
-        The same with the values of options that are arrays; not hashable where there are any.
-    arrays
-        What the operation takes.
-    sample_weight, divisor
-        What the rows' losses are multiplied by, and what a mean divides their sum by.
-    """
-
-    spec: Spec
-    bound: Spec
-    arrays: tuple[Array | None, ...]
-    sample_weight: Array | None = None
-    divisor: Array | None = None
-
-
-def shape_of(array: Array) -> tuple[int | None, ...]:
-    """Shape; an entry is None where a tracing compiler doesn't know it yet."""
-    return tuple(array.shape)
 
 
 def _agree(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
@@ -421,18 +292,7 @@ def _logits(
     shape = shape_of(logits)
     axis = _check_axis(axis, shape, first)
     classes = _check_classes(shape, axis, first)
-    xp = backend.namespace(logits)
-    wide = backend.has_float64(logits)
-    double = dtype == "float64" or (exact and wide)
-    compute = xp.float64 if double else xp.float32
-    precision = Precision(
-        compute=compute,
-        accumulate=xp.float64 if wide else compute,
-        # In float64 the gaps of narrower logits are as good as exact.
-        recover=dtype == "float64" or (dtype == "float32" and not double),
-        compensate=not wide,
-    )
-    return axis, classes, precision
+    return axis, classes, precision_of(backend, logits, dtype, exact=exact)
 
 
 def _target(
@@ -464,46 +324,6 @@ def _target(
         f"{first} of shape {full} with classes on axis {axis}"
     )
     raise ValueError(msg)
-
-
-def indices(
-    backend: Backend,
-    target: Array,
-    like: Array,
-    spec: Spec,
-    ignore_index: int | None,
-) -> tuple[Array, bool, int | None]:
-    """Check class indices wherever they can be seen, and give them the core's dtype.
-
-    Returns them with whether they were seen, and the index of the rows to ignore: None where there
-    was seen to be no such row.
-    """
-    seen = backend.is_concrete(target)
-    ignored = ignore_index
-    if seen:
-        values = backend.to_numpy(target)
-        wrong = (values < 0) | (values >= spec.classes)
-        if ignored is not None:
-            ignorable = values == ignored
-            wrong &= ~ignorable
-            ignored = ignored if ignorable.any() else None
-        if wrong.any():
-            at = tuple(int(i) for i in np.argwhere(wrong)[0])
-            msg = (
-                f"target: got {values[at]} at position {at[0] if len(at) == 1 else at}; expected "
-                f"0 <= target < {spec.classes}"
-                + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
-            )
-            raise IndexError(msg)
-    xp = backend.namespace(like)
-    dtype = xp.int64 if backend.has_float64(like) else xp.int32
-    if ignored is not None and seen and not -_HALF <= ignored < _HALF and dtype is xp.int32:
-        msg = (
-            f"ignore_index: got {ignored}, which is in target; expected {-_HALF} <= ignore_index < "
-            f"{_HALF} where the framework has no integers of 64 bits (hint: jax.enable_x64)"
-        )
-        raise ValueError(msg)
-    return xp.astype(target, dtype, copy=False), seen, ignored
 
 
 def _check_weight(
@@ -615,7 +435,7 @@ def elementwise(
         exact = _check_accuracy(backend, precision, logits)
         place, classes, dtypes = _logits(backend, logits, axis, "logits", exact=exact)
         task = Task(operation.NAME, place, exact=exact)
-        kind = Kind(backend, operation, task, Spec(place, classes, dtypes), native=True)
+        kind = Kind(backend, operation, task, spec_of(task, classes, dtypes), native=True)
         _remember(backend, key, kind)
     return Problem(kind, (logits, None, None, None, None))
 
@@ -717,16 +537,8 @@ def _check_rowwise(
         for name, option in zip(OPTIONS, (smoothing, z, cap), strict=True)
     }
     task = Task(operation.NAME, axis, soft, reduction, ignore, exact=exact, **numbers)
-    spec = Spec(
-        axis=axis,
-        classes=classes,
-        precision=dtypes,
-        soft=soft,
-        ignore_index=None if soft else ignore,
-        label_smoothing=smoothing,
-        z_loss=z,
-        logit_softcap=cap,
-    )
+    given = dict(zip(OPTIONS, (smoothing, z, cap), strict=True))
+    spec = replace(spec_of(task, classes, dtypes), **given)
     dtype = backend.dtype_name(target)
     # An index too large for the type that the kernel reads must be seen to be out of range.
     wide = backend.has_float64(logits)
@@ -786,29 +598,20 @@ def linear(
     )
     options = (-1, ignore_index, *scalars, reduction, precision)
     names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
-    dtypes = {name: _check_dtype(backend, name, array, FLOATS) for name, array in names.items()}
+    dtypes = [_check_dtype(backend, name, array, FLOATS) for name, array in names.items()]
     shape, classes = _check_shapes(hidden, head, bias)
     xp = backend.namespace(hidden)
-    wide = "float64" if "float64" in dtypes.values() else "float32"
-    like = xp.zeros((), dtype=getattr(xp, wide)).dtype
+    like = xp.zeros((), dtype=getattr(xp, widest(dtypes))).dtype
     logits = _StandIn(xp, hidden, (*shape, classes), like)
     kind = _check_rowwise(backend, operation, (logits, target, *others), options, "hidden @ head.T")
-    compute = backend.dtype_name(xp.zeros((), dtype=kind.spec.precision.compute))
-    static = Linear(
-        backend=backend,
-        kind=replace(
-            kind,
-            task=replace(kind.task, axis=1, reduction="none"),
-            spec=replace(kind.spec, axis=1),
-            fits=True,
-            plans={},
-        ),
+    static = linear_of(
+        backend,
+        replace(kind.task, axis=1, reduction="none"),
+        (hidden, head, bias),
+        operands=kind.spec.operands,
         reduction=kind.task.reduction,
-        dtype=like,
-        rows=shape,
         chunk=_check_chunk(chunk),
-        by_classes=dtypes["hidden"] != compute or dtypes["head"] != compute,
-        narrow=any(dtype != compute for dtype in dtypes.values()),
+        native=kind.native,
     )
     if hasattr(backend, "of_sizes"):
         weight, sample_weight, normalizer = others
@@ -867,42 +670,12 @@ def _check_chunk(chunk: object) -> int | None:
     return size
 
 
-def prepare(problem: Problem) -> Prepared:
-    """Lay a problem out for the core, and check class indices wherever they can be seen."""
-    kind = problem.kind
-    backend, task, spec = kind.backend, kind.task, kind.spec
-    logits, target, weight, sample_weight, normalizer, *options = problem.arrays
-    if target is None:
-        return Prepared(spec, spec, (logits,))
-    xp = backend.namespace(logits)
-    if not spec.soft:
-        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
-        target = xp.expand_dims(target, axis=spec.axis)
-        device = backend.device(logits)
-        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
-    compute = spec.precision.compute
-    if weight is not None:
-        shape = tuple(-1 if d == spec.axis else 1 for d in range(len(shape_of(logits))))
-        weight = xp.reshape(xp.astype(weight, compute, copy=False), shape)
-    if sample_weight is not None:
-        sample_weight = xp.astype(sample_weight, compute, copy=False)
-        sample_weight = xp.expand_dims(sample_weight, axis=spec.axis)
-    options = [xp.astype(option, compute, copy=False) for option in options]
-    whole = bound(xp, spec, logits, options)
-    divisor = None
-    if normalizer is not None:
-        divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
-    elif task.reduction in ("mean", "weighted_mean"):
-        with backend.evaluating():
-            divisor = reductions.divisor(xp, whole, task.reduction, target, weight, sample_weight)
-    return Prepared(spec, whole, (logits, target, weight, *options), sample_weight, divisor)
-
-
 def cotangent(
-    backend: Backend, value: object, like: Array, shape: tuple[int | None, ...] | None = None
-) -> Array:
-    """Check the cotangent of a value: of an array like it, or of a `shape`."""
-    shape = shape_of(like) if shape is None else shape
+    backend: Backend, value: object, like: Array, shape: tuple[int | None, ...]
+) -> Array | None:
+    """Check the cotangent of a value of some shape, beside an array of the call."""
+    if value is None:
+        return None
     array = _convert(backend, "cotangent", value, like, "the value")
     _check_dtype(backend, "cotangent", array, FLOATS + INTEGERS)
     if not _agree(shape_of(array), shape):

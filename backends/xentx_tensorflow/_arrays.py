@@ -1,0 +1,90 @@
+"""TensorFlow's arrays: the answers to the questions of `xentx._backend.Backend`."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from xentx._backend import CallCache, LinearAdapter, NativeAdapter, Operation
+from xentx._core._spec import Spec
+from xentx_tensorflow import _autodiff
+
+Array = Any
+
+
+class TensorFlowBackend:
+    """tf.Tensor, eager or symbolic, and tf.Variable."""
+
+    name = "tensorflow"
+    native: NativeAdapter | None = None
+    linear: LinearAdapter | None = None
+    cache: CallCache | None = None
+
+    def owns(self, value: object) -> bool:
+        return isinstance(value, tf.Tensor | tf.Variable)
+
+    def array(self, value: Any, like: Array) -> Array:
+        """Make a DTensor where `like` is one, replicated over its mesh."""
+        tensor = tf.convert_to_tensor(value)
+        if _autodiff.is_dtensor(like) and not _autodiff.is_dtensor(tensor):
+            dtensor = tf.experimental.dtensor
+            mesh = dtensor.fetch_layout(like).mesh
+            return dtensor.copy_to_mesh(tensor, dtensor.Layout.replicated(mesh, tensor.ndim))
+        if tensor.shape.rank is None:
+            msg = (
+                "got a tensor of unknown rank; expected one whose rank is known when the function "
+                "is traced (hint: tf.ensure_shape)"
+            )
+            raise ValueError(msg)
+        return tensor
+
+    def of_sizes(
+        self, name: str, array: Array | None, like: Array, axes: Sequence[int]
+    ) -> Array | None:
+        """Check when a graph runs the sizes that are unknown when it is traced."""
+        if array is None or tf.executing_eagerly():
+            return array
+        pairs = [(array.shape[i], like.shape[axis]) for i, axis in enumerate(axes)]
+        if not any(None in pair for pair in pairs):
+            return array
+        given, full = tf.shape(array), tf.shape(like)
+        wanted = tf.gather(full, list(axes))
+        # Each part is printed in brackets of its own.
+        text = [f"{name}: got shape", given, "; expected", wanted, "beside an array of shape", full]
+        fits = tf.reduce_all(given[: len(pairs)] == wanted)
+        with tf.control_dependencies([tf.debugging.Assert(fits, text)]):
+            return tf.identity(array)
+
+    def namespace(self, array: Array) -> Any:  # noqa: ARG002
+        return _autodiff.NAMESPACE
+
+    def dtype_name(self, array: Array) -> str:
+        name: str = array.dtype.name
+        return name
+
+    def is_concrete(self, array: Array) -> bool:
+        return not (tf.is_symbolic_tensor(array) or _autodiff.is_dtensor(array))
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = np.asarray(array.numpy())
+        return values
+
+    def is_compiling(self) -> bool:
+        return False
+
+    def has_float64(self, array: Array) -> bool:  # noqa: ARG002
+        return True
+
+    def device(self, array: Array) -> Any:  # noqa: ARG002
+        return None
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+        return _autodiff.attach(operation, spec, arrays)
+
+
+BACKEND = TensorFlowBackend()

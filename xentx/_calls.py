@@ -1,0 +1,320 @@
+"""Checked calls: their arrays, all else in a hashable form, and their layout for the core.
+
+The native kernel takes the arrays as they are; `prepare` lays them out for the core.
+"""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xentx._backend import Backend, Operation
+from xentx._core import cross_entropy, log_softmax, nll_loss
+from xentx._core import reduction as reductions
+from xentx._core._spec import OPERAND, Precision, Spec, bound
+from xentx._native import Task
+
+Array = Any
+
+OPERATIONS: dict[str, Operation] = {
+    operation.NAME: operation for operation in (cross_entropy, log_softmax, nll_loss)
+}
+_HALF = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """All of a problem but its arrays: hashable.
+
+    Parameters
+    ----------
+    backend
+        Whose arrays they are.
+    operation
+        The module of `xentx._core` that computes.
+    task, spec
+        The options, as the native kernel and as the core see them.
+    native
+        Whether the kernel has the operation, and can be given the target.
+    fits
+        Whether it reads the target's dtype as it is.
+    plans
+        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
+    """
+
+    backend: Backend
+    operation: Operation
+    task: Task
+    spec: Spec
+    native: bool
+    fits: bool = True
+    plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+class Problem(NamedTuple):
+    """A checked call: what `xentx._evaluate` evaluates.
+
+    Parameters
+    ----------
+    kind
+        What is known without seeing a value.
+    arrays
+        Logits, target, class weights, sample weights and normalizer; None where there is none. The
+        first is the one that `value_and_grad` differentiates by. Options that are arrays follow.
+    """
+
+    kind: Kind
+    arrays: tuple[Array | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """All of a problem of `linear_cross_entropy` but its arrays: hashable.
+
+    Parameters
+    ----------
+    backend
+        Whose arrays they are.
+    kind
+        The dense problem of a chunk of rows: one loss a row, the classes on axis 1.
+    reduction
+        What becomes of the rows' losses.
+    dtype
+        Of the value.
+    rows
+        Shape of the rows; an entry is None where it isn't known yet.
+    chunk
+        How many rows to take at a time; None for as many as is good.
+    by_classes
+        Which of the two ways of `xentx._core.linear` is taken.
+    narrow
+        Whether hidden, head or bias has a narrower dtype than the compute dtype.
+    """
+
+    backend: Backend
+    kind: Kind
+    reduction: str
+    dtype: Any
+    rows: tuple[int | None, ...]
+    chunk: int | None
+    by_classes: bool
+    narrow: bool
+
+    @property
+    def is_early(self) -> bool:
+        """Whether gradients can be formed beside the value, before the cotangent is known.
+
+        Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.
+        """
+        return self.reduction != "none" and not self.narrow
+
+
+class LinearProblem(NamedTuple):
+    """What `xentx._linear` evaluates.
+
+    Parameters
+    ----------
+    linear
+        What is known without seeing a value.
+    arrays
+        Hidden, head, bias, target, class weights, sample weights and normalizer; None where there
+        is none. Options that are arrays follow.
+    """
+
+    linear: Linear
+    arrays: tuple[Array | None, ...]
+
+
+class Counted(NamedTuple):
+    """A problem whose normalizer is asked for too."""
+
+    problem: Problem | LinearProblem
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A problem laid out for the core, in the dtypes and shapes that it computes with.
+
+    Parameters
+    ----------
+    spec
+        As of the problem, with what was seen of the class indices.
+    bound
+        The same with the values of options that are arrays; not hashable where there are any.
+    arrays
+        What the operation takes.
+    sample_weight, divisor
+        What the rows' losses are multiplied by, and what a mean divides their sum by.
+    """
+
+    spec: Spec
+    bound: Spec
+    arrays: tuple[Array | None, ...]
+    sample_weight: Array | None = None
+    divisor: Array | None = None
+
+
+def shape_of(array: Array) -> tuple[int | None, ...]:
+    """Shape; an entry is None where a tracing compiler doesn't know it yet."""
+    return tuple(array.shape)
+
+
+def precision_of(backend: Backend, array: Array, dtype: str, *, exact: bool) -> Precision:
+    """Choose the dtypes to compute in for logits of a dtype, beside `array`."""
+    xp = backend.namespace(array)
+    wide = backend.has_float64(array)
+    double = dtype == "float64" or (exact and wide)
+    compute = xp.float64 if double else xp.float32
+    return Precision(
+        compute=compute,
+        accumulate=xp.float64 if wide else compute,
+        # In float64 the gaps of narrower logits are as good as exact.
+        recover=dtype == "float64" or (dtype == "float32" and not double),
+        compensate=not wide,
+    )
+
+
+def spec_of(task: Task, classes: int | None, precision: Precision) -> Spec:
+    """Say what a task is for the core."""
+    has_indices = OPERATIONS[task.operation].IS_ROWWISE and not task.soft
+    return Spec(
+        axis=task.axis,
+        classes=classes,
+        precision=precision,
+        soft=task.soft,
+        ignore_index=task.ignore_index if has_indices else None,
+        label_smoothing=task.label_smoothing,
+        z_loss=task.z_loss,
+        logit_softcap=task.logit_softcap,
+    )
+
+
+def of_task(backend: Backend, task: Task, logits: Array) -> Kind:
+    """Say again what was found out about a call, from the task that the kernel was given."""
+    dtype = backend.dtype_name(logits)
+    precision = precision_of(backend, logits, dtype, exact=task.exact)
+    spec = spec_of(task, shape_of(logits)[task.axis], precision)
+    return Kind(backend, OPERATIONS[task.operation], task, spec, native=True)
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """Name the dtype of the value of a loss whose factors have these dtypes."""
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def linear_of(
+    backend: Backend,
+    task: Task,
+    factors: tuple[Array, Array, Array | None],
+    *,
+    operands: Iterable[str],
+    reduction: str,
+    chunk: int | None,
+    native: bool,
+) -> Linear:
+    """Say what is known of a call of `linear_cross_entropy` whose arguments fit.
+
+    Parameters
+    ----------
+    task
+        That of a chunk of rows.
+    factors
+        Hidden, head and bias.
+    operands
+        Names of the options that are arrays.
+    reduction, chunk
+        As in `Linear`.
+    native
+        Whether the kernel can be given the target and the options.
+    """
+    hidden, head, _ = factors
+    dtypes = [backend.dtype_name(array) for array in factors if array is not None]
+    dtype = widest(dtypes)
+    precision = precision_of(backend, hidden, dtype, exact=task.exact)
+    spec = spec_of(task, shape_of(head)[0], precision)
+    arrays: dict[str, Any] = dict.fromkeys(operands, OPERAND)
+    spec = replace(spec, **arrays)
+    xp = backend.namespace(hidden)
+    compute = backend.dtype_name(xp.zeros((), dtype=precision.compute))
+    return Linear(
+        backend=backend,
+        kind=Kind(backend, OPERATIONS[task.operation], task, spec, native),
+        reduction=reduction,
+        dtype=xp.zeros((), dtype=getattr(xp, dtype)).dtype,
+        rows=shape_of(hidden)[:-1],
+        chunk=chunk,
+        by_classes=any(name != compute for name in dtypes[:2]),
+        narrow=any(name != compute for name in dtypes),
+    )
+
+
+def indices(
+    backend: Backend,
+    target: Array,
+    like: Array,
+    spec: Spec,
+    ignore_index: int | None,
+) -> tuple[Array, bool, int | None]:
+    """Check class indices wherever they can be seen, and give them the core's dtype.
+
+    Returns them with whether they were seen, and the index of the rows to ignore: None where there
+    was seen to be no such row.
+    """
+    seen = backend.is_concrete(target)
+    ignored = ignore_index
+    if seen:
+        values = backend.to_numpy(target)
+        wrong = (values < 0) | (values >= spec.classes)
+        if ignored is not None:
+            ignorable = values == ignored
+            wrong &= ~ignorable
+            ignored = ignored if ignorable.any() else None
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            msg = (
+                f"target: got {values[at]} at position {at[0] if len(at) == 1 else at}; expected "
+                f"0 <= target < {spec.classes}"
+                + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
+            )
+            raise IndexError(msg)
+    xp = backend.namespace(like)
+    dtype = xp.int64 if backend.has_float64(like) else xp.int32
+    if ignored is not None and seen and not -_HALF <= ignored < _HALF and dtype is xp.int32:
+        msg = (
+            f"ignore_index: got {ignored}, which is in target; expected {-_HALF} <= ignore_index < "
+            f"{_HALF} where the framework has no integers of 64 bits (hint: jax.enable_x64)"
+        )
+        raise ValueError(msg)
+    return xp.astype(target, dtype, copy=False), seen, ignored
+
+
+def prepare(problem: Problem) -> Prepared:
+    """Lay a problem out for the core, and check class indices wherever they can be seen."""
+    kind = problem.kind
+    backend, task, spec = kind.backend, kind.task, kind.spec
+    logits, target, weight, sample_weight, normalizer, *options = problem.arrays
+    if target is None:
+        return Prepared(spec, spec, (logits,))
+    xp = backend.namespace(logits)
+    if not spec.soft:
+        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
+        target = xp.expand_dims(target, axis=spec.axis)
+        device = backend.device(logits)
+        spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
+    compute = spec.precision.compute
+    if weight is not None:
+        shape = tuple(-1 if d == spec.axis else 1 for d in range(len(shape_of(logits))))
+        weight = xp.reshape(xp.astype(weight, compute, copy=False), shape)
+    if sample_weight is not None:
+        sample_weight = xp.astype(sample_weight, compute, copy=False)
+        sample_weight = xp.expand_dims(sample_weight, axis=spec.axis)
+    options = [xp.astype(option, compute, copy=False) for option in options]
+    whole = bound(xp, spec, logits, options)
+    divisor = None
+    if normalizer is not None:
+        divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
+    elif task.reduction in ("mean", "weighted_mean"):
+        with backend.evaluating():
+            divisor = reductions.divisor(xp, whole, task.reduction, target, weight, sample_weight)
+    return Prepared(spec, whole, (logits, target, weight, *options), sample_weight, divisor)

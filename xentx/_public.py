@@ -1,0 +1,166 @@
+"""Public functions: dispatch, an adapter's cache, and what the function computes.
+
+``xentx.cross_entropy(x, y)`` finds the backend by the type of ``x``. ``xentx_torch.cross_entropy``
+is bound to one backend, and raises for an array of another. Both go the same way:
+
+1. The backend's call cache answers, or declines (`xentx._backend.CallCache`).
+2. The arguments are validated (`xentx._validation`), which gives a checked call.
+3. An engine evaluates that (`xentx._evaluate`, `xentx._linear`).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from xentx import _backend, _evaluate, _linear, _registry, _validation
+from xentx._backend import Backend
+from xentx._calls import Counted, LinearProblem, Problem
+
+Array = Any
+P = ParamSpec("P")
+R = TypeVar("R")
+Find = Callable[[object], Backend]
+
+
+class Function:
+    """What a public function computes for a backend and the arguments.
+
+    Parameters
+    ----------
+    name
+        A name of its own, by which graphs of compilers hold it.
+    compute
+        Takes the backend and the arguments.
+    """
+
+    def __init__(self, name: str, compute: Callable[..., Any]) -> None:
+        self.name = name
+        self.compute = compute
+        self.public: Callable[..., Any] | None = None  # the function that dispatches
+        _backend.FUNCTIONS[name] = self
+
+    def dispatched(self, find: Find, like: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the public function that finds the backend by its first argument.
+
+        It is documented as `like`, whose first parameter is the backend.
+        """
+        compute = self.compute
+
+        @functools.wraps(like, updated=())
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            # Without arguments Python's own error names what is missing.
+            backend = find(args[0]) if args else _backend.BACKEND
+            cache = backend.cache
+            value = None if cache is None else cache.lookup(self, args, kwargs)
+            return compute(backend, *args, **kwargs) if value is None else value
+
+        signature = inspect.signature(like)
+        parameters = list(signature.parameters.values())[1:]
+        evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=parameters
+        )
+        # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite
+        # none: they branch on no values. This is the mark that its own do_not_convert leaves.
+        evaluated.autograph_info__ = None  # type: ignore[attr-defined]
+        return evaluated
+
+
+class Loss(Function):
+    """A loss: the arguments are validated, and a solver evaluates the checked call.
+
+    Parameters
+    ----------
+    validate
+        Takes a backend and the arguments, and returns a checked call.
+    solver
+        The module that evaluates it: `xentx._evaluate` or `xentx._linear`.
+    """
+
+    def __init__(self, validate: Callable[..., Any], solver: Any) -> None:
+        super().__init__(validate.__name__, self.value)
+        self.validate = validate
+        self.solver = solver
+        self.gradient = Function(f"{self.name} and its gradient", self.value_and_grad)
+
+    def value(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
+        """Value for the arguments, with its normalizer if that is asked for."""
+        validated = self.validate(backend, *args, **kwargs)
+        if type(validated) is Counted:
+            problem = validated.problem
+            return self.solver.value(problem), self.solver.normalizer(problem)
+        value = self.solver.value(validated)
+        if backend.cache is not None and type(validated) is Problem:
+            backend.cache.store(self, args, kwargs, validated)
+        return value
+
+    def value_and_grad(
+        self, backend: Backend, /, *args: Any, cotangent: object | None = None, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Value for the arguments, and the cotangent pulled back to the first array."""
+        validated = self.validate(backend, *args, **kwargs)
+        counted = type(validated) is Counted
+        problem = validated.problem if counted else validated
+        shape = self.solver.value_shape(problem)
+        seed = _validation.cotangent(backend, cotangent, problem.arrays[0], shape)
+        value, gradient = self.solver.value_and_gradient(problem, seed)
+        return ((value, self.solver.normalizer(problem)) if counted else value), gradient
+
+    def loss_function(self, find: Find) -> Callable[..., Any]:
+        """Make the public function, which carries this object as its attribute ``loss``."""
+        evaluated: Any = self.dispatched(find, self.validate)
+        signature = inspect.signature(evaluated)
+        evaluated.__signature__ = signature.replace(return_annotation=Array)
+        evaluated.loss = self
+        gradient: Any = self.gradient.dispatched(find, self.validate)
+        cotangent = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
+        gradient.__signature__ = signature.replace(
+            parameters=[*signature.parameters.values(), cotangent],
+            return_annotation=tuple[Array, Array],
+        )
+        evaluated.value_and_grad = gradient
+        return evaluated
+
+
+def _first(function: Callable[..., Any]) -> str:
+    """Name the argument that says which backend computes."""
+    return list(inspect.signature(function).parameters)[1]
+
+
+def loss(
+    validate: Callable[Concatenate[Backend, P], Problem | Counted], solver: Any = _evaluate
+) -> Callable[P, Array]:
+    """Make a function that validates the arguments of a loss the public function."""
+    made = Loss(validate, solver)
+    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
+    return made.public
+
+
+def linear_loss(
+    validate: Callable[Concatenate[Backend, P], LinearProblem | Counted],
+) -> Callable[P, Array]:
+    """Do the same for a loss of the last layer."""
+    made = Loss(validate, _linear)
+    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
+    return made.public
+
+
+def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
+    """Make the public function of one that takes the backend first, and computes."""
+    made = Function(compute.__name__, compute)
+    made.public = made.dispatched(functools.partial(_registry.require, _first(compute)), compute)
+    return made.public
+
+
+def bind(function: Any, backend: Backend) -> Callable[..., Any]:
+    """Bind the public function of a loss to one backend. It raises for an array of another."""
+    made: Loss = function.loss
+    first = _first(made.validate)
+
+    def find(array: object) -> Backend:
+        if not backend.owns(array):
+            msg = f"{first}: got {_registry.describe(array)}; expected a {backend.name} array"
+            raise TypeError(msg)
+        return backend
+
+    return made.loss_function(find)
