@@ -152,9 +152,34 @@ def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
     return made.public
 
 
-def bind(function: Any, backend: Backend) -> Callable[..., Any]:
-    """Bind the public function of a loss to one backend. It raises for an array of another."""
-    made: Loss = function.loss
+def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+    """Bind the public function of a loss to one backend.
+
+    Parameters
+    ----------
+    function : callable
+        `xentx.log_softmax`, `xentx.nll_loss`, `xentx.cross_entropy` or
+        `xentx.linear_cross_entropy`.
+    backend : Backend
+        The only one whose arrays the result takes.
+
+    Returns
+    -------
+    callable
+        The same function without a search for the backend. It raises a TypeError for an array of
+        another library.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> import xentx_numpy
+    >>> from xentx.extending import bind
+    >>> log_softmax = bind(xentx.log_softmax, xentx_numpy.BACKEND)
+    >>> log_softmax(np.asarray([[0.0, 0.0]])).round(6)
+    array([[-0.693147, -0.693147]])
+    """
+    made: Loss = function.loss  # type: ignore[attr-defined]
     first = _first(made.validate)
 
     def find(array: object) -> Backend:

@@ -9,5 +9,6 @@ a whole one.
 
 from xentx._backend import ArrayAPIBackend, Backend, Operation
 from xentx._core._spec import Spec
+from xentx._public import bind
 
-__all__ = ["ArrayAPIBackend", "Backend", "Operation", "Spec"]
+__all__ = ["ArrayAPIBackend", "Backend", "Operation", "Spec", "bind"]
