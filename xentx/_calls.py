@@ -39,6 +39,8 @@ class Kind:
         Whether the kernel has the operation, and can be given the target.
     fits
         Whether it reads the target's dtype as it is.
+    is_sized
+        Whether all sizes are known, as in a TensorFlow graph they may not be.
     plans
         Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
     """
@@ -49,6 +51,7 @@ class Kind:
     spec: Spec
     native: bool
     fits: bool = True
+    is_sized: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

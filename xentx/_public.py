@@ -47,7 +47,6 @@ class Function:
         """
         compute = self.compute
 
-        @functools.wraps(like, updated=())
         def evaluated(*args: Any, **kwargs: Any) -> Any:
             # Without arguments Python's own error names what is missing.
             backend = find(args[0]) if args else _backend.BACKEND
@@ -55,15 +54,7 @@ class Function:
             value = None if cache is None else cache.lookup(self, args, kwargs)
             return compute(backend, *args, **kwargs) if value is None else value
 
-        signature = inspect.signature(like)
-        parameters = list(signature.parameters.values())[1:]
-        evaluated.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=parameters
-        )
-        # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite
-        # none: they branch on no values. This is the mark that its own do_not_convert leaves.
-        evaluated.autograph_info__ = None  # type: ignore[attr-defined]
-        return evaluated
+        return _documented(evaluated, like)
 
 
 class Loss(Function):
@@ -85,14 +76,33 @@ class Loss(Function):
 
     def value(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
         """Value for the arguments, with its normalizer if that is asked for."""
-        validated = self.validate(backend, *args, **kwargs)
+        return self.evaluate(self.validate(backend, *args, **kwargs))
+
+    def evaluate(self, validated: Any) -> Any:
+        """Value of a checked call, with its normalizer if that is asked for."""
         if type(validated) is Counted:
             problem = validated.problem
             return self.solver.value(problem), self.solver.normalizer(problem)
-        value = self.solver.value(validated)
-        if backend.cache is not None and type(validated) is Problem:
-            backend.cache.store(self, args, kwargs, validated)
-        return value
+        return self.solver.value(validated)
+
+    def dispatched(self, find: Find, like: Callable[..., Any]) -> Callable[..., Any]:
+        """Make the public function, which stores its calls in an adapter's cache."""
+        validate, evaluate = self.validate, self.evaluate
+
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            backend = find(args[0]) if args else _backend.BACKEND
+            cache = backend.cache
+            if cache is not None:
+                value = cache.lookup(self, args, kwargs)
+                if value is not None:
+                    return value
+            validated = validate(backend, *args, **kwargs)
+            value = evaluate(validated)
+            if cache is not None and type(validated) is Problem:
+                cache.store(self, args, kwargs, validated)
+            return value
+
+        return _documented(evaluated, like)
 
     def value_and_grad(
         self, backend: Backend, /, *args: Any, cotangent: object | None = None, **kwargs: Any
@@ -101,8 +111,10 @@ class Loss(Function):
         validated = self.validate(backend, *args, **kwargs)
         counted = type(validated) is Counted
         problem = validated.problem if counted else validated
-        shape = self.solver.value_shape(problem)
-        seed = _validation.cotangent(backend, cotangent, problem.arrays[0], shape)
+        seed = cotangent
+        if seed is not None:
+            shape = self.solver.value_shape(problem)
+            seed = _validation.cotangent(backend, seed, problem.arrays[0], shape)
         value, gradient = self.solver.value_and_gradient(problem, seed)
         return ((value, self.solver.normalizer(problem)) if counted else value), gradient
 
@@ -120,6 +132,17 @@ class Loss(Function):
         )
         evaluated.value_and_grad = gradient
         return evaluated
+
+
+def _documented(evaluated: Any, like: Callable[..., Any]) -> Any:
+    """Give a public function the name, text and signature of `like`, without the backend."""
+    evaluated = functools.wraps(like, updated=())(evaluated)
+    signature = inspect.signature(like)
+    evaluated.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
+    # they branch on no values. This is the mark that its own do_not_convert leaves.
+    evaluated.autograph_info__ = None
+    return evaluated
 
 
 def _first(function: Callable[..., Any]) -> str:

@@ -69,8 +69,11 @@ def _array(backend: Backend, name: str, value: object, like: Array) -> Array:
     try:
         return backend.array(value, like)
     except (TypeError, ValueError) as error:
-        msg = f"{name}: {error}"
-        raise type(error)(msg) from None
+        raise _named(name, error) from None
+
+
+def _named(name: str, error: TypeError | ValueError) -> Exception:
+    return type(error)(f"{name}: {error}")
 
 
 def _convert(backend: Backend, name: str, value: object, like: Array, first: str) -> Array:
@@ -79,7 +82,10 @@ def _convert(backend: Backend, name: str, value: object, like: Array, first: str
     NumPy's arrays and lists are at home everywhere; any other mixture is a mistake.
     """
     if type(value) is type(like):  # which needs no look at whose it is
-        return _array(backend, name, value, like)
+        try:
+            return backend.array(value, like)
+        except (TypeError, ValueError) as error:
+            raise _named(name, error) from None
     if isinstance(value, list | tuple | Real):
         # Lists of different lengths are no array, which the error below says.
         with contextlib.suppress(TypeError, ValueError):
@@ -468,8 +474,13 @@ def rowwise(
     if normalizer is not None:
         normalizer = _convert(backend, "normalizer", normalizer, logits, first)
     arrays = (logits, target, weight, sample_weight, normalizer)
-    scalars, operands = _operands(backend, (label_smoothing, z_loss, logit_softcap), logits, first)
-    options = (axis, ignore_index, *scalars, reduction, precision)
+    operands: tuple[Array, ...] = ()
+    if logit_softcap is not None or not type(label_smoothing) is type(z_loss) is float:
+        scalars, operands = _operands(
+            backend, (label_smoothing, z_loss, logit_softcap), logits, first
+        )
+        label_smoothing, z_loss, logit_softcap = scalars
+    options = (axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
     key = (
         backend,
         operation,
@@ -490,14 +501,14 @@ def rowwise(
     if kind is None:
         kind = _check_rowwise(backend, operation, arrays, options, first)
         _remember(backend, key, kind)
-    if hasattr(backend, "of_sizes"):
+    if not kind.is_sized and hasattr(backend, "of_sizes"):
         every, axis = range(len(logits.shape)), kind.task.axis
         rows = [d for d in every if d != axis]
         target = backend.of_sizes("target", target, logits, every if kind.task.soft else rows)
         weight = backend.of_sizes("weight", weight, logits, [axis])
         sample_weight = backend.of_sizes("sample_weight", sample_weight, logits, rows)
         arrays = (logits, target, weight, sample_weight, normalizer)
-    return Problem(kind, (*arrays, *operands))
+    return Problem(kind, (*arrays, *operands) if operands else arrays)
 
 
 def _check_rowwise(
@@ -545,7 +556,9 @@ def _check_rowwise(
     wraps = dtype == "uint64" or (dtype in ("uint32", "int64") and not wide)
     native = operation.NAME != "nll_loss" and not wraps and not has_operands
     fits = dtype in ("int32", "int64", *FLOATS)
-    return Kind(backend, operation, task, spec, native, fits)
+    given = (logits, target, weight, sample_weight)
+    is_sized = all(array is None or None not in shape_of(array) for array in given)
+    return Kind(backend, operation, task, spec, native, fits, is_sized)
 
 
 class _StandIn:
@@ -613,7 +626,7 @@ def linear(
         chunk=_check_chunk(chunk),
         native=kind.native,
     )
-    if hasattr(backend, "of_sizes"):
+    if not kind.is_sized and hasattr(backend, "of_sizes"):
         weight, sample_weight, normalizer = others
         rows = range(len(shape))
         target = backend.of_sizes("target", target, hidden, rows)
@@ -670,12 +683,8 @@ def _check_chunk(chunk: object) -> int | None:
     return size
 
 
-def cotangent(
-    backend: Backend, value: object, like: Array, shape: tuple[int | None, ...]
-) -> Array | None:
+def cotangent(backend: Backend, value: object, like: Array, shape: tuple[int | None, ...]) -> Array:
     """Check the cotangent of a value of some shape, beside an array of the call."""
-    if value is None:
-        return None
     array = _convert(backend, "cotangent", value, like, "the value")
     _check_dtype(backend, "cotangent", array, FLOATS + INTEGERS)
     if not _agree(shape_of(array), shape):
