@@ -1,5 +1,6 @@
 """NumPy has no autodiff: a value is a value, and `xentx.value_and_grad` gives the gradient."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,4 +28,4 @@ NAMESPACE = extended(np.empty(0), placed_along_axis)
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Evaluate the operation."""
-    return operation.forward(NAMESPACE, spec, *arrays)[0]
+    return operation.forward(NAMESPACE, replace(spec, final=True), *arrays)[0]

@@ -1,7 +1,7 @@
 """One class a row: what an integer target needs of the classes, and nothing of the others.
 
-`picked` gathers one number a row, where the sum of a distribution reads every class. `placed` is its
-transpose, one write. Where the classes may lie on many devices nothing is gathered, since that
+`picked` gathers one number a row, where the sum of a distribution reads every class. `placed` is
+its transpose, one write. Where the classes may lie on many devices nothing is gathered, since that
 would move them all: the class is compared with every index and selected. So it is in a namespace
 that gathers nothing.
 
@@ -99,9 +99,7 @@ def gathers(xp: Namespace, array: Array, axes: Iterable[int]) -> bool:
     return not (hasattr(xp, "is_split") and any(xp.is_split(array, axis) for axis in axes))
 
 
-def _classes(
-    xp: Namespace, spec: Spec, target: Array, instead: int
-) -> tuple[Array, Array | None]:
+def _classes(xp: Namespace, spec: Spec, target: Array, instead: int) -> tuple[Array, Array | None]:
     """Return the rows' indices with a number in the place of others, and the rows without."""
     right = counted(xp, spec, target)
     return (target, None) if right is None else (xp.where(right, target, instead), right)

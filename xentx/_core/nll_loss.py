@@ -26,16 +26,18 @@ def forward(
     if spec.soft:
         losses = -xp.astype(log_probs, spec.precision.compute, copy=False)
         q = _distribution.distribution(xp, spec, target, weight)
-        return sum_classes(xp, spec, _distribution.times(xp, q, losses)), ()
+        shares = _distribution.times(xp, q, losses, is_constant=spec.final)
+        return sum_classes(xp, spec, shares), ()
     loss = _picked_losses(xp, spec, log_probs, target)
     if weight is not None:
-        loss = _distribution.times(xp, _pick.picked_weight(xp, spec, target, weight), loss)
+        w = _pick.picked_weight(xp, spec, target, weight)
+        loss = _distribution.times(xp, w, loss, is_constant=spec.final)
     return _distribution.no_class_is_nan(xp, spec, target, loss), ()
 
 
 def _picked_losses(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Array:
     picked = _pick.picked(xp, spec, target, log_probs)
-    # Subtracted from 0, since the negative of 0 is another number to who looks at bits.
+    # Subtracted from 0, so that the loss of a certain class is not -0.
     return 0.0 - xp.astype(picked, spec.precision.compute, copy=False)
 
 

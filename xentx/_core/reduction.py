@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from xentx._core._distribution import keep_rows, times
+from xentx._core._distribution import keep_rows, kept, times
 from xentx._core._pick import gathers, mass
 from xentx._core._spec import Spec
 
@@ -58,14 +58,24 @@ def divisor(
     if reduction == "weighted_mean":
         amount = mass(xp, spec, target, weight)
     elif weight is not None and not spec.soft:
-        hard = replace(spec, label_smoothing=0.0)
-        amount = mass(xp, hard, target, weight)
+        amount = mass(xp, replace(spec, label_smoothing=0.0), target, weight)
+    elif sample_weight is None:
+        return _count(xp, spec, target)
     else:
         rows = _one_class(xp, spec, target) if spec.soft else target
         amount = xp.ones_like(rows, dtype=spec.precision.compute)
     if sample_weight is not None:
         amount = amount * sample_weight
     return total(xp, spec, keep_rows(xp, spec, target, amount))
+
+
+def _count(xp: Namespace, spec: Spec, target: Array) -> Array:
+    """Number of rows that are not ignored: counted in integers, which is exact."""
+    keep = kept(spec, target)
+    if keep is None:
+        keep = xp.ones_like(_one_class(xp, spec, target) if spec.soft else target, dtype=xp.bool)
+    wide = xp.int64 if spec.precision.accumulate == xp.float64 else xp.int32
+    return xp.astype(xp.sum(xp.astype(keep, wide)), spec.precision.accumulate)
 
 
 def _one_class(xp: Namespace, spec: Spec, target: Array) -> Array:
