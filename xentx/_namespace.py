@@ -1,11 +1,12 @@
 """The one place that imports array-api-compat, so that its quirks have one place to be met."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat
-import numpy as np
 
-__all__ = ["array_namespace", "device", "is_array_api_obj", "is_lazy_array", "numpy_namespace"]
+__all__ = ["array_namespace", "device", "extended", "is_array_api_obj", "is_lazy_array"]
 
 array_namespace = array_api_compat.array_namespace
 device = array_api_compat.device
@@ -13,6 +14,7 @@ is_array_api_obj = array_api_compat.is_array_api_obj
 is_lazy_array = array_api_compat.is_lazy_array
 
 
-def numpy_namespace() -> Any:
-    """Array API namespace of NumPy."""
-    return array_api_compat.array_namespace(np.empty(0))
+def extended(array: Any, *functions: Callable[..., Any]) -> Any:
+    """Namespace of an array, with functions beyond the standard that `xentx._core` may ask for."""
+    own = vars(array_api_compat.array_namespace(array))
+    return SimpleNamespace(**own, **{function.__name__: function for function in functions})

@@ -1,6 +1,7 @@
 """The core's derivatives as a jax.custom_jvp: it serves forward mode too, and JAX transposes it."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ Array = Any
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attached(operation: Operation, spec: Spec, *arrays: Array | None) -> Array:
-    return operation.forward(_namespace, spec, *arrays)[0]
+    return operation.forward(_namespace, replace(spec, final=True), *arrays)[0]
 
 
 @functools.partial(_attached.defjvp, symbolic_zeros=True)

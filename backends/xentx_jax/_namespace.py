@@ -1,4 +1,4 @@
-"""jax.numpy as the core's namespace, and two functions beyond the standard that XLA needs."""
+"""jax.numpy as the core's namespace, and what XLA needs that is not in the standard."""
 
 from typing import Any
 
@@ -23,6 +23,21 @@ def times_infinity(x: Array, infinity: Array) -> Array:
     for _ in range(3):
         x = lax.reduce_precision(x * factor, exponent_bits=bits.nexp, mantissa_bits=2)
     return x
+
+
+def take_along_axis(x: Array, indices: Array, /, *, axis: int) -> Array:
+    """Take entries at indices that are in bounds, of which JAX would make sure."""
+    return jnp.take_along_axis(x, indices, axis=axis, mode="promise_in_bounds")
+
+
+def is_split(x: Array, axis: int) -> bool:
+    """Whether an axis lies in parts on several devices by an explicit sharding, as types tell it.
+
+    JAX refuses to gather along such an axis. Of any other sharding XLA moves the rows alone.
+    """
+    sharding = getattr(getattr(x, "aval", None), "sharding", None)  # older versions have none
+    spec = getattr(sharding, "spec", ())
+    return axis < len(spec) and spec[axis] is not None
 
 
 def __getattr__(name: str) -> Any:

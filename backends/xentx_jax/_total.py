@@ -73,7 +73,7 @@ def _batch(operands: Sequence[Array], at: Sequence[int], *, axes: Axes) -> tuple
     return total_p.bind(x, axes=moved), sum(d not in moved for d in range(batch))
 
 
-total_p.def_impl(lambda x, *, axes: jax.jit(functools.partial(_sum, axes=axes))(x))
+total_p.def_impl(functools.partial(jax.jit, static_argnames="axes")(_sum))
 total_p.def_abstract_eval(_aval)
 ad.deflinear2(total_p, _transpose)
 batching.primitive_batchers[total_p] = _batch

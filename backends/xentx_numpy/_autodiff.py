@@ -1,15 +1,31 @@
 """NumPy has no autodiff: a value is a value, and `xentx.value_and_grad` gives the gradient."""
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from xentx._backend import Operation
 from xentx._core._spec import Spec
-from xentx._namespace import numpy_namespace
+from xentx._namespace import extended
 
 Array = Any
-NAMESPACE = numpy_namespace()
+
+
+def placed_along_axis(
+    like: Array, indices: Array, values: Array, *, axis: int, others: Array | None
+) -> Array:
+    """Put values along an axis of zeros, or of `others`, in the shape of `like`."""
+    array = np.zeros(like.shape, values.dtype)
+    if others is not None:
+        array[...] = others
+    np.put_along_axis(array, indices, values, axis)
+    return array
+
+
+NAMESPACE = extended(np.empty(0), placed_along_axis)
 
 
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Evaluate the operation."""
-    return operation.forward(NAMESPACE, spec, *arrays)[0]
+    return operation.forward(NAMESPACE, replace(spec, final=True), *arrays)[0]

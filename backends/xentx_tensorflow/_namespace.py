@@ -25,6 +25,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from xentx_tensorflow import _private
+
 Array: TypeAlias = Any  # a tf.Tensor or tf.Variable: TensorFlow has no types
 DType: TypeAlias = Any  # a tf.DType
 Scalar: TypeAlias = builtins.bool | int | float
@@ -430,6 +432,56 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
     return tf.gather(
         x, tf.where(indices < 0, indices + tf.shape(x, indices.dtype)[axis], indices), axis=axis
     )
+
+
+def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
+    """Pick an element along `axis` for each of the indices, in dimensions that are alike."""
+    rank = x.shape.rank
+    axis %= rank
+    if indices.dtype not in (int32, int64):  # TensorFlow counts in no others
+        indices = tf.cast(indices, int64)
+    size = x.shape[axis]
+    size = tf.shape(x, indices.dtype)[axis] if size is None else size
+    indices = tf.math.floormod(indices, size)  # they may count from the end
+    # A gather of rank 1 would have a sparse gradient.
+    if rank > 1 and axis == rank - 1:
+        return tf.gather(x, indices, axis=axis, batch_dims=axis)
+    return tf.gather_nd(x, _coordinates(indices, axis))
+
+
+def _coordinates(indices: Array, axis: int) -> Array:
+    """Complete indices along `axis` by their own places in the other dimensions."""
+    rank = indices.shape.rank
+    sizes = tf.shape(indices, indices.dtype)
+
+    def places(d: int) -> Array:
+        along = [-1 if d == other else 1 for other in range(rank)]
+        return tf.broadcast_to(tf.reshape(tf.range(sizes[d]), along), sizes)
+
+    return tf.stack([indices if d == axis else places(d) for d in range(rank)], axis=-1)
+
+
+def placed_along_axis(
+    like: Array, indices: Array, values: Array, *, axis: int, others: Array | None
+) -> Array:
+    """Put values along an axis of zeros, or of `others`, in the shape of `like`: for xentx's core.
+
+    Not in the standard, nor is the next.
+    """
+    shape = tf.shape(like, indices.dtype)
+    coordinates = _coordinates(indices, axis)
+    if others is None:
+        return tf.scatter_nd(coordinates, values, shape)
+    return tf.tensor_scatter_nd_update(tf.broadcast_to(others, shape), coordinates, values)
+
+
+def is_split(x: Array, axis: int) -> builtins.bool:
+    """Whether an axis may lie in parts on several devices: in graphs it can't be seen."""
+    del axis
+    dtensor = _private.dtensor_in_use()
+    if dtensor is None:
+        return False
+    return not tf.executing_eagerly() or builtins.bool(dtensor.is_dtensor(x))
 
 
 def argmax(x: Array, /, *, axis: int | None = None, keepdims: builtins.bool = False) -> Array:

@@ -1,5 +1,6 @@
 """The core's derivatives as a torch.autograd.Function."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def forward(operation: Operation, spec: Spec, *arrays: Array | None) -> tuple[Array, ...]:
-        value, residuals = operation.forward(namespace(arrays[0]), spec, *arrays)
+        own = replace(spec, final=True)
+        value, residuals = operation.forward(namespace(arrays[0]), own, *arrays)
         return value, *residuals
 
     @staticmethod
@@ -50,21 +52,24 @@ class _Attached(torch.autograd.Function):
         return None, None, *gradients
 
 
+_apply = _private.plain_apply(_Attached)
+
+
 def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
+    observed = _private.is_observed()
     plain = (
-        _private.in_forward_mode()
-        or _private.is_tracing()
-        or (
-            torch.compiler.is_compiling()
-            and not any(a is not None and a.requires_grad for a in arrays)
-        )
-    )
+        (not observed or torch.compiler.is_compiling())
+        and not any(a is not None and a.requires_grad for a in arrays)
+    ) or (observed and (_private.in_forward_mode() or _private.is_tracing()))
     if plain:
         # In forward mode torch makes the second derivative of nested jvps a silent 0 through a
         # Function, and fails on others. And torch.compile calls a Function of whose arguments none
-        # needs a gradient with one argument too many, and torch.jit.trace can't record any. The
-        # core's plain expression is always right.
-        return operation.forward(namespace(arrays[0]), spec, *arrays)[0]
-    value: Array = _Attached.apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
+        # needs a gradient with one argument too many, and torch.jit.trace can't record any. Where
+        # nobody asks for a gradient a Function takes longer than a small problem. The core's plain
+        # expression is always right.
+        own = spec if observed else replace(spec, final=True)
+        return operation.forward(namespace(arrays[0]), own, *arrays)[0]
+    apply = _Attached.apply if observed else _apply
+    value: Array = apply(operation, spec, *arrays)[0]  # type: ignore[no-untyped-call]
     return value

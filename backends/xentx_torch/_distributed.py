@@ -8,10 +8,26 @@ from typing import Any
 
 import torch
 
-from xentx._namespace import array_namespace
+from xentx._namespace import extended
 
 Array = torch.Tensor
-NAMESPACE = array_namespace(torch.empty(0))
+
+
+def placed_along_axis(
+    like: Array, indices: Array, values: Array, *, axis: int, others: Array | None
+) -> Array | None:
+    """Put values along an axis of zeros, or of `others`, in the shape of `like`.
+
+    None while a compiler reads this: it joins a selection with what follows, and no scatter.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    others = values.new_zeros(()) if others is None else others
+    # Of what is expanded, scatter copies no zeros that were written before.
+    return torch.scatter(others.expand(like.shape), axis, indices, values)
+
+
+NAMESPACE = extended(torch.empty(0), placed_along_axis)
 
 
 def is_distributed(array: Array) -> bool:
@@ -36,6 +52,10 @@ class Namespace:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(NAMESPACE, name)
+
+    def is_split(self, array: Array, axis: int) -> bool:  # noqa: ARG002 -- whatever its placements
+        """Whether an axis may lie in parts on several devices."""
+        return True
 
     def arange(self, *args: Any, **options: Any) -> Array:
         return replicated(NAMESPACE.arange(*args, **options), self._mesh)

@@ -87,3 +87,39 @@ def test_differences_stay_error_free(mode, dtype):
         difference(xp.asarray(m), xp.asarray(x)), two_diff(np, m, x), strict=True
     ):
         np.testing.assert_array_equal(ours, numpys)
+
+
+@in_each_mode
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize("dtype", [xp.int8, xp.int32, xp.int64, xp.uint8], ids=str)
+def test_along_an_axis(mode, axis, dtype):
+    """Picking and placing, with sizes that are unknown, and the gradient of what was picked."""
+    rng = np.random.default_rng(0)
+    x, indices = rng.normal(size=(2, 3, 4)), rng.integers(0, 2, (2, 3, 4)).take([1], axis)
+    if dtype in (xp.int8, xp.int32, xp.int64):
+        indices = indices - 1
+
+    def both(x, indices):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            picked = xp.take_along_axis(x, indices, axis=axis)
+            loss = xp.sum(picked * picked)
+        gradient = tape.gradient(loss, x)
+        places = tf.math.floormod(tf.cast(indices, tf.int64), tf.shape(x, tf.int64)[axis])
+        options = {"axis": axis % 3, "others": None}
+        placed = xp.placed_along_axis(x, places, 2 * picked, **options)
+        beside = xp.placed_along_axis(x, places, picked, **{**options, "others": 0 * picked + 1})
+        return picked, gradient, placed, beside
+
+    specs = [tf.TensorSpec((None, None, None), d) for d in (tf.float64, dtype)]
+    picked, gradient, placed, beside = MODES[mode](both, specs)(
+        tf.constant(x), tf.constant(indices, dtype)
+    )
+    expected = np.take_along_axis(x, indices, axis)
+    np.testing.assert_array_equal(picked, expected)
+    ones, zeros = np.ones(x.shape), np.zeros(x.shape)
+    np.put_along_axis(ones, indices, expected, axis)
+    np.put_along_axis(zeros, indices, 2 * expected, axis)
+    np.testing.assert_array_equal(beside, ones)
+    np.testing.assert_array_equal(placed, zeros)
+    np.testing.assert_array_equal(gradient, zeros)

@@ -753,9 +753,17 @@ for logits, target in LAYOUTS:
         own = xentx.value_and_grad(xentx.cross_entropy)(x.numpy(), t.numpy(), **options)
         np.testing.assert_allclose(gathered(value), own[0], rtol=2e-6)
         np.testing.assert_allclose(gradient, own[1], rtol=2e-6, atol=1e-7)
-    for function in (xentx.nll_loss, lambda a, b: xentx.per_row(a, b).entropy):
-        expected = function(x.numpy(), t.numpy())
-        np.testing.assert_allclose(gathered(function(logits, target)), expected, rtol=2e-6)
+    for options in ({}, {"weight": weight}):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = xentx.nll_loss(logits, target, **options)
+        gradient = gathered(tape.gradient(value, logits))
+        own = xentx.value_and_grad(xentx.nll_loss)(x.numpy(), t.numpy(), **options)
+        np.testing.assert_allclose(gathered(value), own[0], rtol=2e-6)
+        np.testing.assert_allclose(gradient, own[1], rtol=2e-6, atol=1e-7)
+    expected = xentx.per_row(x.numpy(), t.numpy()).entropy
+    found = xentx.per_row(logits, target).entropy
+    np.testing.assert_allclose(gathered(found), expected, rtol=2e-6)
     value = gathered(xentx.linear_cross_entropy(logits, head, target))
     expected = xentx.linear_cross_entropy(x.numpy(), head, t.numpy())
     np.testing.assert_allclose(value, expected, rtol=2e-6)

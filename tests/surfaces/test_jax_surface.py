@@ -349,3 +349,43 @@ def test_meshes(engine):
         JAX_PLATFORMS="cpu",
         XENTX_ENGINE=engine,
     )
+
+
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+def test_nll_loss_on_meshes():
+    """Nothing is gathered of log-probabilities that are spread over devices."""
+    run(
+        """
+    import contextlib
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    import xentx_jax
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 12)).astype("float32")
+    t = np.array([0, 11, -100, 3, 4, 5, 2, 2], np.int32)
+    weight = rng.uniform(0.5, 2, 12).astype("float32")
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2, 2), ("i", "j"), axis_types=(kind,) * 2)
+        for spec in (P("i", None), P(None, "j"), P("i", "j"), P(None, None)):
+            for options in ({}, {"weight": weight}, {"reduction": "none"}):
+                def loss(x, t):
+                    return xentx_jax.nll_loss(x, t, **options).sum()
+                expected = jax.value_and_grad(loss)(jnp.asarray(x), jnp.asarray(t))
+                explicit = kind == AxisType.Explicit
+                with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+                    own = NamedSharding(mesh, spec)
+                    there = jax.device_put(x, own), jax.device_put(
+                        t, NamedSharding(mesh, P(*spec[:1]))
+                    )
+                    for function in (loss, jax.grad(loss)):
+                        out = own if function is not loss and not explicit else None
+                        compiled = jax.jit(function, out_shardings=out).lower(*there).compile()
+                        assert "f32[8,12]" not in compiled.as_text() or spec == P(None, None)
+                    found = jax.jit(jax.value_and_grad(loss))(*there)
+                    for a, b in zip(found, expected):
+                        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        JAX_PLATFORMS="cpu",
+        XENTX_ENGINE="portable",
+    )

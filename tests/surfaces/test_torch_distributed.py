@@ -57,6 +57,13 @@ for name, (mesh, of_logits, of_target) in LAYOUTS.items():
                 torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
     logits = distribute_tensor(x, mesh, of_logits)
     there = hard if of_target is None else distribute_tensor(hard, mesh, of_target)
+    for options in ({}, {"reduction": "none"}, {"weight": weight}):
+        for target in (hard, soft):
+            spread = [*of_logits] if target is soft and of_target else of_target
+            to = target if spread is None else distribute_tensor(target, mesh, spread)
+            found = solved(xentx.nll_loss, logits, to, options)
+            for a, b in zip(found, solved(xentx.nll_loss, x, target, options), strict=True):
+                torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
     stats = xentx.per_row(logits, there)
     for a, b in zip(stats, xentx.per_row(x, hard), strict=True):
         torch.testing.assert_close(a.full_tensor(), b, rtol=2e-6, atol=1e-6)

@@ -33,17 +33,22 @@ def distribution(
             q = (1.0 - spec.label_smoothing) * q + share
         return q if weight is None else weight * q
     # Comparing and not gathering: it also works where the classes are sharded.
-    shape = [1] * target.ndim
-    shape[spec.axis] = -1
-    size = spec.classes if size is None else size
-    index = xp.arange(size, dtype=target.dtype, device=spec.device)
     if not isinstance(start, int):
         start = xp.astype(start, target.dtype)
-    hit = xp.reshape(index, tuple(shape)) == target - start
+    hit = hits(xp, spec, target - start, size)
     if weight is None:
         weight = xp.ones((), dtype=dtype)
     q = xp.where(hit, (1.0 - spec.label_smoothing) * weight, 0.0)
     return q + share * weight if is_given(spec.label_smoothing) else q
+
+
+def hits(xp: Namespace, spec: Spec, target: Array, size: int | None = None) -> Array:
+    """Mark the class that each row's index names, of `size` from 0 on."""
+    shape = [1] * target.ndim
+    shape[spec.axis] = -1
+    size = spec.classes if size is None else size
+    index = xp.arange(size, dtype=target.dtype, device=spec.device)
+    return xp.reshape(index, tuple(shape)) == target
 
 
 def _count(xp: Namespace, spec: Spec, dtype: Any) -> Any:
@@ -86,12 +91,29 @@ def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> 
     Where its value can be seen, such a target has already raised an IndexError. This is for
     compilers that trace.
     """
+    right = allowed(xp, spec, target)
+    return values if right is None else xp.where(right, values, xp.nan)
+
+
+def allowed(xp: Namespace, spec: Spec, target: Array) -> Array | None:
+    """Mark the rows whose target is a class, or ignored; None where all are known to be."""
     if spec.soft or spec.checked:
-        return values
-    allowed = (target >= 0) & (target < _count(xp, spec, target.dtype))
-    if spec.ignore_index is not None:
-        allowed = allowed | (target == spec.ignore_index)
-    return xp.where(allowed, values, xp.nan)
+        return None
+    right = _is_class(xp, spec, target)
+    return right if spec.ignore_index is None else right | (target == spec.ignore_index)
+
+
+def counted(xp: Namespace, spec: Spec, target: Array) -> Array | None:
+    """Mark the rows whose target is a class, and not ignored; None where all are known to be."""
+    keep = kept(spec, target)
+    if spec.checked:
+        return keep
+    right = _is_class(xp, spec, target)
+    return right if keep is None else right & keep
+
+
+def _is_class(xp: Namespace, spec: Spec, target: Array) -> Array:
+    return (target >= 0) & (target < _count(xp, spec, target.dtype))
 
 
 def times(xp: Namespace, q: Array, x: Array, *, is_constant: bool = False) -> Array:

@@ -43,9 +43,9 @@ def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangen
     target_gradient = weight_gradient = None
     if by_target is not None:
         target_gradient = xp.astype(along(xp, cotangent, by_target), target.dtype, copy=False)
-    rows = tuple(d for d in range(gradient.ndim) if d != spec.axis)
     if by_weight is not None:
-        weight_gradient = _total(xp, spec, along(xp, cotangent, by_weight), rows, weight.dtype)
+        shares = along(xp, cotangent, by_weight)
+        weight_gradient = total_of_rows(xp, spec, shares, weight.dtype)
     everything = tuple(range(gradient.ndim))
 
     def by_option(slope: Array, option: Array) -> Array:
@@ -56,6 +56,12 @@ def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangen
         for slope, option in zip(by_options, options, strict=True)
     )
     return gradient, target_gradient, weight_gradient, *option_gradients
+
+
+def total_of_rows(xp: Namespace, spec: Spec, shares: Array, dtype: Any) -> Array:
+    """Sum over all but the classes."""
+    rows = tuple(d for d in range(shares.ndim) if d != spec.axis)
+    return _total(xp, spec, shares, rows, dtype)
 
 
 def _total(xp: Namespace, spec: Spec, shares: Array, axes: tuple[int, ...], dtype: Any) -> Array:

@@ -59,6 +59,9 @@ class Spec:
     device
         Where an array that is made of nothing must lie to meet the others; None where the framework
         sees to that.
+    final
+        Whether nobody differentiates the expressions of a value: what does has the operation's own
+        rules. Then they need not have the right derivatives.
     """
 
     axis: int
@@ -71,6 +74,7 @@ class Spec:
     z_loss: Any = 0.0
     logit_softcap: Any = None
     device: Any = None
+    final: bool = False
 
     @property
     def operands(self) -> tuple[str, ...]:

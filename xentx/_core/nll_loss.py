@@ -1,8 +1,12 @@
-"""``nll_loss``, one loss a row: ``sum_k q_k (-y_k)`` for log-probabilities ``y``."""
+"""``nll_loss``, one loss a row: ``sum_k q_k (-y_k)`` for log-probabilities ``y``.
+
+For an integer target it is one number a row, ``-w_t y_t``: nothing else of the row is read, and its
+gradient is one write.
+"""
 
 from typing import Any
 
-from xentx._core import _distribution, _rows
+from xentx._core import _distribution, _pick, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import Spec, bound
@@ -19,26 +23,38 @@ def forward(
 ) -> tuple[Array, tuple[()]]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
     spec = bound(xp, spec, log_probs)
-    losses = -_log_probs(xp, spec, log_probs, target)
-    q = _distribution.distribution(xp, spec, target, weight)
-    is_fixed = _distribution.is_fixed(spec, weight)
-    loss = sum_classes(xp, spec, _distribution.times(xp, q, losses, is_constant=is_fixed))
-    loss = _distribution.no_class_is_nan(xp, spec, target, loss)
-    return _distribution.keep_rows(xp, spec, target, loss), ()
+    if spec.soft:
+        losses = -xp.astype(log_probs, spec.precision.compute, copy=False)
+        q = _distribution.distribution(xp, spec, target, weight)
+        shares = _distribution.times(xp, q, losses, is_constant=spec.final)
+        return sum_classes(xp, spec, shares), ()
+    loss = _picked_losses(xp, spec, log_probs, target)
+    if weight is not None:
+        w = _pick.picked_weight(xp, spec, target, weight)
+        loss = _distribution.times(xp, w, loss, is_constant=spec.final)
+    return _distribution.no_class_is_nan(xp, spec, target, loss), ()
 
 
-def _log_probs(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Array:
-    log_probs = xp.astype(log_probs, spec.precision.compute, copy=False)
-    return _distribution.keep_rows(xp, spec, target, log_probs)
+def _picked_losses(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Array:
+    picked = _pick.picked(xp, spec, target, log_probs)
+    # Subtracted from 0, so that the loss of a certain class is not -0.
+    return 0.0 - xp.astype(picked, spec.precision.compute, copy=False)
 
 
-def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
+def _soft_slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
     log_probs, target, weight = arrays
-    spec = bound(xp, spec, log_probs)
-    losses = -_log_probs(xp, spec, log_probs, target)
-    q = _distribution.distribution(xp, spec, target, weight)
-    by_log_probs = _distribution.no_class_is_nan(xp, spec, target, -q)
+    losses = -xp.astype(log_probs, spec.precision.compute, copy=False)
+    by_log_probs = -_distribution.distribution(xp, spec, target, weight)
     return _rows.slopes(xp, spec, arrays, needs, by_log_probs, losses)
+
+
+def _slope(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+    """Derivative of each row's loss by the log-probability of its class: NaN for no class."""
+    if weight is None:
+        slope = xp.full_like(target, -1.0, dtype=spec.precision.compute)
+    else:
+        slope = 0.0 - _pick.picked_weight(xp, spec, target, weight)
+    return _distribution.no_class_is_nan(xp, spec, target, slope)
 
 
 def pullback(
@@ -50,7 +66,21 @@ def pullback(
     needs: Needs = (True, True, True),
 ) -> Arrays:
     """Return ``-q`` and the derivatives by target and weights, times the rows' cotangents."""
-    return _rows.pullback(xp, spec, arrays, _slopes(xp, spec, arrays, needs), cotangent)
+    log_probs, target, weight = arrays
+    spec = bound(xp, spec, log_probs)
+    if spec.soft:
+        slopes = _soft_slopes(xp, spec, arrays, needs)
+        return _rows.pullback(xp, spec, arrays, slopes, cotangent)
+    cotangent = _distribution.keep_rows(xp, spec, target, cotangent)
+    rows = xp.astype(cotangent * _slope(xp, spec, target, weight), log_probs.dtype, copy=False)
+    gradient = _pick.placed(xp, spec, target, rows, log_probs, wrong=True)
+    weight_gradient = None
+    if needs[2] and weight is not None:
+        losses = _picked_losses(xp, spec, log_probs, target)
+        shares = _distribution.along(xp, cotangent, losses)
+        shares = _pick.placed(xp, spec, target, shares, log_probs)
+        weight_gradient = _rows.total_of_rows(xp, spec, shares, weight.dtype)
+    return gradient, None, weight_gradient
 
 
 def jvp(
@@ -61,5 +91,20 @@ def jvp(
     tangents: Arrays,
 ) -> Array:
     """Return the tangent of each row's loss."""
-    slopes = _slopes(xp, spec, arrays, _rows.needs_of(tangents))
-    return _rows.jvp(xp, spec, arrays[1], slopes, tangents)
+    log_probs, target, weight = arrays
+    spec = bound(xp, spec, log_probs)
+    if spec.soft:
+        slopes = _soft_slopes(xp, spec, arrays, _rows.needs_of(tangents))
+        return _rows.jvp(xp, spec, target, slopes, tangents)
+    # Selected and not gathered: of what is transposed a compiler makes one pass with what follows.
+    terms = []
+    if tangents[0] is not None:
+        tangent = xp.astype(tangents[0], spec.precision.compute, copy=False)
+        tangent = _pick.selected(xp, spec, target, tangent, wrong=True)
+        terms.append(_slope(xp, spec, target, weight) * tangent)
+    if tangents[2] is not None:
+        tangent = xp.astype(tangents[2], spec.precision.compute, copy=False)
+        tangent = _pick.selected(xp, spec, target, tangent)
+        losses = _picked_losses(xp, spec, log_probs, target)
+        terms.append(_distribution.along(xp, tangent, losses))
+    return _distribution.keep_rows(xp, spec, target, sum(terms[1:], start=terms[0]))

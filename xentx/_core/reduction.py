@@ -6,10 +6,11 @@ is finite.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from xentx._core._distribution import distribution, keep_rows, times
-from xentx._core._softmax import sum_classes
+from xentx._core._distribution import keep_rows, kept, times
+from xentx._core._pick import gathers, mass
 from xentx._core._spec import Spec
 
 Array = Any
@@ -55,17 +56,33 @@ def divisor(
     in "weighted_mean" it is ``sum_k q_k`` for both. Sample weights multiply it.
     """
     if reduction == "weighted_mean":
-        amount = sum_classes(xp, spec, distribution(xp, spec, target, weight))
+        amount = mass(xp, spec, target, weight)
     elif weight is not None and not spec.soft:
-        hard = Spec(spec.axis, spec.classes, spec.precision, device=spec.device)
-        amount = sum_classes(xp, spec, distribution(xp, hard, target, weight))
+        amount = mass(xp, replace(spec, label_smoothing=0.0), target, weight)
+    elif sample_weight is None:
+        return _count(xp, spec, target)
     else:
-        # One class of a distribution would do, but a sharded axis can't be sliced.
-        rows = xp.sum(target, axis=spec.axis, keepdims=True) if spec.soft else target
+        rows = _one_class(xp, spec, target) if spec.soft else target
         amount = xp.ones_like(rows, dtype=spec.precision.compute)
     if sample_weight is not None:
         amount = amount * sample_weight
     return total(xp, spec, keep_rows(xp, spec, target, amount))
+
+
+def _count(xp: Namespace, spec: Spec, target: Array) -> Array:
+    """Number of rows that are not ignored: counted in integers, which is exact."""
+    keep = kept(spec, target)
+    if keep is None:
+        keep = xp.ones_like(_one_class(xp, spec, target) if spec.soft else target, dtype=xp.bool)
+    wide = xp.int64 if spec.precision.accumulate == xp.float64 else xp.int32
+    return xp.astype(xp.sum(xp.astype(keep, wide)), spec.precision.accumulate)
+
+
+def _one_class(xp: Namespace, spec: Spec, target: Array) -> Array:
+    """Reduce a distribution to one class, for its shape: by a sum where no part can be had."""
+    if not gathers(xp, target, (spec.axis,)):
+        return xp.sum(target, axis=spec.axis, keepdims=True)
+    return target[(slice(None),) * spec.axis + (slice(1),)]
 
 
 def forward(

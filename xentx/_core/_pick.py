@@ -1,0 +1,113 @@
+"""One class a row: what an integer target needs of the classes, and nothing of the others.
+
+`picked` gathers one number a row, where the sum of a distribution reads every class. `placed` is
+its transpose, one write. Where the classes may lie on many devices nothing is gathered, since that
+would move them all: the class is compared with every index and selected. So it is in a namespace
+that gathers nothing.
+
+The value of a row that is ignored, or whose index is no class, is 0 whatever its classes hold. The
+index that is gathered for it is that of a class.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from xentx._core._distribution import allowed, counted, distribution, hits
+from xentx._core._softmax import sum_classes
+from xentx._core._spec import Spec, is_given
+
+Array = Any
+Namespace = Any
+
+
+def is_one_class(spec: Spec) -> bool:
+    """Whether ``q`` is 0 but at the class that a target names."""
+    return not spec.soft and not is_given(spec.label_smoothing)
+
+
+def picked(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+    """Take each row's value at its class."""
+    if not gathers(xp, values, (spec.axis,)):
+        return selected(xp, spec, target, values)
+    index, right = _classes(xp, spec, target, 0)
+    rows = xp.take_along_axis(values, index, axis=spec.axis)
+    return rows if right is None else xp.where(right, rows, 0.0)
+
+
+def picked_weight(xp: Namespace, spec: Spec, target: Array, weight: Array) -> Array:
+    """Take the class weight of each row's class."""
+    if not gathers(xp, target, range(target.ndim)):
+        return selected(xp, spec, target, weight)
+    index, right = _classes(xp, spec, target, 0)
+    # A graph may not know the number of rows before it runs.
+    shape = tuple(xp.size_of(target, d) if n is None else n for d, n in enumerate(target.shape))
+    flat, index = xp.reshape(weight, (-1,)), xp.reshape(index, (-1,))
+    rows = xp.reshape(xp.take_along_axis(flat, index, axis=0), shape)
+    return rows if right is None else xp.where(right, rows, 0.0)
+
+
+def selected(
+    xp: Namespace, spec: Spec, target: Array, values: Array, *, wrong: bool = False
+) -> Array:
+    """Take the same by comparing. A compiler can join its transpose with what follows.
+
+    With `wrong` a row whose index is no class is the sum of all its values, and its transpose is
+    full.
+    """
+    hit = _hits(xp, spec, target, wrong=wrong)
+    return xp.sum(xp.where(hit, values, 0.0), axis=spec.axis, keepdims=True)
+
+
+def placed(
+    xp: Namespace, spec: Spec, target: Array, rows: Array, like: Array, *, wrong: bool = False
+) -> Array:
+    """Put each row's number at its class, in zeros of the shape of `like`.
+
+    With `wrong` a row whose index is no class is full of its number.
+    """
+    if hasattr(xp, "placed_along_axis") and gathers(xp, like, (spec.axis,)):
+        index, right = _classes(xp, spec, target, 0)
+        others = None
+        if right is not None:
+            known = allowed(xp, spec, target) if wrong else None
+            if known is not None:
+                others = xp.where(known, 0.0, rows)
+            rows = xp.where(right, rows, 0.0 if others is None else others)
+        array = xp.placed_along_axis(like, index, rows, axis=spec.axis, others=others)
+        if array is not None:
+            return array
+    return xp.where(_hits(xp, spec, target, wrong=wrong), rows, 0.0)
+
+
+def mass(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+    """``sum_k q_k``."""
+    if not is_one_class(spec):
+        return sum_classes(xp, spec, distribution(xp, spec, target, weight))
+    compute = spec.precision.compute
+    if weight is None:
+        right = counted(xp, spec, target)
+        return xp.ones_like(target, dtype=compute) if right is None else xp.astype(right, compute)
+    # Taken from wide weights, so that autodiff sums their derivatives over the rows wide.
+    wide = xp.astype(weight, spec.precision.accumulate, copy=False)
+    return xp.astype(picked_weight(xp, spec, target, wide), compute, copy=False)
+
+
+def gathers(xp: Namespace, array: Array, axes: Iterable[int]) -> bool:
+    """Whether entries along axes of an array can be gathered without moving the others."""
+    if not hasattr(xp, "take_along_axis"):
+        return False
+    return not (hasattr(xp, "is_split") and any(xp.is_split(array, axis) for axis in axes))
+
+
+def _classes(xp: Namespace, spec: Spec, target: Array, instead: int) -> tuple[Array, Array | None]:
+    """Return the rows' indices with a number in the place of others, and the rows without."""
+    right = counted(xp, spec, target)
+    return (target, None) if right is None else (xp.where(right, target, instead), right)
+
+
+def _hits(xp: Namespace, spec: Spec, target: Array, *, wrong: bool) -> Array:
+    """Mark the class of each row; with `wrong` all classes where the index is none of them."""
+    index, _ = _classes(xp, spec, target, -1)
+    hit = hits(xp, spec, index)
+    known = allowed(xp, spec, target) if wrong else None
+    return hit if known is None else hit | ~known
