@@ -556,8 +556,8 @@ def _check_rowwise(
     wraps = dtype == "uint64" or (dtype in ("uint32", "int64") and not wide)
     native = operation.NAME != "nll_loss" and not wraps and not has_operands
     fits = dtype in ("int32", "int64", *FLOATS)
-    given = (logits, target, weight, sample_weight)
-    is_sized = all(array is None or None not in shape_of(array) for array in given)
+    sized = (logits, target, weight, sample_weight)
+    is_sized = all(array is None or None not in shape_of(array) for array in sized)
     return Kind(backend, operation, task, spec, native, fits, is_sized)
 
 
