@@ -334,6 +334,15 @@ def array_api_tests(session: nox.Session) -> None:
 
 
 @nox.session(requires=["wheel"], default=False)
+def fuzz(session: nox.Session) -> None:
+    """Check random problems on both engines: ``nox -s fuzz -- --seconds 600 --seed 1``."""
+    install(session, built(session, "[testing]"), groups=FRAMEWORKS)
+    for env in (NATIVE, PORTABLE):
+        env = {**SAFE_PATH, **env, "XENTX_TEST_BACKENDS": ",".join(FRAMEWORKS)}
+        session.run("python", "-m", "xentx.testing.fuzz", *session.posargs, env=env)
+
+
+@nox.session(requires=["wheel"], default=False)
 def array_api_libraries(session: nox.Session) -> None:
     """Run the public functions on libraries of the standard that have no backend."""
     libraries = ("dask[array]", "cubed", "ndonnx", "onnxruntime", "marray")
