@@ -337,8 +337,9 @@ def array_api_tests(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Check random problems on both engines: ``nox -s fuzz -- --seconds 600 --seed 1``."""
     install(session, built(session, "[testing]"), groups=FRAMEWORKS)
-    for env in (NATIVE, PORTABLE):
-        env = {**SAFE_PATH, **env, "XENTX_TEST_BACKENDS": ",".join(FRAMEWORKS)}
+    chosen = {**SAFE_PATH, "XENTX_TEST_BACKENDS": ",".join(FRAMEWORKS)}
+    for engine in (NATIVE, PORTABLE):
+        env = {**chosen, **engine}
         session.run("python", "-m", "xentx.testing.fuzz", *session.posargs, env=env)
 
 
