@@ -6,6 +6,7 @@ The functions live in `_losses`, which says where to read on, and those of rows 
 from xentx._core.partials import Partials
 from xentx._linear import LinearGradients
 from xentx._losses import (
+    binary_cross_entropy,
     cross_entropy,
     linear_cross_entropy,
     log_softmax,
@@ -31,6 +32,7 @@ __all__ = [
     "RowStats",
     "backend_of",
     "backends",
+    "binary_cross_entropy",
     "combine",
     "cross_entropy",
     "finish",

@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xentx._backend import Backend, Operation
-from xentx._core import cross_entropy, log_softmax, nll_loss
+from xentx._core import binary_cross_entropy, cross_entropy, log_softmax, nll_loss
 from xentx._core import reduction as reductions
 from xentx._core._spec import OPERAND, Precision, Spec, bound
 from xentx._native import Task
 
 Array = Any
 
-OPERATIONS: dict[str, Operation] = {
-    operation.NAME: operation for operation in (cross_entropy, log_softmax, nll_loss)
-}
+_MODULES: tuple[Operation, ...] = (binary_cross_entropy, cross_entropy, log_softmax, nll_loss)
+OPERATIONS = {operation.NAME: operation for operation in _MODULES}
 _HALF = 2**31
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from xentx import _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
+from xentx._core import binary_cross_entropy as _binary_cross_entropy
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
-from xentx._public import Loss, linear_loss, loss
+from xentx._public import Loss, binary_loss, linear_loss, loss
 from xentx._validation import Accuracy, Reduction
 
 Array = Any
@@ -302,6 +303,91 @@ def cross_entropy(
     return Counted(problem) if return_normalizer else problem
 
 
+@binary_loss
+def binary_cross_entropy(
+    backend: Backend,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    label_smoothing: float | Array = 0.0,
+    reduction: Reduction = "mean",
+    precision: Accuracy = "default",
+) -> Problem:
+    r"""Binary cross-entropy of each logit with the probability of the positive class.
+
+    .. math:: \ell = p \, y \log(1 + e^{-x}) + (1 - y) \log(1 + e^{x})
+
+    Each logit is a problem of its own, as in classification with several labels. Neither the loss
+    nor its gradient subtracts nearly equal numbers, however large or small the logits are.
+
+    Parameters
+    ----------
+    logits : array
+        Of any shape, of dtype float16, bfloat16, float32 or float64.
+    target : array
+        Probability :math:`y` of the positive class, in the shape of `logits`, floats or integers.
+    weight : array, optional
+        What each loss is multiplied by. It broadcasts to the shape of `logits`.
+    pos_weight : array, optional
+        What the loss of the positive class is multiplied by, :math:`p`. It broadcasts to the shape
+        of `logits`.
+    label_smoothing : float or array, default: 0.0
+        The share :math:`s` of the target that is spread evenly over both classes:
+        :math:`(1 - s) y + s / 2`. At least 0 and at most 1.
+    reduction : {"none", "mean", "sum", "weighted_mean"}, default: "mean"
+        "mean" divides the sum of the losses by their number, "weighted_mean" by the sum of
+        `weight`.
+    precision : {"default", "exact"}, default: "default"
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    array
+        The loss, in the dtype of `logits`, with their shape if `reduction` is "none".
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type or dtype, or is an array of another framework.
+    ValueError
+        If a shape or the value of an option is wrong.
+
+    See Also
+    --------
+    cross_entropy : The loss of one class of several.
+
+    Notes
+    -----
+    It equals ``torch.nn.functional.binary_cross_entropy_with_logits``,
+    ``optax.sigmoid_binary_cross_entropy`` and
+    ``tf.nn.sigmoid_cross_entropy_with_logits`` up to rounding. The portable core computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits = np.asarray([[2.0, -1.0], [0.0, 30.0]])
+    >>> target = np.asarray([[1, 0], [1, 1]])
+    >>> xentx.binary_cross_entropy(logits, target, reduction="none").round(6)
+    array([[0.126928, 0.313262],
+           [0.693147, 0.      ]])
+    """
+    return _validation.binary(
+        backend,
+        _binary_cross_entropy,
+        logits,
+        target,
+        weight=weight,
+        pos_weight=pos_weight,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        precision=precision,
+    )
+
+
 @linear_loss
 def linear_cross_entropy(
     backend: Backend,
@@ -444,8 +530,9 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
     Parameters
     ----------
     loss_fn : callable
-        One of xentx's functions: `log_softmax`, `nll_loss`, `cross_entropy` or
-        `linear_cross_entropy`, or the same of one backend, such as ``xentx_torch.cross_entropy``.
+        One of xentx's functions: `log_softmax`, `nll_loss`, `cross_entropy`,
+        `binary_cross_entropy` or `linear_cross_entropy`, or the same of one backend, such as
+        ``xentx_torch.cross_entropy``.
 
     Returns
     -------
@@ -471,7 +558,13 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
            [ 0.05448 ,  0.081274, -0.135754]])
     """
     if not isinstance(getattr(loss_fn, "loss", None), Loss):
-        functions = (log_softmax, nll_loss, cross_entropy, linear_cross_entropy)
+        functions = (
+            log_softmax,
+            nll_loss,
+            cross_entropy,
+            binary_cross_entropy,
+            linear_cross_entropy,
+        )
         names = ", ".join(function.__name__ for function in functions)
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"

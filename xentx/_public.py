@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from xentx import _backend, _evaluate, _linear, _registry, _validation
+from xentx import _backend, _binary, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
 
@@ -164,6 +164,13 @@ def linear_loss(
 ) -> Callable[P, Array]:
     """Do the same for a loss of the last layer."""
     made = Loss(validate, _linear)
+    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
+    return made.public
+
+
+def binary_loss(validate: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
+    """Do the same for a loss of each logit."""
+    made = Loss(validate, _binary)
     made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
     return made.public
 

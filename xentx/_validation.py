@@ -30,7 +30,7 @@ from xentx._calls import (
     spec_of,
     widest,
 )
-from xentx._core._spec import OPERAND, OPTIONS, Precision, in_range
+from xentx._core._spec import OPERAND, OPTIONS, Precision, in_range, is_given
 from xentx._native import Task
 
 Array = Any
@@ -559,6 +559,74 @@ def _check_rowwise(
     sized = (logits, target, weight, sample_weight)
     is_sized = all(array is None or None not in shape_of(array) for array in sized)
     return Kind(backend, operation, task, spec, native, fits, is_sized)
+
+
+def binary(
+    backend: Backend,
+    operation: Operation,
+    logits: Array,
+    target: Any,
+    *,
+    weight: object,
+    pos_weight: object,
+    label_smoothing: object,
+    reduction: object,
+    precision: object,
+) -> Problem:
+    """Pose the problem of a loss of each logit: a row of one class, against 0.
+
+    The target becomes the shares of the negative and of the positive class on a last axis, with
+    smoothing and `pos_weight` in them.
+    """
+    logits = _array(backend, "logits", logits, logits)
+    dtype = _check_dtype(backend, "logits", logits, FLOATS)
+    shape = shape_of(logits)
+    target = _convert(backend, "target", target, logits, "logits")
+    _check_dtype(backend, "target", target, FLOATS + INTEGERS)
+    if not _agree(shape_of(target), shape):
+        msg = f"target: got shape {shape_of(target)}; expected {shape}, the shape of logits"
+        raise ValueError(msg)
+    exact = _check_accuracy(backend, precision, logits)
+    (smoothing, *_), operands = _operands(backend, (label_smoothing, 0.0, None), logits, "logits")
+    smoothing = check_options(label_smoothing=smoothing)[0]
+    chosen = _check_reduction(reduction)
+    dtypes = precision_of(backend, logits, dtype, exact=exact)
+    xp, compute = backend.namespace(logits), dtypes.compute
+    y = xp.astype(target, compute, copy=False)
+    if smoothing is OPERAND:
+        given = xp.astype(operands[0], compute, copy=False)
+        smoothing = in_range(xp, "label_smoothing", given)
+    if is_given(smoothing):
+        y = (1.0 - smoothing) * y + 0.5 * smoothing
+    by_logit = {}
+    for name, value in (("weight", weight), ("pos_weight", pos_weight)):
+        if value is None:
+            continue
+        array = _convert(backend, name, value, logits, "logits")
+        _check_dtype(backend, name, array, FLOATS + INTEGERS)
+        if not _broadcasts(shape_of(array), shape):
+            msg = f"{name}: got shape {shape_of(array)}; expected one that broadcasts to {shape}"
+            raise ValueError(msg)
+        by_logit[name] = xp.astype(array, compute, copy=False) * xp.ones_like(y)
+    positive = y * by_logit["pos_weight"] if "pos_weight" in by_logit else y
+    shares = xp.concat([xp.expand_dims(q, axis=-1) for q in (1.0 - y, positive)], axis=-1)
+    normalizer = None
+    if chosen == "mean" and weight is not None:  # the number of logits, as in every framework
+        normalizer = xp.sum(xp.ones_like(y), dtype=dtypes.accumulate)
+    # The mean of rows with sample weights divides by the sum of these.
+    reduced = "mean" if chosen == "weighted_mean" else chosen
+    task = Task(operation.NAME, len(shape), soft=True, reduction=reduced, exact=exact)
+    kind = Kind(backend, operation, task, spec_of(task, 2, dtypes), native=False)
+    rows = xp.expand_dims(logits, axis=-1)
+    return Problem(kind, (rows, shares, None, by_logit.get("weight"), normalizer))
+
+
+def _broadcasts(shape: tuple[int | None, ...], to: tuple[int | None, ...]) -> bool:
+    """Whether an array of a shape can be broadcast to another, as far as sizes are known."""
+    if len(shape) > len(to):
+        return False
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return all(m == n or m in (1, None) or n is None for m, n in pairs)
 
 
 class _StandIn:

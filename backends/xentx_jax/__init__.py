@@ -6,6 +6,7 @@ programs that are written for Optax's.
 
 from xentx_jax._backend import BACKEND
 from xentx_jax._functions import (
+    binary_cross_entropy,
     combine,
     cross_entropy,
     finish,
@@ -25,6 +26,7 @@ from xentx_jax.losses import (
 
 __all__ = [
     "BACKEND",
+    "binary_cross_entropy",
     "combine",
     "cross_entropy",
     "finish",

@@ -6,6 +6,7 @@ arrays to the native kernel.
 
 from xentx_numpy._backend import BACKEND
 from xentx_numpy._functions import (
+    binary_cross_entropy,
     combine,
     cross_entropy,
     finish,
@@ -21,6 +22,7 @@ from xentx_numpy._memory import reuse_memory
 
 __all__ = [
     "BACKEND",
+    "binary_cross_entropy",
     "combine",
     "cross_entropy",
     "finish",

@@ -5,6 +5,7 @@
 
 from xentx_tensorflow._backend import BACKEND
 from xentx_tensorflow._functions import (
+    binary_cross_entropy,
     combine,
     cross_entropy,
     finish,
@@ -19,6 +20,7 @@ from xentx_tensorflow._functions import (
 
 __all__ = [
     "BACKEND",
+    "binary_cross_entropy",
     "combine",
     "cross_entropy",
     "finish",

@@ -7,6 +7,7 @@
 from xentx_torch import functional
 from xentx_torch._backend import BACKEND
 from xentx_torch._functions import (
+    binary_cross_entropy,
     combine,
     cross_entropy,
     finish,
@@ -27,6 +28,7 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LogSoftmax",
     "NLLLoss",
+    "binary_cross_entropy",
     "combine",
     "compute_loss_func",
     "cross_entropy",

@@ -255,6 +255,32 @@ def nll_loss(route: Route, draw: Draw) -> None:
     )
 
 
+def binary_cross_entropy(route: Route, draw: Draw) -> None:
+    """Value and gradient of `xentx.binary_cross_entropy`."""
+    dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
+    shape = tuple(draw(st.lists(st.integers(1, 20), max_size=2)))
+    magnitude = draw(st.sampled_from(["normal", "wide", "tiny", "ties"]))
+    weights = draw(st.sets(st.sampled_from(["weight", "pos_weight"])))
+    smoothing = draw(st.sampled_from([0.0, 0.0, 0.1, 1.0]))
+    reduction = draw(st.sampled_from(REDUCTIONS))
+    hard = draw(st.booleans())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = _draw_logits(rng, (*shape, 1), dtype, magnitude)[..., 0]
+    wide = np.float64 if dtype == np.float64 else np.float32
+    target = rng.integers(0, 2, shape).astype(np.int32) if hard else rng.random(shape).astype(wide)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+    for name in sorted(weights):
+        options[name] = rng.uniform(0.1, 2, shape[-1:]).astype(wide)
+    cotangent = np.asarray(rng.normal(size=shape if reduction == "none" else ())).astype(dtype)
+    truth = oracle.binary_cross_entropy(logits, target, cotangent=cotangent, **options)
+    value, gradient = route.pull(
+        xentx.binary_cross_entropy, logits, target, cotangent=cotangent, **options
+    )
+    assert value.dtype == gradient.dtype == dtype
+    oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, GRADIENT_UNITS)
+
+
 def stacked(stats: Any) -> Any:
     """Stack the fields of a named tuple into one array of the first one's dtype."""
     first = stats[0]
@@ -530,6 +556,7 @@ CHECKS: dict[str, Callable[[Route, Draw], None]] = {
     check.__name__: check
     for check in (
         cross_entropy,
+        binary_cross_entropy,
         log_softmax,
         nll_loss,
         per_row,

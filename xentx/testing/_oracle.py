@@ -139,6 +139,35 @@ def cross_entropy(
     )
 
 
+def binary_cross_entropy(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array | float = 1.0,
+    pos_weight: Array | float = 1.0,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    cotangent: Array | None = None,
+) -> Truth:
+    """Loss, gradient and scales: a cross-entropy of each logit against 0."""
+    x, y, w = (np.asarray(a).astype(LONG) for a in (logits, target, weight))
+    smoothing = LONG(label_smoothing)
+    y = (1 - smoothing) * y + smoothing / 2
+    q = np.stack([1 - y, np.asarray(pos_weight).astype(LONG) * y], -1)
+    losses, p, others = log_softmax(np.stack([np.zeros_like(x), x], -1))
+    loss = times(q, losses).sum(-1)
+    # q_0 p_1 - q_1 p_0, and p_0 is 1 - p_1 without cancellation.
+    terms = q[..., 0] * p[..., 1], q[..., 1] * np.where(x > 0, others[..., 1], p[..., 0])
+    seed = (LONG(1) if cotangent is None else cotangent.astype(LONG)) * w
+    value, divisor = w * loss, LONG(1)
+    if reduction != "none":
+        shares = np.broadcast_to(w, x.shape)
+        divisor = {"mean": LONG(x.size), "sum": LONG(1), "weighted_mean": shares.sum()}[reduction]
+        value = value.sum() / divisor
+    scale = np.abs(seed) / abs(divisor) * (terms[0] + terms[1])
+    return Truth(value, seed / divisor * (terms[0] - terms[1]), np.abs(value), scale)
+
+
 DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

@@ -1,0 +1,22 @@
+"""Evaluates `binary_cross_entropy`, whose logits are rows of their own.
+
+`xentx._validation.binary` adds a class axis of length 1 behind the others. Here the gradient loses
+it again.
+"""
+
+from typing import Any
+
+from xentx import _evaluate
+from xentx._calls import Problem
+from xentx._evaluate import normalizer, value, value_shape
+
+Array = Any
+
+__all__ = ["normalizer", "value", "value_and_gradient", "value_shape"]
+
+
+def value_and_gradient(problem: Problem, cotangent: Array | None) -> tuple[Array, Array]:
+    """Value of the problem, and its cotangent, ones if None, pulled back to the logits."""
+    kind, _ = problem
+    result, gradient = _evaluate.value_and_gradient(problem, cotangent)
+    return result, kind.backend.namespace(gradient).squeeze(gradient, axis=kind.task.axis)

@@ -1,0 +1,79 @@
+"""``binary_cross_entropy``: ``q_1 log(1 + exp(-x)) + q_0 log(1 + exp(x))``, one loss an element.
+
+Each logit is a row of its own, ``x`` against 0. Its target holds the shares ``q_0, q_1`` of the
+negative and the positive class on the class axis, where the logits have length 1.
+"""
+
+from typing import Any
+
+from xentx._core import _distribution, _rows
+from xentx._core._rows import Arrays, Needs
+from xentx._core._softmax import sum_classes
+from xentx._core._spec import Spec
+
+Array = Any
+Namespace = Any
+
+NAME = "binary_cross_entropy"
+IS_ROWWISE = True
+
+
+def forward(
+    xp: Namespace,
+    spec: Spec,
+    logits: Array,
+    target: Array,
+    weight: None,  # noqa: ARG001 -- it is within the target
+) -> tuple[Array, tuple[()]]:
+    """Return a loss for each logit in the compute dtype, the class axis kept with length 1."""
+    x = xp.astype(logits, spec.precision.compute, copy=False)
+    losses, _ = _softplus(xp, spec, x)
+    q = xp.astype(target, spec.precision.compute, copy=False)
+    return sum_classes(xp, spec, _distribution.times(xp, q, losses)), ()
+
+
+def _softplus(xp: Namespace, spec: Spec, x: Array) -> tuple[Array, Array]:
+    """Losses of the negative and of the positive class, and their slopes, without cancellation.
+
+    The exponential is of a number that is not positive. It is selected and not an absolute value,
+    whose derivative at 0 is 0 in autodiff.
+    """
+    positive = x >= 0.0
+    e = xp.exp(xp.where(positive, -x, x))
+    tail = xp.log1p(e)
+    near, far = 1.0 / (1.0 + e), e / (1.0 + e)
+    losses = (tail + xp.where(positive, x, 0.0), tail + xp.where(positive, 0.0, -x))
+    slopes = (xp.where(positive, near, far), -xp.where(positive, far, near))
+    return xp.concat(losses, axis=spec.axis), xp.concat(slopes, axis=spec.axis)
+
+
+def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
+    logits, target, _ = arrays
+    x = xp.astype(logits, spec.precision.compute, copy=False)
+    losses, slopes = _softplus(xp, spec, x)
+    q = xp.astype(target, spec.precision.compute, copy=False)
+    return sum_classes(xp, spec, q * slopes), losses if needs[1] else None, None
+
+
+def pullback(
+    xp: Namespace,
+    spec: Spec,
+    arrays: Arrays,
+    residuals: tuple[()],  # noqa: ARG001
+    cotangent: Array,
+    needs: Needs = (True, True, True),
+) -> Arrays:
+    """Return the derivatives with respect to the logits and the shares, pulled back."""
+    return _rows.pullback(xp, spec, arrays, _slopes(xp, spec, arrays, needs), cotangent)
+
+
+def jvp(
+    xp: Namespace,
+    spec: Spec,
+    arrays: Arrays,
+    residuals: tuple[()],  # noqa: ARG001
+    tangents: Arrays,
+) -> Array:
+    """Return the tangent of each logit's loss."""
+    slopes = _slopes(xp, spec, arrays, _rows.needs_of(tangents))
+    return _rows.jvp(xp, spec, arrays[1], slopes, tangents)
