@@ -15,6 +15,6 @@ is_lazy_array = array_api_compat.is_lazy_array
 
 
 def extended(array: Any, *functions: Callable[..., Any]) -> Any:
-    """Namespace of an array, with functions beyond the standard that `xentx._core` may ask for."""
+    """Namespace of an array, with some functions in the place of its own or beyond the standard."""
     own = vars(array_api_compat.array_namespace(array))
-    return SimpleNamespace(**own, **{function.__name__: function for function in functions})
+    return SimpleNamespace(**own | {function.__name__: function for function in functions})

@@ -1,7 +1,6 @@
 """The core's derivatives as a tf.custom_gradient, and what else those are made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -55,8 +54,7 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def attached(*present: Array) -> tuple[Array, Any]:
-        own = replace(spec, final=True)
-        value, residuals = operation.forward(NAMESPACE, own, *with_others(arrays, present))
+        value, residuals = operation.forward(NAMESPACE, spec, *with_others(arrays, present))
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def pullback(cotangent: Array, *present: Array) -> tuple[tuple[Array | None, ...], Any]:

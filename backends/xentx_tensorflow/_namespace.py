@@ -443,8 +443,9 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     size = x.shape[axis]
     size = tf.shape(x, indices.dtype)[axis] if size is None else size
     indices = tf.math.floormod(indices, size)  # they may count from the end
-    # A gather of rank 1 would have a sparse gradient.
-    if rank > 1 and axis == rank - 1:
+    if rank == 1:  # in a batch, since else its gradient is sparse, which forward mode can't take
+        return tf.gather(x[None], indices[None], axis=1, batch_dims=1)[0]
+    if axis == rank - 1:
         return tf.gather(x, indices, axis=axis, batch_dims=axis)
     return tf.gather_nd(x, _coordinates(indices, axis))
 

@@ -13,6 +13,11 @@ from xentx._namespace import extended
 Array = torch.Tensor
 
 
+def take_along_axis(x: Array, indices: Array, /, *, axis: int) -> Array:
+    """Take entries along an axis. That of array-api-compat makes sizes a condition of a graph."""
+    return torch.gather(x, axis, indices.long())
+
+
 def placed_along_axis(
     like: Array, indices: Array, values: Array, *, axis: int, others: Array | None
 ) -> Array | None:
@@ -24,10 +29,10 @@ def placed_along_axis(
         return None
     others = values.new_zeros(()) if others is None else others
     # Of what is expanded, scatter copies no zeros that were written before.
-    return torch.scatter(others.expand(like.shape), axis, indices, values)
+    return torch.scatter(others.expand(like.shape), axis, indices.long(), values)
 
 
-NAMESPACE = extended(torch.empty(0), placed_along_axis)
+NAMESPACE = extended(torch.empty(0), take_along_axis, placed_along_axis)
 
 
 def is_distributed(array: Array) -> bool:
