@@ -5,11 +5,10 @@
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
 //     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// Two ways to compute it. Class indices with float logits, which is what training does, take the
-// quick one: exponentials in float, sums in double, one pass through memory. It goes along a row
-// where its classes are many, and across 16 rows at a time where they are few or strided. All else
-// (probabilities, smoothing, capped logits, float64, exact results) takes the general one, in
-// double. Both ways round once, at the end.
+// Two ways to compute it. Float logits take the quick one: exponentials in float, sums in double, one
+// pass through memory. It goes along a row where its classes are many, and across 16 rows at a time
+// where they are few or strided and q is that of a class index alone. All else (capped logits,
+// float64, exact results, blocks) takes the general one, in double. Both ways round once, at the end.
 #pragma once
 #include "exponential.h"
 #include "job.h"
@@ -36,14 +35,30 @@ inline double absolute(double x) { return x < 0 ? -x : x; }
 constexpr float kInfinity = __builtin_inff();
 constexpr float kNaN = __builtin_nanf("");
 
+// What q is made of, but for the share that a class index has of its own.
+enum class Shares { none, equal, given, mixed };
+
+inline Shares shares_of(const Task& task) {
+    if (task.operation == Operation::log_softmax) return Shares::none;
+    if (task.operation == Operation::log_softmax_pullback) return Shares::given;  // the cotangent
+    const bool smooth = task.label_smoothing != 0.0;
+    if (is_soft(task)) return smooth || task.weight ? Shares::mixed : Shares::given;
+    return !smooth ? Shares::none : task.weight ? Shares::given : Shares::equal;
+}
+
 inline bool is_quick(const Task& task) {
     if (task.exact || task.logits.dtype == DType::float64) return false;
     if (task.operation == Operation::log_softmax) return true;
-    return task.operation == Operation::cross_entropy && !is_soft(task) &&
-           task.label_smoothing == 0.0 && task.logit_softcap == 0.0;
+    if (task.operation == Operation::log_softmax_pullback)
+        return task.cotangent.dtype != DType::float64;
+    if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0) return false;
+    // What is read by vectors is read as floats.
+    if (is_soft(task) && task.target.dtype == DType::float64) return false;
+    return shares_of(task) == Shares::none || task.weight.dtype != DType::float64;
 }
 inline bool goes_across(const Task& task) {
     return is_quick(task) && task.operation == Operation::cross_entropy &&
+           shares_of(task) == Shares::none &&
            task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
 }
 
@@ -190,54 +205,71 @@ struct Tail {
 };
 
 struct Finish {
-    // In: what Tail takes; the target's logit, its weight and the row's unit.
+    // In: what Tail takes; the sums of q over the classes below the maximum and over those at it,
+    // and of q_k (m - x_k), all without the target's own share of q; the target's logit, that
+    // share, and what else of q is at the target; the row's unit.
     double top[kLanes], sum[kLanes], ties[kLanes];
-    double picked[kLanes], weight[kLanes], unit[kLanes];
-    // Out: how far the log-sum-exp is above the maximum; the loss; what an exponential over 2^n is multiplied by to be a gradient; the gradient
-    // at the target, and at an entry of the maximum that is not the target.
+    double others[kLanes], leaders[kLanes], gaps[kLanes];
+    double picked[kLanes], own[kLanes], base[kLanes], unit[kLanes];
+    // Out: how far the log-sum-exp is above the maximum; the loss; what an exponential over 2^n is
+    // multiplied by to be u (A + 2 z lse) p; the gradient at the target, and at the maximum where
+    // its p is above one half.
     double tail[kLanes], loss[kLanes], factor[kLanes];
     double picked_gradient[kLanes], top_gradient[kLanes], rest[kLanes];
     int64_t unfit[kLanes];  // whether floats can't hold it: a row for the general way
 
+    // A row of which nothing is asked, or no more than its tail.
+    void clear(int i) {
+        top[i] = sum[i] = others[i] = leaders[i] = gaps[i] = picked[i] = base[i] = 0.0;
+        ties[i] = own[i] = unit[i] = 1.0;
+    }
+
     void compute(int count, double z_loss) {
         using V = Vec<double>;
+        auto fits = [](const V& x) __attribute__((always_inline)) {
+            V magnitude = max(x, V(0.0) - x);
+            return ((V(0x1p-90) < magnitude) & (magnitude < V(0x1p90))) | (x == V(0.0)) | (x != x);
+        };
         for (int i = 0; i < count; i += V::kLanes) {
-            V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(weight + i);
+            V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(own + i);
             V n = (m * V(Form<double>::log2e) + V(Form<double>::magic)) - V(Form<double>::magic);
             Reference<double> reference(n, 0);
             Tail t(m, reference, load(sum + i), load(ties + i));
             V at_picked, error;
             exponential(x, reference, at_picked, error);
-            V gap = m - x, lse = m + t.tail, all = one + t.rest;
+            V all = one + t.rest, lse = m + t.tail, below = load(others + i);
+            V mass = w + (below + load(leaders + i));
             // Nothing times infinity is nothing.
-            V l = select(w == zero, w * t.tail, w * (gap + t.tail));
-            V slope = w, extra = zero;
+            V l = (select(w == zero, zero, w * (m - x)) + load(gaps + i)) + mass * t.tail;
+            V slope = mass, extra = zero;
             if (z_loss != 0.0) {
                 l = l + V(z_loss) * lse * lse;
                 extra = V(2.0 * z_loss) * lse;
                 slope = slope + extra;
             }
-            auto leads = x == m;
-            V p = select(leads, one / all, at_picked / (t.at_top * all));
-            V p_minus_one = select(leads, zero - t.rest / all, p - one);
-            V u = load(unit + i);
+            V u = load(unit + i), f = u * slope / (t.at_top * all);
             store(tail + i, t.tail);
             store(loss + i, l);
-            V f = u * slope / (t.at_top * all), magnitude = max(f, zero - f);
             store(factor + i, f);
-            auto held = ((V(0x1p-90) < magnitude) & (magnitude < V(0x1p90))) | (f == zero) | (f != f);
-            held = held & (max(m, zero - m) < V(kLargest));
-            store(unfit + i, held == Vec<int64_t>(0));
-            store(picked_gradient + i, u * (w * p_minus_one + extra * p));
-            store(top_gradient + i, u * slope / all);
             store(rest + i, t.rest);
+            store(unfit + i, (fits(f) & fits(u) & (max(m, zero - m) < V(kLargest))) ==
+                                 Vec<int64_t>(0));
+            auto leads = x == m;
+            V rest_of_q = below + select(leads, zero, w);
+            V at_top = u * ((rest_of_q - mass * t.rest / all) + extra / all);
+            V p = select(leads, one / all, at_picked / (t.at_top * all));
+            V at_target = u * ((mass * p - (w + load(base + i))) + extra * p);
+            store(top_gradient + i, at_top);
+            store(picked_gradient + i, select(leads & (t.rest < one), at_top, at_target));
         }
     }
 
     // Whether row i has an entry with a probability above one half that is not its target. Its
-    // gradient comes from 1 / (1 + rest): as a rounded exponential times a factor, what should be
-    // just below 1 might be just above, which is two units off.
-    bool misled(int i) const { return picked[i] != top[i] && rest[i] < 1.0; }
+    // gradient comes from the others: as a rounded exponential times a factor less q, what should
+    // be close to 0 would be off by a unit of 1.
+    bool misled(int i, bool has_target) const {
+        return rest[i] < 1.0 && !(has_target && picked[i] == top[i]);
+    }
 };
 
 // ---- The quick way, along a row.
@@ -314,11 +346,148 @@ inline void exponentials(const float* x, int n, const Reference<float>& referenc
     sums = {low, high, lost, ties};
 }
 
-// What a gradient's exponentials are multiplied by: a double in two floats.
+// q for a block, but for the share that a class index has of its own.
+struct Portion {
+    const float* q;        // probabilities, a cotangent, or the weights of smoothing
+    const float* weights;  // of probabilities, or null
+    double keep, share;    // what smoothing makes of probabilities
+
+    XENTX_INLINE Vec<float> read(int k, int n) const {
+        return n == kLanes ? load(q + k) : load_first(q + k, n, 0.0f);
+    }
+    // The n < 16 last of a block are padded with 0.
+    template <bool kMixed>
+    XENTX_INLINE void read(int k, int n, Vec<double>& low, Vec<double>& high) const {
+        widen(read(k, n), low, high);
+        if (!kMixed) return;
+        low = fma(low, Vec<double>(keep), Vec<double>(share));
+        high = fma(high, Vec<double>(keep), Vec<double>(share));
+        if (weights) {
+            Vec<double> l, h;
+            widen(n == kLanes ? load(weights + k) : load_first(weights + k, n, 0.0f), l, h);
+            low = low * l;
+            high = high * h;
+        } else if (n != kLanes) {
+            double lanes[kLanes] = {};
+            store_first(lanes, low, n < 8 ? n : 8);
+            if (n > 8) store_first(lanes + 8, high, n - 8);
+            low = load(lanes);
+            high = load(lanes + 8);
+        }
+    }
+};
+
+// What q of a block adds up to: below `level`, which is the maximum so far, and at it; and times the
+// gap of its logit to the level.
+struct Masses {
+    double others, leaders, gaps;
+};
+
+template <bool kMixed, bool kGaps>
+inline Masses weigh(const float* x, const Portion& portion, int n, double level) {
+    using V = Vec<double>;
+    const Portion from = portion;
+    const V m(level), zero(0.0);
+    V others[2] = {zero, zero}, leaders[2] = {zero, zero}, gaps[2] = {zero, zero};
+    auto step = [&](const Vec<float>& v, int k, int count) __attribute__((always_inline)) {
+        V logits[2], q[2];
+        widen(v, logits[0], logits[1]);
+        from.read<kMixed>(k, count, q[0], q[1]);
+        for (int i = 0; i < 2; i++) {
+            auto is_top = logits[i] == m;
+            others[i] = others[i] + select(is_top, zero, q[i]);
+            leaders[i] = leaders[i] + select(is_top, q[i], zero);
+            // Nothing times infinity is nothing.
+            if (kGaps) gaps[i] = fma(q[i], select(q[i] == zero, zero, m - logits[i]), gaps[i]);
+        }
+    };
+    int k = 0;
+    for (; k + kLanes <= n; k += kLanes) step(load(x + k), k, kLanes);
+    if (k < n) step(load_first(x + k, n - k, -kInfinity), k, n - k);
+    return {sum_of_lanes(others[0] + others[1]), sum_of_lanes(leaders[0] + leaders[1]),
+            sum_of_lanes(gaps[0] + gaps[1])};
+}
+
+// The sum of the gaps of a block.
+inline double gaps_of(const float* x, int n, float level) {
+    const Vec<double> m(level);
+    Vec<double> low(0.0), high(0.0), l, h;
+    auto step = [&](const Vec<float>& v) __attribute__((always_inline)) {
+        widen(v, l, h);
+        low = low + (m - l);
+        high = high + (m - h);
+    };
+    int k = 0;
+    for (; k + kLanes <= n; k += kLanes) step(load(x + k));
+    if (k < n) step(load_first(x + k, n - k, level));
+    return sum_of_lanes(low + high);
+}
+
+// Reads the q of a row by blocks.
+struct Distribution {
+    Shares shares;
+    Array from, weights;  // at the row
+    bool has_gaps;
+    double keep, share;
+    double unit;    // of what is read: the share, where that is weights
+    float* buffer;  // two blocks
+
+    Distribution(const Task& task, const Row& row, float* memory)
+        : shares(shares_of(task)),
+          has_gaps(task.operation == Operation::cross_entropy),
+          keep(1.0 - task.label_smoothing),
+          share(task.label_smoothing / double(task.classes)),
+          unit(1.0),
+          buffer(memory) {
+        weights = at(task.weight, row.group * task.weight.group);
+        if (task.operation == Operation::log_softmax_pullback)
+            from = at(task.cotangent, task.cotangent.at(row.group, row.outer, row.inner));
+        else if (is_soft(task))
+            from = at(task.target, task.target.at(row.group, row.outer, row.inner));
+        else
+            from = weights, unit = share;
+    }
+
+    // `first` and the n - 1 classes after it.
+    Portion block(int64_t first, int n) const {
+        Portion portion{nullptr, nullptr, keep, share};
+        if (shares == Shares::given || shares == Shares::mixed)
+            portion.q = read(from, first, n, buffer);
+        if (shares == Shares::mixed && weights)
+            portion.weights = read(weights, first, n, buffer + kBlock);
+        return portion;
+    }
+    Masses weigh_block(const float* x, int64_t first, int n, float level) const {
+        if (shares == Shares::mixed) return weigh<true, true>(x, block(first, n), n, level);
+        return has_gaps ? weigh<false, true>(x, block(first, n), n, level)
+                        : weigh<false, false>(x, block(first, n), n, level);
+    }
+
+  private:
+    static Array at(Array array, int64_t offset) {
+        if (array) array.data = static_cast<char*>(array.data) + offset * size_of(array.dtype);
+        return array;
+    }
+    static const float* read(const Array& array, int64_t first, int n, float* to) {
+        const int64_t stride = array.classes, offset = first * stride;
+        switch (array.dtype) {
+            case DType::float16:
+                return floats(static_cast<const Half*>(array.data) + offset, stride, n, to);
+            case DType::bfloat16:
+                return floats(static_cast<const Brain*>(array.data) + offset, stride, n, to);
+            default: return floats(static_cast<const float*>(array.data) + offset, stride, n, to);
+        }
+    }
+};
+
+// A double in two floats.
 struct Factor {
     Vec<float> high, low;
     explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
-    XENTX_INLINE Vec<float> times(const Vec<float>& e) const { return fma(e, high, e * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& x) const { return fma(x, high, x * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& x, const Vec<float>& and_add) const {
+        return fma(x, high, fma(x, low, and_add));
+    }
 };
 
 // One row after its first pass.
@@ -326,13 +495,17 @@ struct Along {
     float* exponentials;  // of the whole row; each block's over 2^(its own n)
     double* scales;       // the n of each block
     double top, sum, ties, scale;
+    double others, leaders, gaps;  // as `Finish` has them, but in units of what is read
+    int64_t top_block;             // the first class of the block with the maximum
 };
 
 template <class S>
 inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, float* buffer,
-                       Along& row) {
-    float top = -kInfinity;
+                       const Distribution& q, Along& row) {
+    float top = -kInfinity, level = 0.0f;  // the maximum, and that or 0 where it is -inf
     double n = 0.0, sum = 0.0, ties = 0.0;
+    row.others = row.leaders = row.gaps = 0.0;
+    row.top_block = 0;
     for (int64_t from = 0; from < classes; from += kBlock) {
         int count = int(classes - from < kBlock ? classes - from : kBlock);
         const float* block = floats(x + from * stride, stride, count, buffer);
@@ -351,7 +524,13 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
                 exponential(Vec<double>(top), Reference<double>(Vec<double>(before), 0), e, error);
                 sum = (sum + ties * e[0]) * power_of_2(before - n);
             }
-            top = highest;
+            const double before_this = q.shares == Shares::equal ? double(from)
+                                                                  : row.others + row.leaders;
+            row.gaps += before_this * (double(highest) - double(level));
+            row.others += row.leaders;
+            row.leaders = 0.0;
+            row.top_block = from;
+            top = level = highest;
             ties = 0.0;
         }
         Reference<float> reference{Vec<float>(float(n))};
@@ -365,6 +544,18 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
         sum += sums.total() * 0x1p-24;  // the bias of Form<float>
         ties += sums.count();
         row.scales[from / kBlock] = n;
+        if (q.shares == Shares::equal) {
+            row.gaps += gaps_of(block, count, level);
+        } else if (q.shares != Shares::none) {
+            const Masses masses = q.weigh_block(block, from, count, level);
+            row.others += masses.others;
+            row.leaders += masses.leaders;
+            row.gaps += masses.gaps;
+        }
+    }
+    if (q.shares == Shares::equal) {
+        row.others = double(classes) - ties;
+        row.leaders = ties;
     }
     row.top = top;
     row.scale = n;
@@ -372,27 +563,31 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
     row.ties = ties;
 }
 
-inline void scale_block(const float* e, int from, int to, const Factor& factor, float* g) {
+// What `form` makes of exponentials; it is told which of the block they are, and how many.
+template <class Form>
+inline void form_block(const float* e, int from, int to, const Form& form, float* g) {
     int k = from;
-    for (; k + kLanes <= to; k += kLanes) store(g + k, factor.times(load(e + k)));
-    if (k < to) store_first(g + k, factor.times(load_first(e + k, to - k, 0.0f)), to - k);
+    for (; k + kLanes <= to; k += kLanes) store(g + k, form(load(e + k), k, kLanes));
+    if (k < to) store_first(g + k, form(load_first(e + k, to - k, 0.0f), k, to - k), to - k);
 }
-inline void stream_block(const float* e, int from, int to, const Factor& factor, float* g) {
+template <class Form>
+inline void stream_block(const float* e, int from, int to, const Form& form, float* g) {
     int aligned = from + int((64 - (reinterpret_cast<uintptr_t>(g + from) & 63)) % 64 / 4);
     if (aligned > to) aligned = to;
     int whole = aligned + (to - aligned) / kLanes * kLanes;
-    scale_block(e, from, aligned, factor, g);
-    for (int k = aligned; k < whole; k += kLanes) stream(g + k, factor.times(load(e + k)));
-    scale_block(e, whole, to, factor, g);
+    form_block(e, from, aligned, form, g);
+    for (int k = aligned; k < whole; k += kLanes) stream(g + k, form(load(e + k), k, kLanes));
+    form_block(e, whole, to, form, g);
 }
 
 // The gradient of a block, with the target's entry among it where 0 <= picked < n.
-inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+template <class Form>
+inline void write_block(const float* e, int n, const Form& form, int64_t picked, double value,
                         bool streams, int64_t stride, float* g, float*) {
     if (stride != 1) {
         for (int k = 0; k < n; k += kLanes) {
             float lanes[kLanes];
-            store(lanes, factor.times(load(e + k)));
+            store(lanes, form(load(e + k), k, n - k < kLanes ? n - k : kLanes));
             for (int i = 0; i < kLanes && k + i < n; i++) g[(k + i) * stride] = lanes[i];
         }
     } else if (streams) {
@@ -400,18 +595,18 @@ inline void write_block(const float* e, int n, const Factor& factor, int64_t pic
         bool here = 0 <= picked && picked < n;
         int before = here ? int(picked < kLanes ? 0 : picked - kLanes + 1) : n;
         int after = here ? int(picked + kLanes < n ? picked + kLanes : n) : n;
-        stream_block(e, 0, before, factor, g);
-        scale_block(e, before, after, factor, g);
-        stream_block(e, after, n, factor, g);
+        stream_block(e, 0, before, form, g);
+        form_block(e, before, after, form, g);
+        stream_block(e, after, n, form, g);
     } else {
-        scale_block(e, 0, n, factor, g);
+        form_block(e, 0, n, form, g);
     }
     if (0 <= picked && picked < n) put(g + picked * stride, value);
 }
-template <class Narrow>
-inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+template <class Form, class Narrow>
+inline void write_block(const float* e, int n, const Form& form, int64_t picked, double value,
                         bool, int64_t stride, Narrow* g, float* buffer) {
-    scale_block(e, 0, n, factor, buffer);
+    form_block(e, 0, n, form, buffer);
     int k = 0;
     if (stride == 1)
         for (; k + kLanes <= n; k += kLanes) store(g + k, load(buffer + k));
@@ -419,38 +614,78 @@ inline void write_block(const float* e, int n, const Factor& factor, int64_t pic
     if (0 <= picked && picked < n) put(g + picked * stride, value);
 }
 
-template <class S>
-inline int64_t find(const S* x, int64_t stride, int64_t n, float value) {
-    int64_t k = 0;
-    while (k < n && to_float(x[k * stride]) != value) k++;
-    return k;
+// Where a block has the only entry of a value.
+inline int position(const float* x, int n, float value) {
+    Vec<int32_t> found(-1);
+    int k = 0;
+    for (; k + kLanes <= n; k += kLanes)
+        found = select(load(x + k) == Vec<float>(value), Vec<int32_t>(k), found);
+    if (k < n)
+        found = select(load_first(x + k, n - k, kNaN) == Vec<float>(value), Vec<int32_t>(k), found);
+    int lane = 0;
+    while (lane < kLanes - 1 && found[lane] < 0) lane++;
+    return found[lane] + lane;
 }
 
 template <class S>
-inline void write_along(const Task& task, const S* x, const Along& row, const Finish& finish,
-                        int i, int64_t picked, bool streams, float* buffer, S* g) {
-    const Factor whole(finish.factor[i] * 0x1p-24);
+inline void write_along(const Task& task, const S* x, const Along& row, const Distribution& q,
+                        const Finish& finish, int i, int64_t picked, bool streams, float* buffer,
+                        S* g) {
+    const Factor whole(finish.factor[i] * 0x1p-24), minus_given(-finish.unit[i] * q.unit);
+    const Vec<float> minus_share(float(-finish.unit[i] * q.share));
     const double picked_gradient = finish.picked_gradient[i];
+    const int64_t stride = task.logits.classes;
+    auto size = [&](int64_t from) {
+        return int(task.classes - from < kBlock ? task.classes - from : kBlock);
+    };
     int64_t leader = -1;
-    if (finish.misled(i)) {
-        leader = find(x, task.logits.classes, task.classes, float(row.top));
-        streams = false;  // in favour of the store below
+    if (finish.misled(i, picked >= 0)) {
+        const int count = size(row.top_block);
+        const float* block = floats(x + row.top_block * stride, stride, count, buffer);
+        leader = row.top_block + position(block, count, float(row.top));
     }
     Reference<float> reference{Vec<float>(float(row.scale))};
     for (int64_t from = 0; from < task.classes; from += kBlock) {
-        int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
+        const int count = size(from);
         float* e = row.exponentials + from;
         if (row.scales[from / kBlock] != row.scale) {
             // Formed when the maximum so far was lower: again, so that the bits are the row's own.
-            const float* block = floats(x + from * task.logits.classes, task.logits.classes, count,
-                                        buffer);
+            const float* block = floats(x + from * stride, stride, count, buffer);
             Sums ignored;
             exponentials<false, true>(block, count, reference, float(row.top), ignored, e);
         }
-        write_block(e, count, whole, picked - from, picked_gradient, streams, task.inner,
-                    g + from * task.inner, buffer);
+        const bool leads_here = from <= leader && leader < from + count;
+        auto write = [&](const auto& form) __attribute__((always_inline)) {
+            write_block(e, count, form, picked - from, picked_gradient, streams && !leads_here,
+                        task.inner, g + from * task.inner, buffer);
+        };
+        using F = Vec<float>;
+        const Portion portion = q.block(from, count);
+        switch (q.shares) {
+            case Shares::none:
+                write([&](const F& v, int, int) __attribute__((always_inline)) {
+                    return whole.times(v);
+                });
+                break;
+            case Shares::equal:
+                write([&](const F& v, int, int) __attribute__((always_inline)) {
+                    return whole.times(v, minus_share);
+                });
+                break;
+            case Shares::given:
+                write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                    return whole.times(v, minus_given.times(portion.read(k, n)));
+                });
+                break;
+            case Shares::mixed:
+                write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                    Vec<double> low, high, unit(-finish.unit[i]);
+                    portion.read<true>(k, n, low, high);
+                    return whole.times(v, narrow(unit * low, unit * high));
+                });
+        }
+        if (leads_here) put(g + leader * task.inner, finish.top_gradient[i]);
     }
-    if (leader >= 0) put(g + leader * task.inner, finish.top_gradient[i]);
 }
 
 // log_softmax, (x - m) - tail: in double, since both differences may cancel.
@@ -725,7 +960,7 @@ inline void compute_block_gradient(const Job& job, const Row& row, void* memory)
 struct Quick {
     double* scales;       // [rows of a batch][blocks]
     float* exponentials;  // [rows of a batch][classes], or [classes][16] across
-    float* buffer;        // a block, or [tiles][classes][16] across
+    float* buffer;        // blocks of logits and for q, or [tiles][classes][16] across
     void* general;        // for the rows that turn out to need it
 
     static int tiles(const Task& task) {
@@ -743,7 +978,8 @@ struct Quick {
         return padded(task.classes) * (goes_across(task) ? kLanes : rows(task));
     }
     static int64_t buffer_size(const Task& task) {
-        return goes_across(task) ? rows(task) * task.classes : kBlock;
+        if (goes_across(task)) return rows(task) * task.classes;
+        return shares_of(task) == Shares::none ? kBlock : 3 * kBlock;
     }
     static int64_t scales_size(const Task& task) { return padded(rows(task) * blocks(task)); }
     static int64_t bytes(const Task& task) {
@@ -763,6 +999,12 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     const Task& task = job.task;
     const Quick scratch(task, memory);
     const auto* logits = static_cast<const S*>(task.logits.data);
+    const Shares shares = shares_of(task);
+    const bool pullback = task.operation == Operation::log_softmax_pullback;
+    const bool picks = task.operation == Operation::cross_entropy && !is_soft(task);
+    auto distribution = [&](const Row& row) {
+        return Distribution(task, row, scratch.buffer + kBlock);
+    };
     Row rows[kLanes];
     Along along[kLanes];
     Finish finish;
@@ -770,20 +1012,28 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         rows[i] = row_of(job, batch, i);
         along[i].exponentials = scratch.exponentials + i * padded(task.classes);
         along[i].scales = scratch.scales + i * Quick::blocks(task);
-        finish.top[i] = finish.sum[i] = finish.picked[i] = 0.0;
-        finish.ties[i] = finish.weight[i] = finish.unit[i] = 1.0;
-        if (rows[i].target.state != Target::kept) continue;
-        const S* x = logits + task.logits.at(rows[i].group, rows[i].outer, rows[i].inner);
+        finish.clear(i);
+        const Row& row = rows[i];
+        if (row.target.state != Target::kept) continue;
+        const S* x = logits + task.logits.at(row.group, row.outer, row.inner);
+        const Distribution q = distribution(row);
         read_along(x, task.logits.classes, task.classes, task.gradient != nullptr, scratch.buffer,
-                   along[i]);
+                   q, along[i]);
         finish.top[i] = along[i].top;
         finish.sum[i] = along[i].sum;
         finish.ties[i] = along[i].ties;
         finish.picked[i] = along[i].top;
         if (task.operation == Operation::log_softmax) continue;
-        finish.picked[i] = to_float(x[rows[i].target.index * task.logits.classes]);
-        finish.weight[i] = rows[i].weight;
-        finish.unit[i] = rows[i].unit;
+        const double unit = shares == Shares::equal ? q.share : q.unit;
+        finish.others[i] = unit * along[i].others;
+        finish.leaders[i] = unit * along[i].leaders;
+        finish.gaps[i] = unit * along[i].gaps;
+        finish.unit[i] = pullback ? -1.0 : row.unit;
+        finish.own[i] = 0.0;
+        if (!picks) continue;
+        finish.picked[i] = to_float(x[row.target.index * task.logits.classes]);
+        finish.own[i] = q.keep * row.weight;
+        if (shares != Shares::none) finish.base[i] = q.share * row.weight;
     }
     finish.compute(batch.count, task.z_loss);
     for (int i = 0; i < batch.count; i++) {
@@ -799,10 +1049,11 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
                               static_cast<S*>(task.value) + to);
             continue;
         }
-        write_loss(job, row, finish.loss[i]);
+        if (!pullback) write_loss(job, row, finish.loss[i]);
         if (!task.gradient || write_trivial_gradient(task, row)) continue;
-        write_along(task, logits + from, along[i], finish, i, row.target.index, job.streams,
-                    scratch.buffer, static_cast<S*>(task.gradient) + to);
+        write_along(task, logits + from, along[i], distribution(row), finish, i,
+                    picks ? row.target.index : -1, job.streams, scratch.buffer,
+                    static_cast<S*>(task.gradient) + to);
     }
     if (job.streams) stream_fence();
 }
@@ -875,13 +1126,14 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
     sum_across(tile, classes, top, kept, finish);
     Row rows[kLanes];
     for (int i = 0; i < kLanes; i++) {
-        finish.picked[i] = 0.0;
-        finish.weight[i] = finish.unit[i] = 1.0;
+        finish.others[i] = finish.leaders[i] = finish.gaps[i] = 0.0;
+        finish.picked[i] = finish.base[i] = 0.0;
+        finish.own[i] = finish.unit[i] = 1.0;
         if (i >= count) continue;
         rows[i] = row_of(job, batch, first + i);
         if (rows[i].target.state != Target::kept) continue;
         finish.picked[i] = tile[rows[i].target.index * kLanes + i];
-        finish.weight[i] = rows[i].weight;
+        finish.own[i] = rows[i].weight;
         finish.unit[i] = rows[i].unit;
     }
     finish.compute(kLanes, task.z_loss);
@@ -897,7 +1149,9 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
         double factor = finish.factor[i] * 0x1p-24;
         high[i] = float(factor);
         low[i] = float(factor - high[i]);
-        leaders[i] = finish.misled(i) ? find(tile + i, kLanes, classes, top[i]) : -1;
+        leaders[i] = -1;
+        if (finish.misled(i, true))
+            for (leaders[i] = 0; tile[leaders[i] * kLanes + i] != top[i];) leaders[i]++;
     }
     const Vec<float> factor_high = load(high), factor_low = load(low);
     for (int k = 0; k < classes; k++) {
