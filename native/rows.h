@@ -5,10 +5,11 @@
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
 //     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// Two ways to compute it. Float logits take the quick one: exponentials in float, sums in double, one
-// pass through memory. It goes along a row where its classes are many, and across 16 rows at a time
-// where they are few or strided and q is that of a class index alone. All else (capped logits,
-// float64, exact results, blocks) takes the general one, in double. Both ways round once, at the end.
+// Two ways to compute it. Float logits take the quick one: exponentials in float, sums in double,
+// one pass through memory. It goes along a row where its classes are many, and across 16 rows at a
+// time where they are few or strided and q is that of a class index alone. All else (capped logits,
+// float64, exact results, blocks) takes the general one, in double. Losses are rounded once, and
+// so are gradients of the general way; those of the quick way are within two units of their terms.
 #pragma once
 #include "exponential.h"
 #include "job.h"
@@ -204,8 +205,8 @@ struct Tail {
     }
 };
 
-// A leader is the first entry of a row that is at its maximum. Where its p is above one half by more
-// than an error of `rest`, there is no other.
+// A leader is the first entry of a row that is at its maximum. Where its p is above one half by
+// more than an error of `rest`, no other is there.
 constexpr double kLeads = 0.999999;
 
 struct Finish {
@@ -286,8 +287,8 @@ XENTX_INLINE void widen_up_to(const float* from, int n, float rest, Vec<double>&
     if (n == kLanes) widen(from, low, high);
     else widen(load_first(from, n, rest), low, high);
 }
-// Calls step(k, n, lane) for each n <= 16 entries of a block from k on. The leader is in `lane`; that
-// is -1 where it is elsewhere.
+// Calls step(k, n, lane) for each n <= 16 entries of a block from k on. The leader is in `lane`,
+// which is -1 where it is elsewhere.
 template <class Step> XENTX_INLINE void for_vectors(int n, int leader, const Step& step) {
     int k = 0;
     const int with_leader = leader < 0 ? n : leader / kLanes * kLanes;
