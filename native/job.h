@@ -16,7 +16,7 @@ struct Job {
     // A gradient is multiplied by one over the divisor of its group; 0 for an empty mean.
     const double* scale;
     double* losses;  // one a row, where they will be reduced
-    bool streams;    // the gradient is too large for the caches
+    bool streams;    // the gradient, or log_softmax, is too large for the caches
 };
 
 // What is compiled once for each instruction set.

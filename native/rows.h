@@ -5,11 +5,11 @@
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
 //     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// Two ways to compute it. Class indices with float logits, which is what training does, take the
-// quick one: exponentials in float, sums in double, one pass through memory. It goes along a row
-// where its classes are many, and across 16 rows at a time where they are few or strided. All else
-// (probabilities, smoothing, capped logits, float64, exact results) takes the general one, in
-// double. Both ways round once, at the end.
+// Two ways to compute it. Float logits take the quick one: exponentials in float, sums in double,
+// one pass through memory. It goes along a row where its classes are many, and across 16 rows at a
+// time where they are few or strided and q is that of a class index alone. All else (capped logits,
+// float64, exact results, blocks) takes the general one, in double. Losses are rounded once, and
+// so are gradients of the general way; those of the quick way are within two units of their terms.
 #pragma once
 #include "exponential.h"
 #include "job.h"
@@ -36,14 +36,30 @@ inline double absolute(double x) { return x < 0 ? -x : x; }
 constexpr float kInfinity = __builtin_inff();
 constexpr float kNaN = __builtin_nanf("");
 
+// What q is made of, but for the share that a class index has of its own.
+enum class Shares { none, equal, given, mixed };
+
+inline Shares shares_of(const Task& task) {
+    if (task.operation == Operation::log_softmax) return Shares::none;
+    if (task.operation == Operation::log_softmax_pullback) return Shares::given;  // the cotangent
+    const bool smooth = task.label_smoothing != 0.0;
+    if (is_soft(task)) return smooth || task.weight ? Shares::mixed : Shares::given;
+    return !smooth ? Shares::none : task.weight ? Shares::given : Shares::equal;
+}
+
 inline bool is_quick(const Task& task) {
     if (task.exact || task.logits.dtype == DType::float64) return false;
     if (task.operation == Operation::log_softmax) return true;
-    return task.operation == Operation::cross_entropy && !is_soft(task) &&
-           task.label_smoothing == 0.0 && task.logit_softcap == 0.0;
+    if (task.operation == Operation::log_softmax_pullback)
+        return task.cotangent.dtype != DType::float64;
+    if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0) return false;
+    // What is read by vectors is read as floats.
+    if (is_soft(task) && task.target.dtype == DType::float64) return false;
+    return shares_of(task) == Shares::none || task.weight.dtype != DType::float64;
 }
 inline bool goes_across(const Task& task) {
     return is_quick(task) && task.operation == Operation::cross_entropy &&
+           shares_of(task) == Shares::none &&
            task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
 }
 
@@ -179,9 +195,9 @@ struct Tail {
     Vec<double> at_top;  // exp of the maximum, over 2^n
     Vec<double> rest, tail;
 
-    // Of the maximum, the sum of exponentials over 2^n of all below it, and how many are at it.
-    XENTX_INLINE Tail(const Vec<double>& top, const Reference<double>& reference, const Vec<double>& sum,
-         const Vec<double>& ties) {
+    // Of the maximum, the sum of exponentials over 2^n, and how many at the maximum are not in it.
+    XENTX_INLINE Tail(const Vec<double>& top, const Reference<double>& reference,
+                      const Vec<double>& sum, const Vec<double>& ties) {
         Vec<double> error;
         exponential(top, reference, at_top, error);
         rest = (sum + (ties - Vec<double>(1.0)) * at_top) / at_top;
@@ -189,75 +205,117 @@ struct Tail {
     }
 };
 
+// A leader is the first entry of a row that is at its maximum. Where its p is above one half by
+// more than an error of `rest`, no other is there.
+constexpr double kLeads = 0.999999;
+
 struct Finish {
-    // In: what Tail takes; the target's logit, its weight and the row's unit.
-    double top[kLanes], sum[kLanes], ties[kLanes];
-    double picked[kLanes], weight[kLanes], unit[kLanes];
-    // Out: how far the log-sum-exp is above the maximum; the loss; what an exponential over 2^n is multiplied by to be a gradient; the gradient
-    // at the target, and at an entry of the maximum that is not the target.
+    // In: the maximum, and the sum of exponentials over 2^n of all but the leader; the sum of q but
+    // for the leader's, that of the leader, and the sum of q_k (m - x_k), all without the target's
+    // own share of q; the target's logit, that share, and what else of q is at the target; the
+    // row's unit.
+    double top[kLanes], sum[kLanes];
+    double others[kLanes], at_leader[kLanes], gaps[kLanes];
+    double picked[kLanes], own[kLanes], base[kLanes], unit[kLanes];
+    // Out: how far the log-sum-exp is above the maximum; the loss; what an exponential over 2^n is
+    // multiplied by to be u (A + 2 z lse) p; the gradient at the target, and at the leader.
     double tail[kLanes], loss[kLanes], factor[kLanes];
-    double picked_gradient[kLanes], top_gradient[kLanes], rest[kLanes];
+    double picked_gradient[kLanes], leader_gradient[kLanes], rest[kLanes];
     int64_t unfit[kLanes];  // whether floats can't hold it: a row for the general way
+
+    // A row of which nothing is asked, or no more than its tail.
+    void clear(int i) {
+        top[i] = sum[i] = others[i] = at_leader[i] = gaps[i] = picked[i] = base[i] = 0.0;
+        own[i] = unit[i] = 1.0;
+    }
 
     void compute(int count, double z_loss) {
         using V = Vec<double>;
+        auto fits = [](const V& x) __attribute__((always_inline)) {
+            V magnitude = max(x, V(0.0) - x);
+            return ((V(0x1p-90) < magnitude) & (magnitude < V(0x1p90))) | (x == V(0.0)) | (x != x);
+        };
         for (int i = 0; i < count; i += V::kLanes) {
-            V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(weight + i);
+            V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(own + i);
             V n = (m * V(Form<double>::log2e) + V(Form<double>::magic)) - V(Form<double>::magic);
             Reference<double> reference(n, 0);
-            Tail t(m, reference, load(sum + i), load(ties + i));
+            Tail t(m, reference, load(sum + i), one);
             V at_picked, error;
             exponential(x, reference, at_picked, error);
-            V gap = m - x, lse = m + t.tail, all = one + t.rest;
+            V all = one + t.rest, lse = m + t.tail, below = load(others + i);
+            V mass = w + (below + load(at_leader + i));
             // Nothing times infinity is nothing.
-            V l = select(w == zero, w * t.tail, w * (gap + t.tail));
-            V slope = w, extra = zero;
+            V l = (select(w == zero, zero, w * (m - x)) + load(gaps + i)) + mass * t.tail;
+            V slope = mass, extra = zero;
             if (z_loss != 0.0) {
                 l = l + V(z_loss) * lse * lse;
                 extra = V(2.0 * z_loss) * lse;
                 slope = slope + extra;
             }
-            auto leads = x == m;
-            V p = select(leads, one / all, at_picked / (t.at_top * all));
-            V p_minus_one = select(leads, zero - t.rest / all, p - one);
-            V u = load(unit + i);
+            V u = load(unit + i), f = u * slope / (t.at_top * all);
             store(tail + i, t.tail);
             store(loss + i, l);
-            V f = u * slope / (t.at_top * all), magnitude = max(f, zero - f);
             store(factor + i, f);
-            auto held = ((V(0x1p-90) < magnitude) & (magnitude < V(0x1p90))) | (f == zero) | (f != f);
-            held = held & (max(m, zero - m) < V(kLargest));
-            store(unfit + i, held == Vec<int64_t>(0));
-            store(picked_gradient + i, u * (w * p_minus_one + extra * p));
-            store(top_gradient + i, u * slope / all);
             store(rest + i, t.rest);
+            store(unfit + i, (fits(f) & fits(u) & (max(m, zero - m) < V(kLargest))) ==
+                                 Vec<int64_t>(0));
+            auto leads = x == m;
+            V rest_of_q = below + select(leads, zero, w);
+            V at_lead = u * ((rest_of_q - mass * t.rest / all) + extra / all);
+            V p = select(leads, one / all, at_picked / (t.at_top * all));
+            V at_target = u * ((mass * p - (w + load(base + i))) + extra * p);
+            store(leader_gradient + i, at_lead);
+            store(picked_gradient + i, select(leads & (t.rest < V(kLeads)), at_lead, at_target));
         }
     }
 
     // Whether row i has an entry with a probability above one half that is not its target. Its
-    // gradient comes from 1 / (1 + rest): as a rounded exponential times a factor, what should be
-    // just below 1 might be just above, which is two units off.
-    bool misled(int i) const { return picked[i] != top[i] && rest[i] < 1.0; }
+    // gradient comes from the others: as a rounded exponential times a factor less q, what should
+    // be close to 0 would be off by a unit of 1.
+    bool misled(int i, bool has_target) const {
+        return rest[i] < kLeads && !(has_target && picked[i] == top[i]);
+    }
 };
 
 // ---- The quick way, along a row.
+
+XENTX_INLINE Vec<float> load_up_to(const float* from, int n, float rest) {
+    return n == kLanes ? load(from) : load_first(from, n, rest);
+}
+XENTX_INLINE void widen_up_to(const float* from, int n, float rest, Vec<double>& low,
+                             Vec<double>& high) {
+    if (n == kLanes) widen(from, low, high);
+    else widen(load_first(from, n, rest), low, high);
+}
+// Calls step(k, n, lane) for each n <= 16 entries of a block from k on. The leader is in `lane`,
+// which is -1 where it is elsewhere.
+template <class Step> XENTX_INLINE void for_vectors(int n, int leader, const Step& step) {
+    int k = 0;
+    const int with_leader = leader < 0 ? n : leader / kLanes * kLanes;
+    for (; k + kLanes <= with_leader; k += kLanes) step(k, kLanes, -1);
+    if (leader >= 0) {
+        step(k, n - k < kLanes ? n - k : kLanes, leader - k);
+        k += kLanes;
+    }
+    for (; k + kLanes <= n; k += kLanes) step(k, kLanes, -1);
+    if (k < n) step(k, n - k, -1);
+}
+// All lanes of a vector but one, which becomes 0.
+XENTX_INLINE Vec<float> without(const Vec<float>& v, int lane) {
+    static constexpr int32_t masks[2 * kLanes - 1] = {0, 0, 0, 0, 0, 0, 0, 0,
+                                                      0, 0, 0, 0, 0, 0, 0, -1};
+    return select(load(masks + kLanes - 1 - lane), Vec<float>(0.0f), v);
+}
 
 // What exponentials of a block add up to.
 struct Sums {
     Vec<double> low, high;  // a sum for each of 16 lanes
     Vec<float> lost;        // by rounding what was summed
-    Vec<int32_t> ties;      // -1 for each entry at the maximum
 
     double total() const {
         Vec<double> lost_low, lost_high;
         widen(lost, lost_low, lost_high);
         return sum_of_lanes(low + high) + sum_of_lanes(lost_low + lost_high);
-    }
-    double count() const {
-        int32_t lanes[kLanes], n = 0;
-        store(lanes, ties);
-        for (int32_t lane : lanes) n -= lane;  // a mask is -1
-        return n;
     }
 };
 
@@ -272,69 +330,231 @@ inline float maximum(const float* x, int n) {
     }
     for (; k + kLanes <= n; k += kLanes) a = max(load(x + k), a);
     if (k < n) b = max(load_first(x + k, n - k, -kInfinity), b);
-    float lanes[kLanes], top = -kInfinity;
-    store(lanes, max(max(a, b), max(c, d)));
-    for (float lane : lanes) top = lane > top ? lane : top;
-    return top;
+    return highest_of(max(max(a, b), max(c, d)));
 }
 
-// Exponentials of a block. Those at the maximum are counted, and not summed; a block that has none
-// need not look for them.
-template <bool kHasTop, bool kKeep>
-inline void exponentials(const float* x, int n, const Reference<float>& reference, float top,
+// The first entry of a block that is equal to a number. There is one.
+inline int position(const float* x, int n, float number) {
+    const Vec<float> v(number);
+    int k = 0;
+    auto is_at = [&](int i) __attribute__((always_inline)) { return load(x + k + i) == v; };
+    for (; k + 4 * kLanes <= n; k += 4 * kLanes)
+        if (first_of((is_at(0) | is_at(kLanes)) | (is_at(2 * kLanes) | is_at(3 * kLanes))) >= 0)
+            break;
+    for (;; k += kLanes) {
+        const int lane = first_of(load_up_to(x + k, n - k < kLanes ? n - k : kLanes, kNaN) == v);
+        if (lane >= 0) return k + lane;
+    }
+}
+
+// Exponentials of a block. The leader's is not summed.
+template <bool kKeep>
+inline void exponentials(const float* x, int n, const Reference<float>& reference, int leader,
                          Sums& sums, float* kept) {
     // Locals, which live in registers: `kept` might otherwise be where a sum is.
     const Reference<float> to = reference;
-    const Vec<float> m(top), zero(0.0f);
     Vec<double> low(0.0), high(0.0);
     Vec<float> lost(0.0f);
-    Vec<int32_t> ties(0);
-    auto step = [&](const Vec<float>& v, int k) __attribute__((always_inline)) {
+    for_vectors(n, leader, [&](int k, int count, int lane) __attribute__((always_inline)) {
         Vec<float> value, error;
-        exponential(v, to, value, error);
+        __builtin_prefetch(x + k + kBlock);
+        exponential(load_up_to(x + k, count, -kInfinity), to, value, error);
         if (kKeep) store(kept + k, value);
-        if (kHasTop) {
-            auto is_top = v == m;
-            ties = ties + is_top;
-            value = select(is_top, zero, value);
-            error = select(is_top, zero, error);
+        if (lane >= 0) {
+            value = without(value, lane);
+            error = without(error, lane);
         }
         Vec<double> l, h;
         widen(value, l, h);
         low = low + l;
         high = high + h;
         lost = lost + error;
-    };
-    int k = 0;
-    for (; k + kLanes <= n; k += kLanes) {
-        __builtin_prefetch(x + k + kBlock);
-        step(load(x + k), k);
-    }
-    if (k < n) step(load_first(x + k, n - k, -kInfinity), k);
-    sums = {low, high, lost, ties};
+    });
+    sums = {low, high, lost};
 }
 
-// What a gradient's exponentials are multiplied by: a double in two floats.
+// q for a block, but for the share that a class index has of its own.
+struct Portion {
+    const float* q;        // probabilities, a cotangent, or the weights of smoothing
+    const float* weights;  // of probabilities, or null
+    double keep, share;    // what smoothing makes of probabilities
+
+    XENTX_INLINE Vec<float> read(int k, int n) const {
+        return load_up_to(q + k, n, 0.0f);
+    }
+    // The n < 16 last of a block are padded with 0.
+    template <bool kMixed>
+    XENTX_INLINE void read(int k, int n, Vec<double>& low, Vec<double>& high) const {
+        widen_up_to(q + k, n, 0.0f, low, high);
+        if (!kMixed) return;
+        low = fma(low, Vec<double>(keep), Vec<double>(share));
+        high = fma(high, Vec<double>(keep), Vec<double>(share));
+        if (weights) {
+            Vec<double> l, h;
+            widen_up_to(weights + k, n, 0.0f, l, h);
+            low = low * l;
+            high = high * h;
+        } else if (n != kLanes) {
+            double lanes[kLanes] = {};
+            store_first(lanes, low, n < 8 ? n : 8);
+            if (n > 8) store_first(lanes + 8, high, n - 8);
+            low = load(lanes);
+            high = load(lanes + 8);
+        }
+    }
+};
+
+// What q of a block adds up to but for the leader's, that of the leader, and the sum of q times the
+// gap of its logit to a level, which is the maximum so far.
+struct Masses {
+    double others, at_leader, gaps;
+};
+
+template <bool kMixed, bool kGaps, bool kMasked>
+inline Masses weigh(const float* x, const Portion& portion, int n, int leader, float level) {
+    using V = Vec<double>;
+    const Portion from = portion;
+    const V m(level), zero(0.0);
+    V low(0.0), high(0.0), gaps_low(0.0), gaps_high(0.0);
+    double at_leader = 0.0;
+    for_vectors(n, leader, [&](int k, int count, int lane) __attribute__((always_inline)) {
+        V l, h, x_low, x_high;
+        from.read<kMixed>(k, count, l, h);
+        if (kGaps) {
+            widen_up_to(x + k, count, level, x_low, x_high);
+            x_low = m - x_low;
+            x_high = m - x_high;
+            if (kMasked) {  // nothing times infinity is nothing
+                x_low = select(l == zero, zero, x_low);
+                x_high = select(h == zero, zero, x_high);
+            }
+            gaps_low = fma(l, x_low, gaps_low);
+            gaps_high = fma(h, x_high, gaps_high);
+        }
+        if (lane >= 0) {
+            double lanes[kLanes];
+            store(lanes, l);
+            store(lanes + 8, h);
+            at_leader = lanes[lane];
+            lanes[lane] = 0.0;
+            l = load(lanes);
+            h = load(lanes + 8);
+        }
+        low = low + l;
+        high = high + h;
+    });
+    return {sum_of_lanes(low + high), at_leader, sum_of_lanes(gaps_low + gaps_high)};
+}
+
+// The sum of the gaps of a block.
+inline double gaps_of(const float* x, int n, float level) {
+    const Vec<double> m(level);
+    Vec<double> low(0.0), high(0.0), l, h;
+    for_vectors(n, -1, [&](int k, int count, int) __attribute__((always_inline)) {
+        widen_up_to(x + k, count, level, l, h);
+        low = low + (m - l);
+        high = high + (m - h);
+    });
+    return sum_of_lanes(low + high);
+}
+
+// Reads the q of a row by blocks.
+struct Distribution {
+    Shares shares;
+    Array from, weights;  // at the row
+    bool has_gaps;
+    double keep, share;
+    double unit;    // of what is read, or of 1 where the shares are equal
+    float* buffer;  // two blocks
+
+    Distribution(const Task& task, const Row& row, float* memory)
+        : shares(shares_of(task)),
+          has_gaps(task.operation == Operation::cross_entropy),
+          keep(1.0 - task.label_smoothing),
+          share(task.label_smoothing / double(task.classes)),
+          unit(1.0),
+          buffer(memory) {
+        weights = at(task.weight, row.group * task.weight.group);
+        if (task.operation == Operation::log_softmax_pullback) {
+            from = at(task.cotangent, task.cotangent.at(row.group, row.outer, row.inner));
+            // One number, as a sum's gradient is, has the same bits either way.
+            if (from && from.classes == 0) {
+                shares = Shares::equal;
+                gather(from, 0, 1, &unit);
+            }
+        } else if (is_soft(task)) {
+            from = at(task.target, task.target.at(row.group, row.outer, row.inner));
+        } else {
+            from = weights;
+            unit = share;
+        }
+    }
+
+    // `first` and the n - 1 classes after it.
+    Portion block(int64_t first, int n) const {
+        Portion portion{nullptr, nullptr, keep, share};
+        if (shares == Shares::given || shares == Shares::mixed)
+            portion.q = read(from, first, n, buffer);
+        if (shares == Shares::mixed && weights)
+            portion.weights = read(weights, first, n, buffer + kBlock);
+        return portion;
+    }
+    Masses weigh_block(const float* x, int64_t first, int n, int leader, float level) const {
+        const Portion q = block(first, n);
+        if (!has_gaps) return weigh<false, false, false>(x, q, n, leader, level);
+        const bool mixed = shares == Shares::mixed;
+        const Masses found = mixed ? weigh<true, true, false>(x, q, n, leader, level)
+                                   : weigh<false, true, false>(x, q, n, leader, level);
+        if (found.gaps - found.gaps == 0.0) return found;
+        return mixed ? weigh<true, true, true>(x, q, n, leader, level)
+                     : weigh<false, true, true>(x, q, n, leader, level);
+    }
+
+  private:
+    static Array at(Array array, int64_t offset) {
+        if (array) array.data = static_cast<char*>(array.data) + offset * size_of(array.dtype);
+        return array;
+    }
+    static const float* read(const Array& array, int64_t first, int n, float* to) {
+        const int64_t stride = array.classes, offset = first * stride;
+        switch (array.dtype) {
+            case DType::float16:
+                return floats(static_cast<const Half*>(array.data) + offset, stride, n, to);
+            case DType::bfloat16:
+                return floats(static_cast<const Brain*>(array.data) + offset, stride, n, to);
+            default: return floats(static_cast<const float*>(array.data) + offset, stride, n, to);
+        }
+    }
+};
+
+// A double in two floats.
 struct Factor {
     Vec<float> high, low;
     explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
-    XENTX_INLINE Vec<float> times(const Vec<float>& e) const { return fma(e, high, e * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& x) const { return fma(x, high, x * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& x, const Vec<float>& and_add) const {
+        return fma(x, high, fma(x, low, and_add));
+    }
 };
 
 // One row after its first pass.
 struct Along {
     float* exponentials;  // of the whole row; each block's over 2^(its own n)
     double* scales;       // the n of each block
-    double top, sum, ties, scale;
+    double top, sum, scale;
+    double others, at_leader, gaps;  // as `Finish` has them, but in units of what is read
+    int64_t leader;
 };
 
 template <class S>
 inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, float* buffer,
-                       Along& row) {
-    float top = -kInfinity;
-    double n = 0.0, sum = 0.0, ties = 0.0;
+                       const Distribution& q, Along& row) {
+    float top = -kInfinity, level = 0.0f;  // the maximum, and that or 0 where it is -inf
+    double n = 0.0, sum = 0.0;
+    row.others = row.at_leader = row.gaps = 0.0;
+    row.leader = -1;
     for (int64_t from = 0; from < classes; from += kBlock) {
-        int count = int(classes - from < kBlock ? classes - from : kBlock);
+        int count = int(classes - from < kBlock ? classes - from : kBlock), leader = -1;
         const float* block = floats(x + from * stride, stride, count, buffer);
         float highest = maximum(block, count);
         if (highest > top) {
@@ -342,57 +562,73 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
             n = scale_of(highest);
             if (!(absolute(highest) <= kLargest)) {  // for the general way
                 row.top = highest;
-                row.sum = row.ties = 1.0;
+                row.sum = 1.0;
                 return;
             }
             if (top > -kInfinity) {
-                // What was the maximum joins the others, and all go over the new power of 2.
+                // The leader so far joins the others, and all go over the new power of 2.
                 Vec<double> e, error;
                 exponential(Vec<double>(top), Reference<double>(Vec<double>(before), 0), e, error);
-                sum = (sum + ties * e[0]) * power_of_2(before - n);
+                sum = (sum + e[0]) * power_of_2(before - n);
             }
-            top = highest;
-            ties = 0.0;
+            row.others += row.at_leader;
+            row.gaps += (q.shares == Shares::equal ? double(from) : row.others) *
+                        (double(highest) - double(level));
+            leader = position(block, count, highest);
+            row.leader = from + leader;
+            top = level = highest;
         }
         Reference<float> reference{Vec<float>(float(n))};
         float* kept = row.exponentials + from;
-        bool has_top = highest == top && top > -kInfinity;
         Sums sums;
-        if (keep && has_top) exponentials<true, true>(block, count, reference, top, sums, kept);
-        else if (keep) exponentials<false, true>(block, count, reference, top, sums, kept);
-        else if (has_top) exponentials<true, false>(block, count, reference, top, sums, kept);
-        else exponentials<false, false>(block, count, reference, top, sums, kept);
+        if (keep) exponentials<true>(block, count, reference, leader, sums, kept);
+        else exponentials<false>(block, count, reference, leader, sums, kept);
         sum += sums.total() * 0x1p-24;  // the bias of Form<float>
-        ties += sums.count();
         row.scales[from / kBlock] = n;
+        if (q.shares == Shares::equal) {
+            if (q.has_gaps) row.gaps += gaps_of(block, count, level);
+        } else if (q.shares != Shares::none) {
+            const Masses masses = q.weigh_block(block, from, count, leader, level);
+            row.others += masses.others;
+            row.gaps += masses.gaps;
+            if (leader >= 0) row.at_leader = masses.at_leader;
+        }
+    }
+    if (q.shares == Shares::equal) {
+        row.others = double(classes - 1);
+        row.at_leader = 1.0;
     }
     row.top = top;
     row.scale = n;
     row.sum = sum;
-    row.ties = ties;
 }
 
-inline void scale_block(const float* e, int from, int to, const Factor& factor, float* g) {
+// What `form` makes of exponentials; it is told which of the block they are, and how many.
+template <class Form>
+inline void form_block(const float* e, int from, int to, const Form& form, float* g) {
     int k = from;
-    for (; k + kLanes <= to; k += kLanes) store(g + k, factor.times(load(e + k)));
-    if (k < to) store_first(g + k, factor.times(load_first(e + k, to - k, 0.0f)), to - k);
+    for (; k + kLanes <= to; k += kLanes) store(g + k, form(load(e + k), k, kLanes));
+    if (k < to) store_first(g + k, form(load_first(e + k, to - k, 0.0f), k, to - k), to - k);
 }
-inline void stream_block(const float* e, int from, int to, const Factor& factor, float* g) {
+template <class Form>
+inline void stream_block(const float* e, int from, int to, const Form& form, float* g) {
     int aligned = from + int((64 - (reinterpret_cast<uintptr_t>(g + from) & 63)) % 64 / 4);
     if (aligned > to) aligned = to;
     int whole = aligned + (to - aligned) / kLanes * kLanes;
-    scale_block(e, from, aligned, factor, g);
-    for (int k = aligned; k < whole; k += kLanes) stream(g + k, factor.times(load(e + k)));
-    scale_block(e, whole, to, factor, g);
+    form_block(e, from, aligned, form, g);
+    for (int k = aligned; k < whole; k += kLanes) stream(g + k, form(load(e + k), k, kLanes));
+    form_block(e, whole, to, form, g);
 }
 
 // The gradient of a block, with the target's entry among it where 0 <= picked < n.
-inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+template <class Form>
+inline void write_block(const float* e, int n, const Form& form, int64_t picked, double value,
                         bool streams, int64_t stride, float* g, float*) {
     if (stride != 1) {
         for (int k = 0; k < n; k += kLanes) {
             float lanes[kLanes];
-            store(lanes, factor.times(load(e + k)));
+            const int count = n - k < kLanes ? n - k : kLanes;
+            store(lanes, form(load_up_to(e + k, count, 0.0f), k, count));
             for (int i = 0; i < kLanes && k + i < n; i++) g[(k + i) * stride] = lanes[i];
         }
     } else if (streams) {
@@ -400,18 +636,18 @@ inline void write_block(const float* e, int n, const Factor& factor, int64_t pic
         bool here = 0 <= picked && picked < n;
         int before = here ? int(picked < kLanes ? 0 : picked - kLanes + 1) : n;
         int after = here ? int(picked + kLanes < n ? picked + kLanes : n) : n;
-        stream_block(e, 0, before, factor, g);
-        scale_block(e, before, after, factor, g);
-        stream_block(e, after, n, factor, g);
+        stream_block(e, 0, before, form, g);
+        form_block(e, before, after, form, g);
+        stream_block(e, after, n, form, g);
     } else {
-        scale_block(e, 0, n, factor, g);
+        form_block(e, 0, n, form, g);
     }
     if (0 <= picked && picked < n) put(g + picked * stride, value);
 }
-template <class Narrow>
-inline void write_block(const float* e, int n, const Factor& factor, int64_t picked, double value,
+template <class Form, class Narrow>
+inline void write_block(const float* e, int n, const Form& form, int64_t picked, double value,
                         bool, int64_t stride, Narrow* g, float* buffer) {
-    scale_block(e, 0, n, factor, buffer);
+    form_block(e, 0, n, form, buffer);
     int k = 0;
     if (stride == 1)
         for (; k + kLanes <= n; k += kLanes) store(g + k, load(buffer + k));
@@ -420,62 +656,82 @@ inline void write_block(const float* e, int n, const Factor& factor, int64_t pic
 }
 
 template <class S>
-inline int64_t find(const S* x, int64_t stride, int64_t n, float value) {
-    int64_t k = 0;
-    while (k < n && to_float(x[k * stride]) != value) k++;
-    return k;
-}
-
-template <class S>
-inline void write_along(const Task& task, const S* x, const Along& row, const Finish& finish,
-                        int i, int64_t picked, bool streams, float* buffer, S* g) {
-    const Factor whole(finish.factor[i] * 0x1p-24);
+inline void write_along(const Task& task, const S* x, const Along& row, const Distribution& q,
+                        const Finish& finish, int i, int64_t picked, bool streams, float* buffer,
+                        S* g) {
+    const Factor whole(finish.factor[i] * 0x1p-24), minus_given(-finish.unit[i] * q.unit);
+    const Vec<float> minus_equal(float(-finish.unit[i] * q.unit));
     const double picked_gradient = finish.picked_gradient[i];
-    int64_t leader = -1;
-    if (finish.misled(i)) {
-        leader = find(x, task.logits.classes, task.classes, float(row.top));
-        streams = false;  // in favour of the store below
-    }
+    const bool pullback = task.operation == Operation::log_softmax_pullback;  // whose unit is -1
+    const int64_t stride = task.logits.classes;
+    const int64_t leader = finish.misled(i, picked >= 0) ? row.leader : -1;
     Reference<float> reference{Vec<float>(float(row.scale))};
     for (int64_t from = 0; from < task.classes; from += kBlock) {
-        int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
+        const int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         float* e = row.exponentials + from;
         if (row.scales[from / kBlock] != row.scale) {
             // Formed when the maximum so far was lower: again, so that the bits are the row's own.
-            const float* block = floats(x + from * task.logits.classes, task.logits.classes, count,
-                                        buffer);
+            const float* block = floats(x + from * stride, stride, count, buffer);
             Sums ignored;
-            exponentials<false, true>(block, count, reference, float(row.top), ignored, e);
+            exponentials<true>(block, count, reference, -1, ignored, e);
         }
-        write_block(e, count, whole, picked - from, picked_gradient, streams, task.inner,
-                    g + from * task.inner, buffer);
+        const bool leads_here = from <= leader && leader < from + count;
+        auto write = [&](const auto& form) __attribute__((always_inline)) {
+            write_block(e, count, form, picked - from, picked_gradient, streams && !leads_here,
+                        task.inner, g + from * task.inner, buffer);
+        };
+        using F = Vec<float>;
+        const Portion portion = q.block(from, count);
+        switch (q.shares) {
+            case Shares::none:
+                write([&](const F& v, int, int) __attribute__((always_inline)) {
+                    return whole.times(v);
+                });
+                break;
+            case Shares::equal:
+                write([&](const F& v, int, int) __attribute__((always_inline)) {
+                    return whole.times(v, minus_equal);
+                });
+                break;
+            case Shares::given:
+                if (pullback) {
+                    write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                        return whole.times(v, portion.read(k, n));
+                    });
+                    break;
+                }
+                write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                    return whole.times(v, minus_given.times(portion.read(k, n)));
+                });
+                break;
+            case Shares::mixed:
+                write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                    Vec<double> low, high, unit(-finish.unit[i]);
+                    portion.read<true>(k, n, low, high);
+                    return whole.times(v, narrow(unit * low, unit * high));
+                });
+        }
+        if (leads_here) put(g + leader * task.inner, finish.leader_gradient[i]);
     }
-    if (leader >= 0) put(g + leader * task.inner, finish.top_gradient[i]);
 }
 
-// log_softmax, (x - m) - tail: in double, since both differences may cancel.
+// log_softmax, x - (m + tail). In double that cancels nowhere but at a leader whose p is above one
+// half: all others are log 2 or more below 0.
 template <class S>
-inline void write_log_softmax(const Task& task, const S* x, double top, double tail,
-                              float* buffer, S* to) {
-    const Vec<double> m(top), t(tail);
+inline void write_log_softmax(const Task& task, const S* x, const Along& row, double tail,
+                              bool streams, float* buffer, S* to) {
+    const Vec<double> lse(row.top + tail);
     for (int64_t from = 0; from < task.classes; from += kBlock) {
         int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         const float* block =
             floats(x + from * task.logits.classes, task.logits.classes, count, buffer);
-        for (int k = 0; k < count; k += kLanes) {
-            int n = count - k < kLanes ? count - k : kLanes;
+        auto form = [&](const Vec<float>& v, int, int) __attribute__((always_inline)) {
             Vec<double> low, high;
-            widen(n == kLanes ? load(block + k) : load_first(block + k, n, 0.0f), low, high);
-            Vec<float> y = narrow((low - m) - t, (high - m) - t);
-            S* out = to + (from + k) * task.inner;
-            if (n == kLanes && task.inner == 1) {
-                store(out, y);
-            } else {
-                float lanes[kLanes];
-                store(lanes, y);
-                for (int i = 0; i < n; i++) put(out + i * task.inner, lanes[i]);
-            }
-        }
+            widen(v, low, high);
+            return narrow(low - lse, high - lse);
+        };
+        write_block(block, count, form, row.leader - from, 0.0 - tail, streams, task.inner,
+                    to + from * task.inner, buffer);
     }
 }
 
@@ -725,7 +981,7 @@ inline void compute_block_gradient(const Job& job, const Row& row, void* memory)
 struct Quick {
     double* scales;       // [rows of a batch][blocks]
     float* exponentials;  // [rows of a batch][classes], or [classes][16] across
-    float* buffer;        // a block, or [tiles][classes][16] across
+    float* buffer;        // blocks of logits and for q, or [tiles][classes][16] across
     void* general;        // for the rows that turn out to need it
 
     static int tiles(const Task& task) {
@@ -743,7 +999,8 @@ struct Quick {
         return padded(task.classes) * (goes_across(task) ? kLanes : rows(task));
     }
     static int64_t buffer_size(const Task& task) {
-        return goes_across(task) ? rows(task) * task.classes : kBlock;
+        if (goes_across(task)) return rows(task) * task.classes;
+        return shares_of(task) == Shares::none ? kBlock : 3 * kBlock;
     }
     static int64_t scales_size(const Task& task) { return padded(rows(task) * blocks(task)); }
     static int64_t bytes(const Task& task) {
@@ -763,6 +1020,12 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     const Task& task = job.task;
     const Quick scratch(task, memory);
     const auto* logits = static_cast<const S*>(task.logits.data);
+    const Shares shares = shares_of(task);
+    const bool pullback = task.operation == Operation::log_softmax_pullback;
+    const bool picks = task.operation == Operation::cross_entropy && !is_soft(task);
+    auto distribution = [&](const Row& row) {
+        return Distribution(task, row, scratch.buffer + kBlock);
+    };
     Row rows[kLanes];
     Along along[kLanes];
     Finish finish;
@@ -770,20 +1033,26 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         rows[i] = row_of(job, batch, i);
         along[i].exponentials = scratch.exponentials + i * padded(task.classes);
         along[i].scales = scratch.scales + i * Quick::blocks(task);
-        finish.top[i] = finish.sum[i] = finish.picked[i] = 0.0;
-        finish.ties[i] = finish.weight[i] = finish.unit[i] = 1.0;
-        if (rows[i].target.state != Target::kept) continue;
-        const S* x = logits + task.logits.at(rows[i].group, rows[i].outer, rows[i].inner);
+        finish.clear(i);
+        const Row& row = rows[i];
+        if (row.target.state != Target::kept) continue;
+        const S* x = logits + task.logits.at(row.group, row.outer, row.inner);
+        const Distribution q = distribution(row);
         read_along(x, task.logits.classes, task.classes, task.gradient != nullptr, scratch.buffer,
-                   along[i]);
+                   q, along[i]);
         finish.top[i] = along[i].top;
         finish.sum[i] = along[i].sum;
-        finish.ties[i] = along[i].ties;
         finish.picked[i] = along[i].top;
         if (task.operation == Operation::log_softmax) continue;
-        finish.picked[i] = to_float(x[rows[i].target.index * task.logits.classes]);
-        finish.weight[i] = rows[i].weight;
-        finish.unit[i] = rows[i].unit;
+        finish.others[i] = q.unit * along[i].others;
+        finish.at_leader[i] = q.unit * along[i].at_leader;
+        finish.gaps[i] = q.unit * along[i].gaps;
+        finish.unit[i] = pullback ? -1.0 : row.unit;
+        finish.own[i] = 0.0;
+        if (!picks) continue;
+        finish.picked[i] = to_float(x[row.target.index * task.logits.classes]);
+        finish.own[i] = q.keep * row.weight;
+        if (shares != Shares::none) finish.base[i] = q.share * row.weight;
     }
     finish.compute(batch.count, task.z_loss);
     for (int i = 0; i < batch.count; i++) {
@@ -795,21 +1064,22 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         int64_t from = task.logits.at(row.group, row.outer, row.inner);
         int64_t to = dense_at(task, row.group, row.outer, row.inner);
         if (task.operation == Operation::log_softmax) {
-            write_log_softmax(task, logits + from, along[i].top, finish.tail[i], scratch.buffer,
-                              static_cast<S*>(task.value) + to);
+            write_log_softmax(task, logits + from, along[i], finish.tail[i], job.streams,
+                              scratch.buffer, static_cast<S*>(task.value) + to);
             continue;
         }
-        write_loss(job, row, finish.loss[i]);
+        if (!pullback) write_loss(job, row, finish.loss[i]);
         if (!task.gradient || write_trivial_gradient(task, row)) continue;
-        write_along(task, logits + from, along[i], finish, i, row.target.index, job.streams,
-                    scratch.buffer, static_cast<S*>(task.gradient) + to);
+        write_along(task, logits + from, along[i], distribution(row), finish, i,
+                    picks ? row.target.index : -1, job.streams, scratch.buffer,
+                    static_cast<S*>(task.gradient) + to);
     }
     if (job.streams) stream_fence();
 }
 
 // Sums of 16 rows at once, a lane each, by what `read_along` does and in its order: with its bits.
 inline void sum_across(const float* tile, int classes, const Vec<float>& top, float* kept,
-                       Finish& finish) {
+                       Finish& finish, int32_t* leaders) {
     float scales[kLanes];
     for (int i = 0; i < kLanes; i++) {
         finish.top[i] = top[i];
@@ -824,15 +1094,15 @@ inline void sum_across(const float* tile, int classes, const Vec<float>& top, fl
         memset(lost[j], 0, sizeof lost[j]);
     }
     const Vec<float> zero(0.0f);
-    Vec<int32_t> ties(0);
+    Vec<int32_t> leader(-1);
     for (int k = 0; k < classes; k++) {
         Vec<float> v = load(tile + k * kLanes), value, error;
         exponential(v, reference, value, error);
         store(kept + k * kLanes, value);
-        auto is_top = v == top;
-        ties = ties + is_top;
-        value = select(is_top, zero, value);
-        error = select(is_top, zero, error);
+        auto leads = (v == top) & (leader < Vec<int32_t>(0));
+        leader = select(leads, Vec<int32_t>(k), leader);
+        value = select(leads, zero, value);
+        error = select(leads, zero, error);
         double* sum = sums[k % kLanes];
         float* rest = lost[k % kLanes];
         Vec<double> low, high;
@@ -860,7 +1130,7 @@ inline void sum_across(const float* tile, int classes, const Vec<float>& top, fl
         }
         store(finish.sum + half, (tree(s) + tree(e)) * Vec<double>(0x1p-24));
     }
-    for (int i = 0; i < kLanes; i++) finish.ties[i] = -double(ties[i]);
+    store(leaders, leader);
 }
 
 // 16 rows: their losses, and their gradients in place of their logits. True in `general` are rows
@@ -872,16 +1142,18 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
     Vec<float> top(-kInfinity);
     for (int k = 0; k < classes; k++) top = max(load(tile + k * kLanes), top);
     Finish finish;
-    sum_across(tile, classes, top, kept, finish);
+    int32_t leaders[kLanes];
+    sum_across(tile, classes, top, kept, finish, leaders);
     Row rows[kLanes];
     for (int i = 0; i < kLanes; i++) {
-        finish.picked[i] = 0.0;
-        finish.weight[i] = finish.unit[i] = 1.0;
+        finish.others[i] = finish.at_leader[i] = finish.gaps[i] = 0.0;
+        finish.picked[i] = finish.base[i] = 0.0;
+        finish.own[i] = finish.unit[i] = 1.0;
         if (i >= count) continue;
         rows[i] = row_of(job, batch, first + i);
         if (rows[i].target.state != Target::kept) continue;
         finish.picked[i] = tile[rows[i].target.index * kLanes + i];
-        finish.weight[i] = rows[i].weight;
+        finish.own[i] = rows[i].weight;
         finish.unit[i] = rows[i].unit;
     }
     finish.compute(kLanes, task.z_loss);
@@ -892,12 +1164,10 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
     if (!task.gradient) return;
 
     float high[kLanes], low[kLanes];
-    int64_t leaders[kLanes];
     for (int i = 0; i < kLanes; i++) {
         double factor = finish.factor[i] * 0x1p-24;
         high[i] = float(factor);
         low[i] = float(factor - high[i]);
-        leaders[i] = finish.misled(i) ? find(tile + i, kLanes, classes, top[i]) : -1;
     }
     const Vec<float> factor_high = load(high), factor_low = load(low);
     for (int k = 0; k < classes; k++) {
@@ -910,7 +1180,7 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
             for (int k = 0; k < classes; k++) tile[k * kLanes + i] = value;
             continue;
         }
-        if (leaders[i] >= 0) put(tile + leaders[i] * kLanes + i, finish.top_gradient[i]);
+        if (finish.misled(i, true)) put(tile + leaders[i] * kLanes + i, finish.leader_gradient[i]);
         put(tile + rows[i].target.index * kLanes + i, finish.picked_gradient[i]);
     }
 }

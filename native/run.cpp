@@ -54,7 +54,7 @@ const Engine& engine() {
 // Rows below this many entries are not worth another thread's wake-up.
 constexpr int64_t kWorkOfAThread = 1 << 15;
 constexpr int64_t kWorkAtOnce = 1 << 15;
-// A gradient of this many bytes falls out of any cache before somebody reads it.
+// A result of this many bytes falls out of any cache before somebody reads it.
 constexpr int64_t kStreamed = 16 << 20;
 constexpr int64_t kHugePages = 8 << 20;
 
@@ -267,9 +267,10 @@ int64_t run(const Task& task, const Executor* executor) {
     if (kept) losses.resize(size_t(rows));
 
     const int64_t bytes = entries * size_of(task.logits.dtype);
-    const bool fresh = task.gradient && task.gradient != task.logits.data;
+    void* result = task.operation == Operation::log_softmax ? task.value : task.gradient;
+    const bool fresh = result && result != task.logits.data;
     Job job{task, scales.data(), kept ? losses.data() : nullptr, fresh && bytes >= kStreamed};
-    if (fresh && bytes >= kHugePages) ask_for_huge_pages(task.gradient, bytes);
+    if (fresh && bytes >= kHugePages) ask_for_huge_pages(result, bytes);
 
     const int rows_at_once = engine().batch(task);
     Lines lines(task, rows_at_once);

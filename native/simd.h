@@ -82,6 +82,18 @@ template <class T> XENTX_INLINE void store_first(T* to, const Vec<T>& v, int n) 
     memcpy(to, lanes, size_t(n) * sizeof(T));
 }
 
+#if defined(XENTX_AVX512)
+XENTX_INLINE Vec<float> load_first(const float* from, int n, float rest) {
+    __m512 others = _mm512_set1_ps(rest);
+    Vec<float> v;
+    v.part[0] = (Vec<float>::Register)_mm512_mask_loadu_ps(others, __mmask16((1u << n) - 1), from);
+    return v;
+}
+XENTX_INLINE void store_first(float* to, const Vec<float>& v, int n) {
+    _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), (__m512)v.part[0]);
+}
+#endif
+
 // Past the caches, to an address that is a multiple of 64.
 template <class T> XENTX_INLINE void stream(T* to, const Vec<T>& v) {
 #if defined(XENTX_AVX512)
@@ -183,6 +195,35 @@ XENTX_INLINE Vec<double> fma(Vec<double> a, const Vec<double>& b, const Vec<doub
     return a;
 }
 
+// The first lane that a mask has set, or -1.
+XENTX_INLINE int first_of(const Vec<int32_t>& mask) {
+#if defined(XENTX_AVX512)
+    unsigned bits = _mm512_test_epi32_mask((__m512i)mask.part[0], (__m512i)mask.part[0]);
+    return bits ? __builtin_ctz(bits) : -1;
+#elif defined(XENTX_AVX2)
+    unsigned low = unsigned(_mm256_movemask_ps((__m256)mask.part[0]));
+    unsigned bits = low | unsigned(_mm256_movemask_ps((__m256)mask.part[1])) << 8;
+    return bits ? __builtin_ctz(bits) : -1;
+#else
+    int lane = 0;
+    while (lane < 16 && !mask[lane]) lane++;
+    return lane < 16 ? lane : -1;
+#endif
+}
+// The highest of lanes without a NaN.
+XENTX_INLINE float highest_of(const Vec<float>& v) {
+#if defined(XENTX_AVX512)
+    return _mm512_reduce_max_ps((__m512)v.part[0]);
+#else
+    float lanes[16];
+    store(lanes, v);
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    return lanes[0];
+#endif
+}
+
 // The same bits as another type.
 template <class To, class From> XENTX_INLINE Vec<To> reinterpret(const Vec<From>& v) {
     static_assert(sizeof(To) == sizeof(From));
@@ -201,10 +242,22 @@ template <int n> XENTX_INLINE Vec<int64_t> shift_right(Vec<int64_t> v) {
     return v;
 }
 
+// ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))
 XENTX_INLINE double sum_of_lanes(const Vec<double>& v) {
+#if defined(XENTX_AVX512) || defined(XENTX_AVX2)
+#if defined(XENTX_AVX512)
+    __m256d four = _mm512_castpd512_pd256((__m512d)v.part[0]) +
+                   _mm512_extractf64x4_pd((__m512d)v.part[0], 1);
+#else
+    __m256d four = (__m256d)(v.part[0] + v.part[1]);
+#endif
+    __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#else
     double s[8];
     store(s, v);
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+#endif
 }
 
 // 16 floats as doubles: lanes 0 to 7 and 8 to 15.
@@ -223,6 +276,15 @@ XENTX_INLINE void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high
         low.part[i / 2][i % 2] = v.part[i / 4][i % 4];
         high.part[i / 2][i % 2] = v.part[2 + i / 4][i % 4];
     }
+#endif
+}
+// As they are loaded, which saves taking a register apart.
+XENTX_INLINE void widen(const float* from, Vec<double>& low, Vec<double>& high) {
+#if defined(XENTX_AVX512)
+    low.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+    high.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm256_loadu_ps(from + 8));
+#else
+    widen(load(from), low, high);
 #endif
 }
 // The way back, rounded.

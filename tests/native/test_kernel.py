@@ -107,6 +107,56 @@ def test_narrow_floats_are_correctly_rounded_as_they_come(name, dtype):
     assert gradient <= 0.501
 
 
+def shared_out(kind, logits, target, seed=RNG_SEED):
+    """A target and options in which every class has a share of q."""
+    rng = np.random.default_rng(seed)
+    classes = logits.shape[-1]
+    options = {}
+    if "weights" in kind:
+        options["weight"] = rng.uniform(0.1, 2, classes).astype(np.float32)
+    if "smoothing" in kind:
+        options["label_smoothing"] = 0.1
+    if "soft" in kind:
+        target = rng.gamma(0.5, size=logits.shape)
+        target = (target / target.sum(-1, keepdims=True)).astype(logits.dtype)
+    return target, options
+
+
+SHARED_OUT = ["smoothing", "smoothing, weights", "soft", "soft, smoothing", "soft, weights"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
+@pytest.mark.parametrize("kind", SHARED_OUT)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_shares_of_every_class_are_as_accurate(name, kind, dtype):
+    case = REGIMES[name].case(dtype, RNG_SEED)
+    logits = case.logits.astype(oracle.DTYPES[dtype])[:400]
+    target, options = shared_out(kind, logits, case.target[:400])
+    truth = oracle.cross_entropy(logits, target, reduction="none", **options)
+    value, gradient = both(logits, target, reduction="none", **options)
+    # All terms of a loss have one sign. Those of a gradient cancel where the model is right.
+    assert oracle.ulps(value, truth.value).max() <= (1 if dtype == "float32" else 0.501)
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 2)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_log_softmax_and_its_pullback_are_as_accurate(name, dtype):
+    x = REGIMES[name].case(dtype, RNG_SEED).logits.astype(oracle.DTYPES[dtype])[:400]
+    rng = np.random.default_rng(RNG_SEED)
+    losses, p, complement = oracle.log_softmax(x.astype(np.longdouble))
+    for c in (rng.normal(size=x.shape).astype(x.dtype), np.broadcast_to(x.dtype.type(1), x.shape)):
+        value, gradient = log_softmax_of(x, c)
+        assert oracle.ulps(value, -losses).max() <= (1 if dtype == "float32" else 0.501)
+        size = np.abs(c).sum(-1, keepdims=True, dtype=np.longdouble)
+        total = c.sum(-1, keepdims=True, dtype=np.longdouble)
+        truth = np.where(p > 0.5, c * complement - p * (total - c), c - p * total)
+        scale = np.where(
+            p > 0.5, np.abs(c) * complement + p * (size - np.abs(c)), np.abs(c) + p * size
+        )
+        oracle.assert_within(gradient, truth, scale, 2)
+
+
 def test_a_misled_row_has_no_probability_above_one():
     logits = np.random.default_rng(RNG_SEED).normal(0, 3000, (4096, 10)).astype(np.float32)
     _, gradient = both(logits, logits.argmin(-1), reduction="sum")
@@ -202,10 +252,19 @@ from xentx import _native
 print(_native.KERNEL.instruction_set())
 print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
        for p in map(test_kernel.problem, range(120))])
-print(test_kernel.digest(test_kernel.both(*test_kernel.wide())))
+for kind in ["", *test_kernel.SHARED_OUT]:
+    logits, target = test_kernel.wide()
+    target, options = test_kernel.shared_out(kind, logits, target)
+    print(test_kernel.digest(test_kernel.both(logits, target, **options)))
+print(test_kernel.digest(test_kernel.log_softmax_of(logits, target)))
 blocks = [test_kernel.block(seed)[0] for seed in range(40)]
 print([test_kernel.digest([*state, gradient]) for state, gradient in blocks])
 """
+
+
+def log_softmax_of(logits, cotangent):
+    """A value and a gradient."""
+    return xentx.value_and_grad(xentx.log_softmax)(logits, cotangent=cotangent)
 
 
 def wide():
@@ -362,19 +421,49 @@ def test_sizes_at_the_edges_of_vectors_and_blocks(rows, classes, axis):
     value, gradient = both(logits, target, axis=axis, reduction="none")
     oracle.assert_within(value, truth.value, truth.value_scale, 2)
     oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 4)
-
-
-def test_maxima_that_rise_from_block_to_block():
-    """Each block has a maximum of its own, so that what came before is put over another power."""
-    logits = np.linspace(-300, 300, 20_000, dtype=np.float32)[None, :]
-    target = np.array([19_990])
-    truth = oracle.cross_entropy(logits, target, reduction="none")
-    for x, t in ((logits, target), (logits[:, ::-1], 19_999 - target)):
-        value, gradient = both(x, t, reduction="none")
+    for kind in SHARED_OUT:
+        x = np.moveaxis(logits, axis, -1)
+        q, options = shared_out(kind, x, target)
+        truth = oracle.cross_entropy(x, q, reduction="none", **options)
+        if "soft" in kind:
+            q = np.moveaxis(q, -1, axis)
+        value, gradient = both(logits, q, axis=axis, reduction="none", **options)
         oracle.assert_within(value, truth.value, truth.value_scale, 2)
-        true = truth.gradient if x is logits else truth.gradient[:, ::-1]
-        scale = truth.gradient_scale if x is logits else truth.gradient_scale[:, ::-1]
+        true, scale = (np.moveaxis(a, -1, axis) for a in (truth.gradient, truth.gradient_scale))
         oracle.assert_within(gradient, true, scale, 4)
+
+
+@pytest.mark.parametrize("kind", ["", *SHARED_OUT])
+def test_maxima_that_rise_from_block_to_block(kind):
+    """Each block has a maximum of its own, so that what came before is put over another power."""
+    rising = np.linspace(-300, 300, 20_000, dtype=np.float32)[None, :]
+    masked = np.where(np.arange(20_000) < 5000, -np.inf, rising).astype(np.float32)
+    for x, index in ((rising, 19_990), (rising[:, ::-1].copy(), 9), (masked, 19_990)):
+        target, options = shared_out(kind, x, np.array([index]))
+        if "soft" in kind:
+            target[np.isinf(x)] = 0
+        truth = oracle.cross_entropy(x, target, reduction="none", **options)
+        value, gradient = both(x, target, reduction="none", **options)
+        oracle.assert_within(value, truth.value, truth.value_scale, 2)
+        oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 4)
+
+
+@pytest.mark.parametrize("kind", ["", *SHARED_OUT])
+def test_gradients_past_the_caches_have_the_same_bits(kind):
+    """Of 16 MB and more a gradient is streamed, but for its entries of higher accuracy."""
+    rng = np.random.default_rng(RNG_SEED)
+    logits = rng.normal(0, 3, (900, 5003)).astype(np.float32)
+    leaders = rng.integers(0, 5003, 900)
+    logits[np.arange(900), leaders] += 30
+    target = np.where(rng.random(900) < 0.5, leaders, rng.integers(0, 5003, 900))
+    target, options = shared_out(kind, logits, target)
+    whole = both(logits, target, reduction="none", **options)
+    parts = [
+        both(logits[i : i + 300], target[i : i + 300], reduction="none", **options)
+        for i in range(0, 900, 300)
+    ]
+    for got, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        assert np.concatenate(got).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("cotangent", [1e-44, 1e-30, 1e30])
