@@ -299,7 +299,7 @@ def test_missing_arguments():
 def test_value_and_grad_of_something_else():
     text = (
         "loss_fn: got sum; expected one of xentx's functions: log_softmax, nll_loss, "
-        "cross_entropy, linear_cross_entropy"
+        "cross_entropy, binary_cross_entropy, linear_cross_entropy"
     )
     with pytest.raises(TypeError, match=f"^{text}$"):
         xentx.value_and_grad(sum)
