@@ -82,7 +82,7 @@ def _one_class(xp: Namespace, spec: Spec, target: Array) -> Array:
     """Reduce a distribution to one class, for its shape: by a sum where no part can be had."""
     if not gathers(xp, target, (spec.axis,)):
         return xp.sum(target, axis=spec.axis, keepdims=True)
-    return target[(slice(None),) * spec.axis + (slice(1),)]
+    return target[(*(slice(None),) * spec.axis, slice(1), ...)]
 
 
 def forward(
