@@ -67,12 +67,14 @@ def placed(
     """
     if hasattr(xp, "placed_along_axis") and gathers(xp, like, (spec.axis,)):
         index, right = _classes(xp, spec, target, 0)
-        others = None
+        others, dtype = None, rows.dtype
         if right is not None:
             known = allowed(xp, spec, target) if wrong else None
             if known is not None:
                 others = xp.where(known, 0.0, rows)
             rows = xp.where(right, rows, 0.0 if others is None else others)
+            # To NumPy a number beside bfloat16 is no bfloat16.
+            rows = xp.astype(rows, dtype, copy=False)
         array = xp.placed_along_axis(like, index, rows, axis=spec.axis, others=others)
         if array is not None:
             return array

@@ -80,11 +80,12 @@ def test_axis(route, axis, dtype):
     rows = rng.integers(-9, 0, (2, 4, 5)).astype(np.float32)
     target = rng.integers(0, 5, (2, 4))
     log_probs = np.moveaxis(rows, -1, axis).astype(oracle.DTYPES[dtype])
+    target[0, 1] = -100
     value, gradient = pulled(route, log_probs, target, axis=axis)
     assert value.dtype == gradient.dtype == log_probs.dtype
-    picked = np.take_along_axis(rows, target[..., None], axis=-1)[..., 0]
-    np.testing.assert_array_equal(value.astype(np.float32), -picked)
-    one_hot = np.moveaxis(np.eye(5, dtype=np.float32)[target], -1, axis)
+    one_hot = np.float32(target[..., None] == np.arange(5))
+    np.testing.assert_array_equal(value.astype(np.float32), -(rows * one_hot).sum(-1))
+    one_hot = np.moveaxis(one_hot, -1, axis)
     np.testing.assert_array_equal(gradient.astype(np.float32), -one_hot)
 
 
@@ -134,3 +135,16 @@ def test_gradient_by_the_weights(route, reduction):
         xentx.nll_loss, log_probs, target, weight=WEIGHT, reduction=reduction, wrt="weight"
     )
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
+def test_mean_of_class_probabilities(route, axis, reduction):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-9, 0, (2, 4, 5)).astype(np.float32)
+    target = rng.integers(0, 3, (2, 4, 5)).astype(np.float32)
+    log_probs, q = (np.moveaxis(a, -1, axis) for a in (rows, target))
+    value, gradient = route.pull(xentx.nll_loss, log_probs, q, axis=axis, reduction=reduction)
+    divisor = 8 if reduction == "mean" else target.sum()
+    np.testing.assert_allclose(value, -(rows * target).sum() / divisor, rtol=1e-6)
+    np.testing.assert_allclose(gradient, -q / divisor, rtol=1e-6)
