@@ -36,7 +36,8 @@ def picked(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
 
 def picked_weight(xp: Namespace, spec: Spec, target: Array, weight: Array) -> Array:
     """Take the class weight of each row's class."""
-    if not gathers(xp, target, range(target.ndim)):
+    known = None not in target.shape or hasattr(xp, "size_of")
+    if not (known and gathers(xp, target, range(target.ndim))):
         return selected(xp, spec, target, weight)
     index, right = _classes(xp, spec, target, 0)
     # A graph may not know the number of rows before it runs.
