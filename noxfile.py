@@ -40,6 +40,8 @@ SURFACES = (
 
 # Without it the repository's xentx would be tested, and not the installed one.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+# To import the packages of the repository, and no installed ones.
+IN_TREE = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
 
 # For the build and for tests/conftest.py: no kernel is an error, and no fallback.
 REQUIRED = {"XENTX_REQUIRE_NATIVE": "1", "XENTX_NATIVE": None, "XENTX_ENGINE": None}
@@ -172,8 +174,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
     packages = ("xentx", *(f"xentx_{name}" for name in (*FRAMEWORKS, "keras")))
-    env = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
-    session.run("python", "-c", CIRCLES, *packages, env=env, log=False)
+    session.run("python", "-c", CIRCLES, *packages, env=IN_TREE, log=False)
     session.run("python", "-c", DOCSTRINGS, "xentx", env=SAFE_PATH, log=False)
 
 
@@ -184,8 +185,7 @@ def typing(session: nox.Session) -> None:
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
     install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
-    env = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
-    session.run("python", "-c", DOCSTRINGS, *SURFACES, env=env, log=False)
+    session.run("python", "-c", DOCSTRINGS, *SURFACES, env=IN_TREE, log=False)
 
 
 @nox.session(default=False)

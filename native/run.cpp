@@ -54,7 +54,7 @@ const Engine& engine() {
 // Rows below this many entries are not worth another thread's wake-up.
 constexpr int64_t kWorkOfAThread = 1 << 15;
 constexpr int64_t kWorkAtOnce = 1 << 15;
-// A result of this many bytes falls out of any cache before somebody reads it.
+// A result of this many bytes is evicted from any cache before it is read.
 constexpr int64_t kStreamed = 16 << 20;
 constexpr int64_t kHugePages = 8 << 20;
 

@@ -193,7 +193,7 @@ def spec_of(task: Task, classes: int | None, precision: Precision) -> Spec:
 
 
 def of_task(backend: Backend, task: Task, logits: Array) -> Kind:
-    """Say again what was found out about a call, from the task that the kernel was given."""
+    """Rebuild the static half of a checked call from the task that the kernel was given."""
     dtype = backend.dtype_name(logits)
     precision = precision_of(backend, logits, dtype, exact=task.exact)
     spec = spec_of(task, shape_of(logits)[task.axis], precision)
@@ -258,7 +258,7 @@ def indices(
     spec: Spec,
     ignore_index: int | None,
 ) -> tuple[Array, bool, int | None]:
-    """Check class indices wherever they can be seen, and give them the core's dtype.
+    """Check class indices if they are concrete, and give them the core's dtype.
 
     Returns them with whether they were seen, and the index of the rows to ignore: None where there
     was seen to be no such row.
@@ -292,7 +292,7 @@ def indices(
 
 
 def prepare(problem: Problem) -> Prepared:
-    """Lay a problem out for the core, and check class indices wherever they can be seen."""
+    """Lay a problem out for the core, and check class indices if they are concrete."""
     kind = problem.kind
     backend, task, spec = kind.backend, kind.task, kind.spec
     logits, target, weight, sample_weight, normalizer, *options = problem.arrays

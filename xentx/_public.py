@@ -150,35 +150,38 @@ def _first(function: Callable[..., Any]) -> str:
     return list(inspect.signature(function).parameters)[1]
 
 
-def loss(
-    validate: Callable[Concatenate[Backend, P], Problem | Counted], solver: Any = _evaluate
-) -> Callable[P, Array]:
-    """Make a function that validates the arguments of a loss the public function."""
+def _search(function: Callable[..., Any]) -> Find:
+    """Find the backend that owns the first array of a function's call."""
+    return functools.partial(_registry.require, _first(function))
+
+
+def _loss(validate: Callable[..., Any], solver: Any) -> Callable[..., Any]:
     made = Loss(validate, solver)
-    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
+    made.public = made.loss_function(_search(validate))
     return made.public
+
+
+def loss(validate: Callable[Concatenate[Backend, P], Problem | Counted]) -> Callable[P, Array]:
+    """Make a function that validates the arguments of a loss the public function."""
+    return _loss(validate, _evaluate)
 
 
 def linear_loss(
     validate: Callable[Concatenate[Backend, P], LinearProblem | Counted],
 ) -> Callable[P, Array]:
     """Do the same for a loss of the last layer."""
-    made = Loss(validate, _linear)
-    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
-    return made.public
+    return _loss(validate, _linear)
 
 
 def binary_loss(validate: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
     """Do the same for a loss of each logit."""
-    made = Loss(validate, _binary)
-    made.public = made.loss_function(functools.partial(_registry.require, _first(validate)))
-    return made.public
+    return _loss(validate, _binary)
 
 
 def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
     """Make the public function of one that takes the backend first, and computes."""
     made = Function(compute.__name__, compute)
-    made.public = made.dispatched(functools.partial(_registry.require, _first(compute)), compute)
+    made.public = made.dispatched(_search(compute), compute)
     return made.public
 
 
@@ -188,8 +191,8 @@ def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     Parameters
     ----------
     function : callable
-        `xentx.log_softmax`, `xentx.nll_loss`, `xentx.cross_entropy` or
-        `xentx.linear_cross_entropy`.
+        `xentx.log_softmax`, `xentx.nll_loss`, `xentx.cross_entropy`,
+        `xentx.binary_cross_entropy` or `xentx.linear_cross_entropy`.
     backend : Backend
         The only one whose arrays the result takes.
 

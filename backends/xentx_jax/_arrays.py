@@ -5,22 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from xentx._backend import CallCache, LinearAdapter, NativeAdapter, Operation
+from xentx._backend import ArrayAPIBackend, Operation
 from xentx._core._spec import Spec
 from xentx_jax import _autodiff, _namespace
 
 Array = jax.Array
 
 
-class JAXBackend:
+class JAXBackend(ArrayAPIBackend):
     """jax.Array, concrete or traced."""
 
     name = "jax"
-    native: NativeAdapter | None = None
-    linear: LinearAdapter | None = None
-    cache: CallCache | None = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, jax.Array)
@@ -37,17 +33,8 @@ class JAXBackend:
     def is_concrete(self, array: Array) -> bool:
         return not isinstance(array, jax.core.Tracer)
 
-    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return np.asarray(array)
-
-    def is_compiling(self) -> bool:
-        return False
-
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return jnp.result_type(float) == jnp.float64
-
-    def device(self, array: Array) -> Any:  # noqa: ARG002
-        return None
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -131,18 +131,16 @@ def by_chunks(
 ) -> tuple[Array, ...]:
     """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
     count = mapped[0].shape[0]
+    again = jax.checkpoint(function)
     if not isinstance(count, int):
         # Rows of zeros up to a whole number of chunks, since a symbol can't be compared.
-        whole_chunks = (count + size - 1) // size * size
-        filled = (
-            jnp.take(a, jnp.arange(whole_chunks), axis=0, mode="fill", fill_value=0) for a in mapped
-        )
+        padded = (count + size - 1) // size * size
+        filled = (_SYMBOLIC.take(a, 0, padded) for a in mapped)
         stacked = tuple(a.reshape(-1, size, *a.shape[1:]) for a in filled)
-        joined = lax.map(lambda parts: jax.checkpoint(function)(*parts, *whole), stacked)
-        return tuple(a.reshape(whole_chunks, *a.shape[2:])[:count] for a in joined)
+        joined = lax.map(lambda parts: again(*parts, *whole), stacked)
+        return tuple(a.reshape(padded, *a.shape[2:])[:count] for a in joined)
     if count <= size:
         return function(*mapped, *whole)
-    again = jax.checkpoint(function)
     chunks, rest = divmod(count, size)
     stacked = tuple(a[: chunks * size].reshape(chunks, size, *a.shape[1:]) for a in mapped)
     joined = lax.map(lambda parts: again(*parts, *whole), stacked)

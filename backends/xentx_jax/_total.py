@@ -15,6 +15,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from xentx._core.reduction import two_sum
+
 Array = Any
 Axes = tuple[int, ...]
 
@@ -26,14 +28,6 @@ def total(x: Array) -> Array:
     return total_p.bind(x, axes=tuple(range(x.ndim)))
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Add, and return the rounding error beside the sum. The error is exact (Knuth)."""
-    s = a + b
-    back = s - a
-    error = (a - (s - back)) + (b - back)
-    return s, jnp.where(jnp.isfinite(error), error, 0)  # not finite where a or b is not
-
-
 def _add(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array, Array]:
     """Add two expansions of three terms.
 
@@ -41,9 +35,9 @@ def _add(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array, Array]:
     number: the third term collects them.
     """
     (high_a, middle_a, low_a), (high_b, middle_b, low_b) = a, b
-    high, error = _two_sum(high_a, high_b)
-    middle, low = _two_sum(middle_a, middle_b)
-    middle, lower = _two_sum(middle, error)
+    high, error = two_sum(jnp, high_a, high_b)
+    middle, low = two_sum(jnp, middle_a, middle_b)
+    middle, lower = two_sum(jnp, middle, error)
     return high, middle, low_a + low_b + (low + lower)
 
 

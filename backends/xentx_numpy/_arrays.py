@@ -1,24 +1,20 @@
 """NumPy's arrays: the answers to the questions of `xentx._backend.Backend`."""
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from xentx._backend import CallCache, LinearAdapter, NativeAdapter, Operation, plain
+from xentx._backend import ArrayAPIBackend, Operation, plain
 from xentx._core._spec import Spec
 from xentx_numpy import _autodiff
 
 Array = np.ndarray[Any, Any]
 
 
-class NumPyBackend:
+class NumPyBackend(ArrayAPIBackend):
     """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
 
     name = "numpy"
-    native: NativeAdapter | None = None
-    linear: LinearAdapter | None = None
-    cache: CallCache | None = None
 
     def owns(self, value: object) -> bool:
         if type(value) is np.ndarray:
@@ -42,18 +38,8 @@ class NumPyBackend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return array
 
-    def is_compiling(self) -> bool:
-        return False
-
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
-
-    def device(self, array: Array) -> Any:  # noqa: ARG002
-        return None
-
-    def evaluating(self) -> AbstractContextManager[Any]:
-        # Infinite logits make NaN and inf on purpose.
-        return np.errstate(all="ignore")
 
     def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
         return _autodiff.attach(operation, spec, arrays)

@@ -24,7 +24,7 @@ def declines(array: Array) -> str | None:  # noqa: ARG001 -- all of them are in 
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
-    """Value; None for a target that is wrong, which the core says more of."""
+    """Value; None if a class index is out of range: the core raises the error."""
     value = _empty_value(kind, arrays[0])
     wrong = _run(kind, kind.task.operation, arrays, value=value)
     return value[()] if wrong < 0 else None
@@ -33,7 +33,7 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
-    """Value and gradient in the same pass over the logits; None for a target that is wrong."""
+    """Value and gradient in the same pass over the logits; None as `solve` has it."""
     logits = arrays[0]
     value = _empty_value(kind, logits)
     in_place = overwrite and logits.flags.c_contiguous

@@ -7,20 +7,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from xentx._backend import CallCache, LinearAdapter, NativeAdapter, Operation
+from xentx._backend import ArrayAPIBackend, Operation
 from xentx._core._spec import Spec
 from xentx_tensorflow import _autodiff
 
 Array = Any
 
 
-class TensorFlowBackend:
+class TensorFlowBackend(ArrayAPIBackend):
     """tf.Tensor, eager or symbolic, and tf.Variable."""
 
     name = "tensorflow"
-    native: NativeAdapter | None = None
-    linear: LinearAdapter | None = None
-    cache: CallCache | None = None
 
     def owns(self, value: object) -> bool:
         return isinstance(value, tf.Tensor | tf.Variable)
@@ -71,14 +68,8 @@ class TensorFlowBackend:
         values: np.ndarray[Any, Any] = np.asarray(array.numpy())
         return values
 
-    def is_compiling(self) -> bool:
-        return False
-
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
-
-    def device(self, array: Array) -> Any:  # noqa: ARG002
-        return None
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()

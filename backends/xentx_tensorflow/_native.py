@@ -217,7 +217,7 @@ def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
 
 
 def _problem_of(op: Any) -> Problem:
-    """Say again what an operator was called for."""
+    """Rebuild the checked call from an operator's arguments."""
     (logits, *others), _ = _inputs(op)
     words = _words(op.get_attr("options"))
     numbers = {name: float(words[name]) for name in ("label_smoothing", "z_loss")}

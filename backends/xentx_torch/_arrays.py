@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xentx._backend import CallCache, LinearAdapter, NativeAdapter, Operation
+from xentx._backend import ArrayAPIBackend, Operation
 from xentx._core._spec import Spec
 from xentx_torch import _autodiff, _distributed, _plans, _private
 
@@ -25,13 +25,10 @@ def _stands_in(array: Array) -> bool:
     return type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
-class TorchBackend:
+class TorchBackend(ArrayAPIBackend):
     """torch.Tensor and its subclasses."""
 
     name = "torch"
-    native: NativeAdapter | None = None
-    linear: LinearAdapter | None = None
-    cache: CallCache | None = None
     symbols = (torch.SymInt,)
 
     def owns(self, value: object) -> bool:

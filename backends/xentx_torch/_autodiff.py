@@ -65,8 +65,8 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
     if plain:
         # In forward mode torch makes the second derivative of nested jvps a silent 0 through a
         # Function, and fails on others. And torch.compile calls a Function of whose arguments none
-        # needs a gradient with one argument too many, and torch.jit.trace can't record any. Where
-        # nobody asks for a gradient a Function takes longer than a small problem. The core's plain
+        # needs a gradient with one argument too many, and torch.jit.trace can't record any. If no
+        # gradient is required, a Function takes longer than a small problem. The core's plain
         # expression is always right.
         own = spec if observed else replace(spec, final=True)
         return operation.forward(namespace(arrays[0]), own, *arrays)[0]

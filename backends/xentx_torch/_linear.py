@@ -205,7 +205,7 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
-    """Say again what an operator was called for."""
+    """Rebuild the checked call from an operator's arguments."""
     factors, (target, *_), operands = arrays[:FACTORS], arrays[FACTORS:], arrays[_FIXED:]
     ignore_index, *numbers, reduction, precision, chunk = options
     task = Task(

@@ -132,7 +132,7 @@ def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem:
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
-    """Value and gradient: in one pass, where nobody asks for their derivatives. None to decline."""
+    """Value and gradient, in one pass if neither is to be differentiated; None to decline."""
     task, logits = kind.task, _plans.first(arrays)
     observed = is_observed()
     ready = None if observed else _plans.prepare(kind.plans, task, arrays)

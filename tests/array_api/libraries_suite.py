@@ -108,7 +108,7 @@ def test_as_numpy(library, call):
 
 @pytest.mark.parametrize("name", ["Dask", "Cubed"])
 def test_lazy_arrays_are_not_computed(name, monkeypatch):
-    """A graph is built, and nobody asks for values; wrong indices are found when it runs."""
+    """A graph is built without computing values; a wrong index makes its row NaN when it runs."""
     make, back = LIBRARIES[name]()
     logits, target = make(LOGITS), make(np.array([0, 9, 2, 1]))
 

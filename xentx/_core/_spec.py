@@ -60,8 +60,8 @@ class Spec:
         Where an array that is made of nothing must lie to meet the others; None where the framework
         sees to that.
     final
-        Whether nobody differentiates the expressions of a value: what does has the operation's own
-        rules. Then they need not have the right derivatives.
+        Whether the expression of the value is not differentiated, since the operation's own rules
+        are. Then it need not have the right derivatives at infinity.
     """
 
     axis: int

@@ -100,9 +100,8 @@ def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bo
     if rows is None:
         rows = max(ROWS, LEAST_LOGITS // classes)
         rows = TILE_ROWS if by_classes else max(64, min(rows, MOST_LOGITS // classes))
-        if (
-            isinstance(count, int) and count
-        ):  # of nearly equal sizes, since a small remainder is slow
+        # Of nearly equal sizes, since a small remainder is slow.
+        if isinstance(count, int) and count:
             rows = math.ceil(count / math.ceil(count / rows))
     return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)
 

@@ -17,14 +17,21 @@ Array = Any
 Namespace = Any
 
 
+def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
+    """Return a sum and its rounding error, which is exact (Knuth's TwoSum); 0 if not finite."""
+    s = a + b
+    back = s - a
+    error = (a - (s - back)) + (b - back)
+    return s, xp.where(xp.isfinite(error), error, 0.0)
+
+
 def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
     """Sum of everything, in the accumulating dtype."""
     if not spec.precision.compensate:
         return xp.sum(rows, dtype=spec.precision.accumulate)
     if hasattr(xp, "compensated_sum"):  # a namespace that must not see a loop over slices
         return xp.compensated_sum(rows)
-    # Without float64: a pairwise sum in which each rounding error, exact by Knuth's TwoSum, is
-    # summed beside its sum.
+    # Without float64: a pairwise sum, with the rounding errors summed beside it.
     high = xp.reshape(rows, (math.prod(rows.shape),))
     if high.shape[0] == 0:
         return xp.sum(high)
@@ -32,10 +39,7 @@ def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
     while high.shape[0] > 1:
         half = high.shape[0] // 2
         a, b = high[:half], high[half : 2 * half]
-        s = a + b
-        back = s - a
-        error = (a - (s - back)) + (b - back)
-        error = xp.where(xp.isfinite(error), error, 0.0)  # not finite where a or b is not
+        s, error = two_sum(xp, a, b)
         rest = low[:half] + low[half : 2 * half]
         high = xp.concat([s, high[2 * half :]])
         low = xp.concat([rest + error, low[2 * half :]])

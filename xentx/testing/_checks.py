@@ -59,9 +59,11 @@ class Dense:
     def soft(self) -> bool:
         return self.target.dtype.kind not in "iu"
 
-    def units(self, units: float) -> float:
-        """Add what rounding may add up to where an engine adds the classes in a row."""
-        return units + self.logits.shape[self.options["axis"]] / 4
+    @property
+    def units(self) -> tuple[float, float]:
+        """Units allowed for a value and a gradient: an engine may add the classes in a row."""
+        more = self.logits.shape[self.options["axis"]] / 4
+        return VALUE_UNITS + more, GRADIENT_UNITS + more
 
 
 def _draw_logits(
@@ -183,6 +185,22 @@ def _rows(problem: Dense) -> tuple[int, ...]:
     return tuple(np.delete(problem.logits.shape, problem.options["axis"]))
 
 
+def check_loss(
+    route: Route,
+    function: Callable[..., Any],
+    arrays: tuple[Array, ...],
+    options: dict[str, Any],
+    cotangent: Array,
+    truth: oracle.Truth,
+    units: tuple[float, float],
+) -> None:
+    """Compare the value of a loss, and its gradient for a cotangent, with the truth."""
+    value, gradient = route.pull(function, *arrays, cotangent=cotangent, **options)
+    assert value.dtype == gradient.dtype == arrays[0].dtype
+    oracle.assert_within(value, truth.value, truth.value_scale, units[0])
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, units[1])
+
+
 def cross_entropy(route: Route, draw: Draw) -> None:
     """Value, gradient and normalizer of `xentx.cross_entropy`."""
     problem = draw_dense(draw, route)
@@ -203,14 +221,8 @@ def cross_entropy(route: Route, draw: Draw) -> None:
         cotangent=cotangent,
         **{**options, **{k: given[k] for k in scalars if k in given}},
     )
-    value, gradient = route.pull(
-        xentx.cross_entropy, problem.logits, problem.target, cotangent=cotangent, **given
-    )
-    assert value.dtype == gradient.dtype == problem.logits.dtype
-    oracle.assert_within(value, truth.value, truth.value_scale, problem.units(VALUE_UNITS))
-    oracle.assert_within(
-        gradient, truth.gradient, truth.gradient_scale, problem.units(GRADIENT_UNITS)
-    )
+    arrays = problem.logits, problem.target
+    check_loss(route, xentx.cross_entropy, arrays, given, cotangent, truth, problem.units)
 
 
 def log_softmax(route: Route, draw: Draw) -> None:
@@ -225,12 +237,10 @@ def log_softmax(route: Route, draw: Draw) -> None:
     total = c.sum(-1, keepdims=True)
     gradient = np.where(p > 0.5, c * complement - p * (total - c), c - p * total)
     scale = np.where(p > 0.5, np.abs(c) * complement + p * (size - np.abs(c)), np.abs(c) + p * size)
-    value, found = route.pull(xentx.log_softmax, problem.logits, cotangent=cotangent, axis=axis)
-    assert value.dtype == found.dtype == problem.logits.dtype
-    truths = (np.moveaxis(a, -1, axis) for a in (-losses, gradient, scale))
-    true_value, true_gradient, scale = truths
-    oracle.assert_within(value, true_value, np.abs(true_value), problem.units(VALUE_UNITS))
-    oracle.assert_within(found, true_gradient, scale, problem.units(GRADIENT_UNITS))
+    whole = (np.moveaxis(a, -1, axis) for a in (-losses, gradient, losses, scale))
+    truth, options = oracle.Truth(*whole), {"axis": axis}
+    arrays = (problem.logits,)
+    check_loss(route, xentx.log_softmax, arrays, options, cotangent, truth, problem.units)
 
 
 def nll_loss(route: Route, draw: Draw) -> None:
@@ -246,13 +256,8 @@ def nll_loss(route: Route, draw: Draw) -> None:
     truth = oracle.cross_entropy(
         log_probs, problem.target, cotangent=cotangent, log_probs=True, **options
     )
-    value, gradient = route.pull(
-        xentx.nll_loss, log_probs, problem.target, cotangent=cotangent, **options
-    )
-    oracle.assert_within(value, truth.value, truth.value_scale, problem.units(VALUE_UNITS))
-    oracle.assert_within(
-        gradient, truth.gradient, truth.gradient_scale, problem.units(GRADIENT_UNITS)
-    )
+    arrays = log_probs, problem.target
+    check_loss(route, xentx.nll_loss, arrays, options, cotangent, truth, problem.units)
 
 
 def binary_cross_entropy(route: Route, draw: Draw) -> None:
@@ -273,12 +278,8 @@ def binary_cross_entropy(route: Route, draw: Draw) -> None:
         options[name] = rng.uniform(0.1, 2, shape[-1:]).astype(wide)
     cotangent = np.asarray(rng.normal(size=shape if reduction == "none" else ())).astype(dtype)
     truth = oracle.binary_cross_entropy(logits, target, cotangent=cotangent, **options)
-    value, gradient = route.pull(
-        xentx.binary_cross_entropy, logits, target, cotangent=cotangent, **options
-    )
-    assert value.dtype == gradient.dtype == dtype
-    oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
-    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, GRADIENT_UNITS)
+    units, arrays = (VALUE_UNITS, GRADIENT_UNITS), (logits, target)
+    check_loss(route, xentx.binary_cross_entropy, arrays, options, cotangent, truth, units)
 
 
 def stacked(stats: Any) -> Any:
@@ -380,7 +381,7 @@ def per_row(route: Route, draw: Draw) -> None:
     problem = draw_dense(draw, route, reductions=False)
     found = route.value(stats_of, problem.logits, problem.target, **problem.options)
     truth = row_truth(problem.logits, problem.target, **problem.options)
-    check_rows(found, truth, problem.units(VALUE_UNITS))
+    check_rows(found, truth, problem.units[0])
 
 
 def split_loss(
@@ -443,7 +444,7 @@ def partials(route: Route, draw: Draw) -> None:
     narrow = found.dtype == np.float64 and logits.dtype != np.float64
     if narrow:
         found, size = found.astype(np.float32), 1
-    oracle.assert_within(found, truth.value, truth.value_scale * size, problem.units(VALUE_UNITS))
+    oracle.assert_within(found, truth.value, truth.value_scale * size, problem.units[0])
 
 
 @dataclass(frozen=True)

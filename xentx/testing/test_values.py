@@ -6,6 +6,7 @@ import pytest
 
 import xentx
 from xentx.testing import _oracle as oracle
+from xentx.testing._checks import check_loss
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 # Units of the dtype's precision, relative to the size of the terms that are summed. The functions
@@ -17,12 +18,8 @@ GRADIENT_UNITS = 12
 def check(route, logits, target, options, cotangent):
     """Compare a problem's value and its gradient for a cotangent with the truth."""
     truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
-    value, gradient = route.pull(
-        xentx.cross_entropy, logits, target, cotangent=cotangent, **options
-    )
-    assert value.dtype == gradient.dtype == logits.dtype
-    oracle.assert_within(value, truth.value, truth.value_scale, VALUE_UNITS)
-    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, GRADIENT_UNITS)
+    units, arrays = (VALUE_UNITS, GRADIENT_UNITS), (logits, target)
+    check_loss(route, xentx.cross_entropy, arrays, options, cotangent, truth, units)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
