@@ -7,6 +7,7 @@
 //   simd.h        64-byte vectors on whatever instruction set there is
 //   isa_*.cpp     rows.h compiled once for each instruction set
 //   run.cpp       rows to threads, and from rows to a reduced value
+//   options.h     the options of a Task as text
 //   module.cpp    the door for NumPy and PyTorch, whose arrays arrays.h reads; xla_ffi.cpp for JAX;
 //                 tensorflow_op.cpp
 //
@@ -65,10 +66,11 @@ struct Task {
     Array sample_weight;  // one a row, float32 or float64
     Array normalizer;     // one a group, float32 or float64
     Array cotangent;      // as the value, of any float dtype; ones where it is empty
-    Reduction reduction = Reduction::mean;
-    bool has_ignore = true;
-    int64_t ignore_index = -100;
+    Reduction reduction = Reduction::none;
+    bool has_ignore = false;
+    int64_t ignore_index = 0;
     double label_smoothing = 0.0, z_loss = 0.0, logit_softcap = 0.0;  // no cap: 0
+    double temperature = 1.0;  // divides the logits, capped ones after the cap
     bool exact = false;  // float64 inside, whatever the logits
 
     // A block's first class, and how many there are in all of them; `classes` are its own, and so

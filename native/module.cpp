@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "kernel.h"
+#include "options.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -29,35 +30,6 @@ namespace {
 
 // Large enough for another Python thread to have something from it.
 constexpr int64_t kReleasesTheGIL = 1 << 14;
-
-template <class T> struct Name {
-    const char* name;
-    T value;
-};
-constexpr Name<DType> kDTypes[] = {
-    {"float16", DType::float16}, {"bfloat16", DType::bfloat16}, {"float32", DType::float32},
-    {"float64", DType::float64}, {"int32", DType::int32},       {"int64", DType::int64},
-};
-constexpr Name<Operation> kOperations[] = {
-    {"cross_entropy", Operation::cross_entropy},
-    {"log_softmax", Operation::log_softmax},
-    {"log_softmax_pullback", Operation::log_softmax_pullback},
-    {"block_state", Operation::block_state},
-    {"block_gradient", Operation::block_gradient},
-};
-constexpr Name<Reduction> kReductions[] = {
-    {"none", Reduction::none},
-    {"sum", Reduction::sum},
-    {"mean", Reduction::mean},
-    {"weighted_mean", Reduction::weighted_mean},
-};
-
-template <class T, size_t n>
-T named(const Name<T> (&names)[n], const std::string& name) {
-    for (const auto& known : names)
-        if (name == known.name) return known.value;
-    throw nb::value_error(("unknown name: " + name).c_str());
-}
 
 using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 using Layout = std::optional<std::tuple<std::string, Strides>>;
@@ -189,15 +161,11 @@ class Calls {
     std::map<std::string, Known, std::less<>> known_;  // which finds what is no std::string
 };
 
-Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int64_t classes,
+Plan make_plan(const std::string& options, int64_t groups, int64_t outer, int64_t classes,
                int64_t inner, const Layout& logits, const Layout& target, const Layout& weight,
                const Layout& sample_weight, const Layout& normalizer, const Layout& state,
-               const Layout& cotangent, int64_t first_class, int64_t all_classes,
-               const std::string& reduction, std::optional<int64_t> ignore_index,
-               double label_smoothing, double z_loss, std::optional<double> logit_softcap,
-               bool exact) {
-    Task task;
-    task.operation = named(kOperations, operation);
+               const Layout& cotangent, int64_t first_class, int64_t all_classes) {
+    Task task = Options(options).task;
     task.groups = groups;
     task.outer = outer;
     task.classes = classes;
@@ -211,13 +179,6 @@ Plan make_plan(const std::string& operation, int64_t groups, int64_t outer, int6
     task.cotangent = array_of(cotangent);
     task.first_class = first_class;
     task.all_classes = all_classes;
-    task.reduction = named(kReductions, reduction);
-    task.has_ignore = ignore_index.has_value();
-    task.ignore_index = ignore_index.value_or(0);
-    task.label_smoothing = label_smoothing;
-    task.z_loss = z_loss;
-    task.logit_softcap = logit_softcap.value_or(0.0);
-    task.exact = exact;
     return Plan(task, {true, target.has_value(), weight.has_value(), sample_weight.has_value(),
                        normalizer.has_value(), state.has_value()});
 }
@@ -244,13 +205,11 @@ NB_MODULE(_kernel, m) {
     nb::class_<Plan>(m, "Plan")
         .def("__call__", &Plan::operator(), nb::arg("value").none(), nb::arg("gradient").none(),
              nb::arg("cotangent").none(), nb::arg("threads"), nb::arg("arrays"));
-    m.def("plan", &make_plan, nb::kw_only(), nb::arg("operation"), nb::arg("groups"),
+    m.def("plan", &make_plan, nb::kw_only(), nb::arg("options"), nb::arg("groups"),
           nb::arg("outer"), nb::arg("classes"), nb::arg("inner"), nb::arg("logits").none(),
           nb::arg("target").none(), nb::arg("weight").none(), nb::arg("sample_weight").none(),
           nb::arg("normalizer").none(), nb::arg("state").none(), nb::arg("cotangent").none(),
-          nb::arg("first_class"), nb::arg("all_classes"), nb::arg("reduction"),
-          nb::arg("ignore_index").none(), nb::arg("label_smoothing"), nb::arg("z_loss"),
-          nb::arg("logit_softcap").none(), nb::arg("exact"));
+          nb::arg("first_class"), nb::arg("all_classes"));
     nb::class_<Calls>(m, "Calls")
         .def(nb::init<nb::tuple, nb::object, nb::object, nb::object>(), nb::arg("tensor_types"),
              nb::arg("is_grad_enabled"), nb::arg("num_threads"), nb::arg("empty_like"))

@@ -8,7 +8,7 @@
 // Two ways to compute it. Float logits take the quick one: exponentials in float, sums in double,
 // one pass through memory. It goes along a row where its classes are many, and across 16 rows at a
 // time where they are few or strided and q is that of a class index alone. All else (capped logits,
-// float64, exact results, blocks) takes the general one, in double. Losses are rounded once, and
+// a temperature, float64, exact results, blocks) takes the general one, in double. Losses are rounded once, and
 // so are gradients of the general way; those of the quick way are within two units of their terms.
 #pragma once
 #include "exponential.h"
@@ -52,7 +52,9 @@ inline bool is_quick(const Task& task) {
     if (task.operation == Operation::log_softmax) return true;
     if (task.operation == Operation::log_softmax_pullback)
         return task.cotangent.dtype != DType::float64;
-    if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0) return false;
+    if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0 ||
+        task.temperature != 1.0)
+        return false;
     // What is read by vectors is read as floats.
     if (is_soft(task) && task.target.dtype == DType::float64) return false;
     return shares_of(task) == Shares::none || task.weight.dtype != DType::float64;
@@ -795,7 +797,8 @@ inline double sum_of(const double* x, int64_t n) {
     return sum.total();
 }
 
-// Logits, capped, with the cap's slope; what pads them is -inf, and so has no share in anything.
+// Logits, capped and over the temperature, with the cap's slope. What pads them is -inf, and so has
+// no share in anything.
 inline void read_logits(const Task& task, const Row& row, const General& s) {
     const int64_t n = task.classes, all = padded(n);
     gather(task.logits, task.logits.at(row.group, row.outer, row.inner), n, s.x);
@@ -808,6 +811,8 @@ inline void read_logits(const Task& task, const Row& row, const General& s) {
             store(s.slope + k, slope);
         }
     }
+    if (task.temperature != 1.0)
+        for (int64_t k = 0; k < n; k++) s.x[k] /= task.temperature;
     for (int64_t k = n; k < all; k++) s.x[k] = -__builtin_inf();
 }
 
@@ -901,6 +906,8 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     }
     if (capped)
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, load(s.e + k) * load(s.slope + k));
+    if (task.temperature != 1.0)
+        for (int64_t k = 0; k < all; k++) s.e[k] /= task.temperature;
     write_row(task, task.gradient, out, s.e);
 }
 
@@ -971,6 +978,7 @@ inline void compute_block_gradient(const Job& job, const Row& row, void* memory)
         if (has_leader) g = select(x == V(top), (V(mass) - q) - V(mass * complement), g);
         g = V(row.unit) * (g + V(extra) * p);
         if (task.logit_softcap != 0.0) g = g * load(s.slope + k);
+        if (task.temperature != 1.0) g = g / V(task.temperature);
         store(s.e + k, g);
     }
     write_row(task, task.gradient, out, s.e);

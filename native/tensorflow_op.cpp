@@ -14,13 +14,12 @@
 // What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". Usual would
 // be an attribute for each, but TensorFlow has none of float64, and each costs time in eager calls.
 #include <atomic>
-#include <locale>
 #include <memory>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
 #include "kernel.h"
+#include "options.h"
 #include "tensorflow_c_api.h"
 
 namespace {
@@ -173,18 +172,18 @@ bool is_one(const Tensor& tensor) {
 
 class Operator {
   public:
-    Operator(Kind kind, const std::string& options) : kind_(kind) {
-        for (std::istringstream words(options); words >> word_;) set();
-    }
+    Operator(Kind kind, const std::string& text)
+        : kind_(kind), options_(text, [this](const std::string& name, const std::string& value) {
+              return set(name, value);
+          }) {}
 
     void compute(TF_OpKernelContext* context) const;
 
   private:
     Kind kind_;
-    Task task_;  // without its arrays
-    int64_t axis_ = 0;
     bool weight_ = false, sample_weight_ = false, normalizer_ = false;
     bool strict_ = false;  // an index out of range is an error, not NaN
+    xentx::Options options_;  // after what it sets
 
     bool softmax() const { return kind_ == Kind::log_softmax || kind_ == Kind::pullback; }
     bool has_cotangent() const { return kind_ == Kind::loss_gradient || kind_ == Kind::pullback; }
@@ -201,59 +200,20 @@ class Operator {
                           TF_DataType dtype) const;
     Tensor allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const;
 
-    std::string word_;
-
-    // Whatever the locale, and correctly rounded.
-    template <class Number>
-    Number number(const std::string& text) const {
-        std::istringstream stream(text);
-        stream.imbue(std::locale::classic());
-        Number value{};
-        if (!(stream >> value)) throw std::invalid_argument("options: got " + word_);
-        return value;
-    }
-
-    // Takes word_, which is name=value.
-    void set() {
-        const size_t end = word_.find('=');
-        require(end != std::string::npos, "options: got a word that is no name=value");
-        const std::string name = word_.substr(0, end), value = word_.substr(end + 1);
-        if (name == "axis") {
-            axis_ = number<int64_t>(value);
-        } else if (name == "reduction") {
-            const char* names[] = {"none", "sum", "mean", "weighted_mean"};
-            int i = 0;
-            while (i < 4 && value != names[i]) ++i;
-            require(i < 4, "options: got a reduction that is none");
-            task_.reduction = static_cast<Reduction>(i);
-        } else if (name == "ignore_index") {
-            task_.has_ignore = value != "none";
-            if (task_.has_ignore) task_.ignore_index = number<int64_t>(value);
-        } else if (name == "label_smoothing") {
-            task_.label_smoothing = number<double>(value);
-        } else if (name == "z_loss") {
-            task_.z_loss = number<double>(value);
-        } else if (name == "logit_softcap") {
-            task_.logit_softcap = number<double>(value);
-        } else if (name == "exact") {
-            task_.exact = number<int>(value);
-        } else if (name == "strict") {
-            strict_ = number<int>(value);
-        } else if (name == "weight") {
-            weight_ = number<int>(value);
-        } else if (name == "sample_weight") {
-            sample_weight_ = number<int>(value);
-        } else if (name == "normalizer") {
-            normalizer_ = number<int>(value);
-        } else {
-            throw std::invalid_argument("options: got " + word_);
-        }
+    // Which weights there are, and the rest that is an operator's own.
+    bool set(const std::string& name, const std::string& value) {
+        if (name == "weight") weight_ = xentx::Options::flag(value);
+        else if (name == "sample_weight") sample_weight_ = xentx::Options::flag(value);
+        else if (name == "normalizer") normalizer_ = xentx::Options::flag(value);
+        else if (name == "strict") strict_ = xentx::Options::flag(value);
+        else return false;
+        return true;
     }
 };
 
 // Value and gradient for a cotangent of 1 may have been computed together.
 bool Operator::hands_out_what_is_known(TF_OpKernelContext* context) const {
-    if (TF_NumInputs(context) <= known() || task_.reduction == Reduction::none) return false;
+    if (TF_NumInputs(context) <= known() || options_.task.reduction == Reduction::none) return false;
     if (kind_ == Kind::loss_gradient && !is_one(input(context, known() - 1))) return false;
     const Status status = new_status();
     TF_SetOutput(context, 0, input(context, known()).get(), status.get());
@@ -294,14 +254,14 @@ void Operator::compute(TF_OpKernelContext* context) const {
     require(run, "xentx: import xentx_tensorflow before a graph that uses it is run");
     Tensor first = input(context, 0);
     const TF_DataType dtype = TF_TensorType(first.get());
-    const Layout layout(first, axis_);
+    const Layout layout(first, options_.axis);
     first.reset();
     if (hands_out_what_is_known(context)) return;
     Tensor value, gradient;
     if (!has_cotangent()) value = allocate_value(context, layout, dtype);
     if (has_gradient()) gradient = allocate_gradient(context, layout);
 
-    Task task = task_;
+    Task task = options_.task;
     task.outer = layout.outer;
     task.classes = layout.classes;
     task.inner = layout.inner;
@@ -316,7 +276,7 @@ void Operator::compute(TF_OpKernelContext* context) const {
     } else {
         const DType target = dtype_of(input(context, 1));
         const bool hard = target == DType::int32 || target == DType::int64;
-        task.has_ignore = task_.has_ignore && hard;
+        task.has_ignore = options_.task.has_ignore && hard;
         task.target = arguments.next(hard ? Axes::row : Axes::all,
                                      "target: got another size than the logits have");
     }

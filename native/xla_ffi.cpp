@@ -8,10 +8,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <thread>
 
 #include "kernel.h"
+#include "options.h"
 #include "pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -140,28 +145,31 @@ bool all_ones(const Array& array, int64_t groups) {
     }
 }
 
+// Read once by each thread, since a small problem takes no longer than the reading.
+const Options& options_of(std::string_view text) {
+    constexpr size_t most = 1024;
+    thread_local std::map<std::string, Options, std::less<>> known;
+    auto found = known.find(text);
+    if (found == known.end()) {
+        if (known.size() >= most) known.clear();
+        found = known.emplace(std::string(text), Options(std::string(text))).first;
+    }
+    return found->second;
+}
+
 ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::RemainingRets results,
-                 int64_t operation, int64_t reduction, int64_t groups, int64_t outer,
-                 int64_t classes, int64_t inner, int64_t given, int64_t wanted, bool soft,
-                 bool has_ignore, int64_t ignore_index, double label_smoothing, double z_loss,
-                 double logit_softcap, bool exact) {
-    Task task;
-    task.operation = static_cast<Operation>(operation);
-    task.reduction = static_cast<Reduction>(reduction);
+                 std::string_view text, int64_t groups, int64_t outer, int64_t classes,
+                 int64_t inner, int64_t given, int64_t wanted) {
+    const Options& options = options_of(text);
+    Task task = options.task;
     task.groups = groups;
     task.outer = outer;
     task.classes = classes;
     task.inner = inner;
-    task.has_ignore = has_ignore;
-    task.ignore_index = ignore_index;
-    task.label_smoothing = label_smoothing;
-    task.z_loss = z_loss;
-    task.logit_softcap = logit_softcap;
-    task.exact = exact;
 
     Arguments arguments(task, buffers, given);
     task.logits = arguments.next(everything);
-    task.target = arguments.next(soft ? everything : rows);
+    task.target = arguments.next(options.soft ? everything : rows);
     task.weight = arguments.next(per_class);
     task.sample_weight = arguments.next(rows);
     task.normalizer = arguments.next(scalar);
@@ -200,21 +208,13 @@ XLA_FFI_DEFINE_HANDLER(handler, solve,
                            .Ctx<ffi::ThreadPool>()
                            .RemainingArgs()
                            .RemainingRets()
-                           .Attr<int64_t>("operation")
-                           .Attr<int64_t>("reduction")
+                           .Attr<std::string_view>("options")
                            .Attr<int64_t>("groups")
                            .Attr<int64_t>("outer")
                            .Attr<int64_t>("classes")
                            .Attr<int64_t>("inner")
                            .Attr<int64_t>("given")
-                           .Attr<int64_t>("wanted")
-                           .Attr<bool>("soft")
-                           .Attr<bool>("has_ignore")
-                           .Attr<int64_t>("ignore_index")
-                           .Attr<double>("label_smoothing")
-                           .Attr<double>("z_loss")
-                           .Attr<double>("logit_softcap")
-                           .Attr<bool>("exact"));
+                           .Attr<int64_t>("wanted"));
 
 }  // namespace
 }  // namespace xentx

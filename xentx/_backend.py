@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx._core.tiles import Tiles
 from xentx._namespace import array_namespace, device, is_array_api_obj, is_lazy_array
 
@@ -186,7 +186,9 @@ class Backend(Protocol):
     def evaluating(self) -> AbstractContextManager[Any]:
         """Context in which the core computes."""
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         """Value of `operation`, differentiated by its own rules in this framework's autodiff."""
 
 
@@ -243,7 +245,9 @@ class ArrayAPIBackend:
         # Infinite logits make NaN and inf on purpose; NumPy, which may be underneath, would warn.
         return np.errstate(all="ignore")
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         return operation.forward(self.namespace(arrays[0]), spec, *arrays)[0]
 
 

@@ -19,4 +19,4 @@ def value_and_gradient(problem: Problem, cotangent: Array | None) -> tuple[Array
     """Value of the problem, and its cotangent, ones if None, pulled back to the logits."""
     kind, _ = problem
     result, gradient = _evaluate.value_and_gradient(problem, cotangent)
-    return result, kind.backend.namespace(gradient).squeeze(gradient, axis=kind.task.axis)
+    return result, kind.backend.namespace(gradient).squeeze(gradient, axis=kind.spec.axis)

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from xentx._core import linear as core
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx._core.partials import Partials
-from xentx._native import UNREADABLE, Layout, Task, plan
+from xentx._native import UNREADABLE, Layout, plan
 
 Array = Any
 NumPyArray = np.ndarray[Any, Any]
 
 
 def engine(
-    task: Task,
-    spec: Spec,
+    spec: LossSpec,
     portable: core.Engine,
     view: Callable[[Array], NumPyArray | None],
     array: Callable[[NumPyArray, Array], Array],
@@ -37,7 +36,7 @@ def engine(
         if seen is None:
             return portable.state(logits, target, weight, first)
         values = np.empty((len(Partials._fields), len(seen[0])))
-        ready = _plan(task, spec, "block_state", seen, first)
+        ready = _plan(spec, "block_state", seen, first)
         if ready(values, None, None, threads, *seen) == UNREADABLE:
             return portable.state(logits, target, weight, first)
         return Partials(*(array(row, logits) for row in values))
@@ -56,7 +55,7 @@ def engine(
             return portable.gradient(known, cotangent, logits, target, weight, first)
         *fields, seed = others
         values, seed = np.stack(fields).astype(np.float64, copy=False), np.ascontiguousarray(seed)  # type: ignore[arg-type]
-        ready = _plan(task, spec, "block_gradient", seen, first, values, seed)
+        ready = _plan(spec, "block_gradient", seen, first, values, seed)
         bad = ready(None, seen[0], seed, threads, *seen, None, None, values)  # over the logits
         if bad == UNREADABLE:
             return portable.gradient(known, cotangent, logits, target, weight, first)
@@ -78,13 +77,13 @@ def _seen(
     return x, t, w
 
 
-def _plan(task: Task, spec: Spec, operation: str, seen: Seen, first: int, *more: NumPyArray) -> Any:
+def _plan(spec: LossSpec, operation: str, seen: Seen, first: int, *more: NumPyArray) -> Any:
     """Make the kernel's plan for arrays that lie like these. It costs little beside a block."""
     logits, target, weight = seen
     rows, classes = logits.shape
     state, cotangent = more or (None, None)
     return plan(
-        task,
+        spec,
         (rows, classes, 1),
         _layout(logits, 1, 2),
         operation=operation,

@@ -3,7 +3,7 @@
 The native kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,7 @@ import numpy as np
 from xentx._backend import Backend, Operation
 from xentx._core import binary_cross_entropy, cross_entropy, log_softmax, nll_loss
 from xentx._core import reduction as reductions
-from xentx._core._spec import OPERAND, Precision, Spec, bound
-from xentx._native import Task
+from xentx._core._spec import LossSpec, Precision, bound
 
 Array = Any
 
@@ -30,10 +29,8 @@ class Kind:
     ----------
     backend
         Whose arrays they are.
-    operation
-        The module of `xentx._core` that computes.
-    task, spec
-        The options, as the native kernel and as the core see them.
+    spec
+        What to compute.
     native
         Whether the kernel has the operation, and can be given the target.
     fits
@@ -45,13 +42,16 @@ class Kind:
     """
 
     backend: Backend
-    operation: Operation
-    task: Task
-    spec: Spec
+    spec: LossSpec
     native: bool
     fits: bool = True
     is_sized: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def operation(self) -> Operation:
+        """The module of `xentx._core` that computes."""
+        return OPERATIONS[self.spec.operation]
 
 
 class Problem(NamedTuple):
@@ -150,8 +150,8 @@ class Prepared:
         What the rows' losses are multiplied by, and what a mean divides their sum by.
     """
 
-    spec: Spec
-    bound: Spec
+    spec: LossSpec
+    bound: LossSpec
     arrays: tuple[Array | None, ...]
     sample_weight: Array | None = None
     divisor: Array | None = None
@@ -177,27 +177,17 @@ def precision_of(backend: Backend, array: Array, dtype: str, *, exact: bool) -> 
     )
 
 
-def spec_of(task: Task, classes: int | None, precision: Precision) -> Spec:
-    """Say what a task is for the core."""
-    has_indices = OPERATIONS[task.operation].IS_ROWWISE and not task.soft
-    return Spec(
-        axis=task.axis,
-        classes=classes,
-        precision=precision,
-        soft=task.soft,
-        ignore_index=task.ignore_index if has_indices else None,
-        label_smoothing=task.label_smoothing,
-        z_loss=task.z_loss,
-        logit_softcap=task.logit_softcap,
-    )
+def spec_of(
+    backend: Backend, logits: Array, fields: Mapping[str, Any], groups: int = 0
+) -> LossSpec:
+    """Rebuild the spec of a checked call from the fields that an operator was given.
 
-
-def of_task(backend: Backend, task: Task, logits: Array) -> Kind:
-    """Rebuild the static half of a checked call from the task that the kernel was given."""
+    The logits have so many leading axes that the loss is mapped over.
+    """
     dtype = backend.dtype_name(logits)
-    precision = precision_of(backend, logits, dtype, exact=task.exact)
-    spec = spec_of(task, shape_of(logits)[task.axis], precision)
-    return Kind(backend, OPERATIONS[task.operation], task, spec, native=True)
+    precision = precision_of(backend, logits, dtype, exact=fields.get("exact", False))
+    classes = shape_of(logits)[groups + fields["axis"]]
+    return LossSpec(classes=classes, precision=precision, **fields)
 
 
 def widest(dtypes: Iterable[str]) -> str:
@@ -207,10 +197,9 @@ def widest(dtypes: Iterable[str]) -> str:
 
 def linear_of(
     backend: Backend,
-    task: Task,
     factors: tuple[Array, Array, Array | None],
+    fields: Mapping[str, Any],
     *,
-    operands: Iterable[str],
     reduction: str,
     chunk: int | None,
     native: bool,
@@ -219,12 +208,10 @@ def linear_of(
 
     Parameters
     ----------
-    task
-        That of a chunk of rows.
     factors
         Hidden, head and bias.
-    operands
-        Names of the options that are arrays.
+    fields
+        Those of a `LossSpec` that are said in the call.
     reduction, chunk
         As in `Linear`.
     native
@@ -233,15 +220,15 @@ def linear_of(
     hidden, head, _ = factors
     dtypes = [backend.dtype_name(array) for array in factors if array is not None]
     dtype = widest(dtypes)
-    precision = precision_of(backend, hidden, dtype, exact=task.exact)
-    spec = spec_of(task, shape_of(head)[0], precision)
-    arrays: dict[str, Any] = dict.fromkeys(operands, OPERAND)
-    spec = replace(spec, **arrays)
+    precision = precision_of(backend, hidden, dtype, exact=fields.get("exact", False))
+    # A chunk of rows, with one loss a row.
+    chunk_fields = {**fields, "axis": 1, "reduction": "none"}
+    spec = LossSpec(classes=shape_of(head)[0], precision=precision, **chunk_fields)
     xp = backend.namespace(hidden)
     compute = backend.dtype_name(xp.zeros((), dtype=precision.compute))
     return Linear(
         backend=backend,
-        kind=Kind(backend, OPERATIONS[task.operation], task, spec, native),
+        kind=Kind(backend, spec, native),
         reduction=reduction,
         dtype=xp.zeros((), dtype=getattr(xp, dtype)).dtype,
         rows=shape_of(hidden)[:-1],
@@ -255,8 +242,7 @@ def indices(
     backend: Backend,
     target: Array,
     like: Array,
-    spec: Spec,
-    ignore_index: int | None,
+    spec: LossSpec,
 ) -> tuple[Array, bool, int | None]:
     """Check class indices if they are concrete, and give them the core's dtype.
 
@@ -264,7 +250,7 @@ def indices(
     was seen to be no such row.
     """
     seen = backend.is_concrete(target)
-    ignored = ignore_index
+    ignored = ignore_index = spec.ignore_index
     if seen:
         values = backend.to_numpy(target)
         wrong = (values < 0) | (values >= spec.classes)
@@ -294,13 +280,13 @@ def indices(
 def prepare(problem: Problem) -> Prepared:
     """Lay a problem out for the core, and check class indices if they are concrete."""
     kind = problem.kind
-    backend, task, spec = kind.backend, kind.task, kind.spec
+    backend, spec = kind.backend, kind.spec
     logits, target, weight, sample_weight, normalizer, *options = problem.arrays
     if target is None:
         return Prepared(spec, spec, (logits,))
     xp = backend.namespace(logits)
     if not spec.soft:
-        target, seen, ignored = indices(backend, target, logits, spec, task.ignore_index)
+        target, seen, ignored = indices(backend, target, logits, spec)
         target = xp.expand_dims(target, axis=spec.axis)
         device = backend.device(logits)
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
@@ -316,7 +302,7 @@ def prepare(problem: Problem) -> Prepared:
     divisor = None
     if normalizer is not None:
         divisor = xp.astype(normalizer, spec.precision.accumulate, copy=False)
-    elif task.reduction in ("mean", "weighted_mean"):
+    elif spec.reduction in ("mean", "weighted_mean"):
         with backend.evaluating():
-            divisor = reductions.divisor(xp, whole, task.reduction, target, weight, sample_weight)
+            divisor = reductions.divisor(xp, whole, spec.reduction, target, weight, sample_weight)
     return Prepared(spec, whole, (logits, target, weight, *options), sample_weight, divisor)

@@ -89,7 +89,7 @@ def portable_with_gradient(
         seed = xp.astype(seed, spec.precision.compute, copy=False)
         if operation.IS_ROWWISE:
             seed = reductions.pullback(
-                xp, spec, seed, prepared.sample_weight, kind.task.reduction, prepared.divisor
+                xp, spec, seed, prepared.sample_weight, kind.spec.reduction, prepared.divisor
             )
         first = tuple(i == 0 for i in range(len(inputs)))
         gradients = operation.pullback(xp, spec, inputs, residuals, seed, first)
@@ -99,17 +99,17 @@ def portable_with_gradient(
 def value_shape(problem: Problem) -> tuple[int | None, ...]:
     """Shape of the value."""
     kind, arrays = problem
-    shape, axis = _calls.shape_of(arrays[0]), kind.task.axis
+    shape, axis = _calls.shape_of(arrays[0]), kind.spec.axis
     if not kind.operation.IS_ROWWISE:
         return shape
-    return shape[:axis] + shape[axis + 1 :] if kind.task.reduction == "none" else ()
+    return shape[:axis] + shape[axis + 1 :] if kind.spec.reduction == "none" else ()
 
 
 def normalizer(problem: Problem) -> Array:
     """Return what a mean divides by, also where the reduction is none."""
     kind, arrays = problem
-    if kind.task.reduction not in ("mean", "weighted_mean"):
-        kind = replace(kind, task=replace(kind.task, reduction="mean"), plans={})
+    if kind.spec.reduction not in ("mean", "weighted_mean"):
+        kind = replace(kind, spec=replace(kind.spec, reduction="mean"), plans={})
     divisor: Array = _calls.prepare(Problem(kind, arrays)).divisor
     return divisor
 
@@ -124,7 +124,7 @@ def _finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:
             prepared.spec,
             raw,
             prepared.sample_weight,
-            kind.task.reduction,
+            kind.spec.reduction,
             prepared.divisor,
         )
     return xp.astype(raw, logits.dtype, copy=False)

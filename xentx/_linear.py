@@ -22,7 +22,7 @@ from xentx._calls import Kind, Linear, LinearProblem, Problem
 from xentx._core import linear as core
 from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
-from xentx._core._spec import Spec, bound
+from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
 
 Array = Any
@@ -81,8 +81,8 @@ class _Prepared:
         found, an ignored one past their end; else None.
     """
 
-    static: Spec
-    spec: Spec
+    static: LossSpec
+    spec: LossSpec
     tiling: core.Tiling
     arrays: core.Arrays
     options: tuple[Array, ...]
@@ -124,7 +124,7 @@ def check_target(linear: Linear, arrays: Arrays) -> None:
     backend, kind = linear.backend, linear.kind
     hidden, _, _, target, *_ = arrays
     if not kind.spec.soft and backend.is_concrete(target):
-        _calls.indices(backend, target, hidden, kind.spec, kind.task.ignore_index)
+        _calls.indices(backend, target, hidden, kind.spec)
 
 
 def solve(linear: Linear, arrays: Arrays) -> Array:
@@ -245,10 +245,10 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
     portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
     if backend.native is None or not linear.by_classes or prepared.options:
         return portable
-    adapter, task = backend.linear, linear.kind.task
+    adapter = backend.linear
     if adapter is None:
-        return _blocks.engine(task, spec, portable, _numpy_view, backend.array, 0)
-    return _blocks.engine(task, spec, portable, adapter.view, backend.array, adapter.threads())
+        return _blocks.engine(spec, portable, _numpy_view, backend.array, 0)
+    return _blocks.engine(spec, portable, adapter.view, backend.array, adapter.threads())
 
 
 def _numpy_view(array: Array) -> Array | None:
@@ -277,7 +277,7 @@ def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
     return dense
 
 
-def _kinds(linear: Linear, spec: Spec) -> Callable[[Array], Kind]:
+def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
     """Make what finds the kind of a chunk: one for each shape, as what it remembers is for one."""
     known: dict[tuple[int | None, ...], Kind] = {}
 
@@ -299,9 +299,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     if spec.soft:
         target = xp.reshape(target, (_count(linear), spec.classes))
     else:
-        target, seen, ignored = _calls.indices(
-            backend, target, hidden, spec, linear.kind.task.ignore_index
-        )
+        target, seen, ignored = _calls.indices(backend, target, hidden, spec)
         target = xp.reshape(target, (_count(linear),))
         device = backend.device(hidden)
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)

@@ -1,4 +1,4 @@
-"""The options of a problem as the native kernel sees them, and whether there is a kernel.
+"""The native kernel, if there is one, and plans for it.
 
 `native/kernel.h` says what the kernel computes. Each adapter's ``_native`` hands it arrays. Where
 it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core;
@@ -10,8 +10,9 @@ or an error, nothing for the kernel where it is.
 
 import importlib
 import os
-from dataclasses import dataclass
 from typing import Any
+
+from xentx._core._spec import LossSpec, encode
 
 INSTALL = (
     "XENTX_REQUIRE_NATIVE=1 pip install --force-reinstall --no-deps --no-cache-dir "
@@ -56,49 +57,12 @@ KERNEL, NO_KERNEL = _find()
 UNREADABLE = -2
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to compute, but for the arrays: hashable, so that a compiler can key on it.
-
-    The arrays that go with it are always ``(logits, target, weight, sample_weight, normalizer)``,
-    None where there is none: weight of shape ``(classes,)``, sample_weight in the shape of the
-    logits without the class axis, normalizer 0-d, these three of the compute dtype; class indices
-    of int32 or int64 in the shape of the rows, or probabilities in the shape of the logits.
-
-    Parameters
-    ----------
-    operation
-        "cross_entropy", "log_softmax" or "nll_loss", which the kernel lacks. The second has logits
-        and no other array.
-    axis
-        Axis of the classes, not negative.
-    soft
-        Whether the target holds probabilities.
-    reduction
-        "none", "sum", "mean" or "weighted_mean".
-    ignore_index, label_smoothing, z_loss, logit_softcap
-        As in `xentx.cross_entropy`.
-    exact
-        Whether to compute in float64 inside, whatever the logits.
-    """
-
-    operation: str
-    axis: int
-    soft: bool = False
-    reduction: str = "none"
-    ignore_index: int | None = -100
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    logit_softcap: float | None = None
-    exact: bool = False
-
-
 Strides = tuple[int, int, int, int]
 Layout = tuple[str, Strides] | None
 
 
 def plan(
-    task: Task,
+    spec: LossSpec,
     shape: tuple[int, int, int],
     logits: Layout,
     *,
@@ -117,8 +81,8 @@ def plan(
 
     Parameters
     ----------
-    task
-        The options.
+    spec
+        What to compute.
     shape
         How many (outer, classes, inner) there are.
     groups
@@ -126,14 +90,14 @@ def plan(
     logits, target, weight, sample_weight, normalizer, state, cotangent
         Each array's dtype, and its strides in elements along (group, outer, classes, inner).
     operation
-        What to compute, where that is not the task's own: "log_softmax_pullback", or what is done
+        What to compute, where that is not the spec's own: "log_softmax_pullback", or what is done
         with a block of the classes, "block_state" and "block_gradient".
     first_class, all_classes
         Where a block begins, and how many classes there are beside its own.
     """
     outer, classes, inner = shape
     return KERNEL.plan(
-        operation=operation or task.operation,
+        options=encode(spec, operation=operation or spec.operation),
         groups=groups,
         outer=outer,
         classes=classes,
@@ -147,10 +111,4 @@ def plan(
         cotangent=cotangent,
         first_class=first_class,
         all_classes=all_classes,
-        reduction=task.reduction,
-        ignore_index=None if task.soft else task.ignore_index,
-        label_smoothing=task.label_smoothing,
-        z_loss=task.z_loss,
-        logit_softcap=task.logit_softcap,
-        exact=task.exact,
     )

@@ -15,7 +15,7 @@ from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
 from xentx._core import per_row as _per_row
-from xentx._core._spec import Precision, Spec
+from xentx._core._spec import LossSpec, Precision
 from xentx._core.partials import Partials
 from xentx._public import public
 
@@ -67,6 +67,7 @@ def per_row(
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
 ) -> RowStats:
     r"""Loss, log-sum-exp, log-probability of the target, entropy and correctness of each row.
 
@@ -124,6 +125,7 @@ def per_row(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        temperature=temperature,
         reduction="none",
     )
     return _stats(problem)
@@ -143,6 +145,7 @@ def linear_per_row(
     label_smoothing: float | Array = 0.0,
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
     chunk: int | Literal["auto"] = "auto",
 ) -> RowStats:
     """Tell the same as `per_row` of the logits ``hidden @ head.T + bias``, formed chunk by chunk.
@@ -195,6 +198,7 @@ def linear_per_row(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        temperature=temperature,
         reduction="none",
         chunk=chunk,
     )
@@ -232,6 +236,7 @@ def partials(
     ignore_index: int | None = -100,
     label_smoothing: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
 ) -> Partials:
     r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
 
@@ -308,6 +313,7 @@ def partials(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        temperature=temperature,
         reduction="none",
     )
     size = problem.kind.spec.classes
@@ -321,7 +327,7 @@ def partials(
         )
 
 
-def _wide(spec: Spec, logits: Array, classes: int) -> Spec:
+def _wide(spec: LossSpec, logits: Array, classes: int) -> LossSpec:
     """Compute in the widest dtype, for all classes."""
     accumulate = spec.precision.accumulate
     precision = Precision(

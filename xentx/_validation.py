@@ -1,7 +1,7 @@
 """From arguments to a checked call. Every error of xentx's losses but that of an index is here.
 
 Whatever the framework, a problem is the same: arrays of that framework as they were given, and a
-hashable `Task` and `Spec` of everything else. So the texts of the errors are the same too: the
+hashable `LossSpec` of everything else. So the texts of the errors are the same too: the
 argument, what came, what was wanted.
 
 All but the class indices can be checked without seeing a value. That is done once for each kind of
@@ -11,8 +11,7 @@ the loss. The native kernel takes the arrays as they are; `prepare` lays them ou
 
 import contextlib
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -27,11 +26,9 @@ from xentx._calls import (
     linear_of,
     precision_of,
     shape_of,
-    spec_of,
     widest,
 )
-from xentx._core._spec import OPERAND, OPTIONS, Precision, in_range, is_given
-from xentx._native import Task
+from xentx._core._spec import DEFAULTS, OPERAND, OPTIONS, LossSpec, Precision, in_range, is_given
 
 Array = Any
 Reduction = Literal["none", "mean", "sum", "weighted_mean"]
@@ -191,24 +188,24 @@ def _check_reduction(value: object) -> Reduction:
 
 
 def _operands(
-    backend: Backend, options: Sequence[object], like: Array, first: str
-) -> tuple[tuple[Any, ...], tuple[Array, ...]]:
-    """Tell which of the options OPTIONS are arrays, and return those arrays.
+    backend: Backend, options: dict[str, Any], like: Array, first: str
+) -> tuple[dict[str, Any], tuple[Array, ...]]:
+    """Tell which of the options are arrays, and return those arrays.
 
     Returns the options, a number or OPERAND each, and the arrays. Python's and NumPy's numbers are
     read. An array of the framework may be traced or differentiated: it stays an array, and its
     value is checked where it is concrete.
     """
-    numbers: list[object] = []
+    numbers: dict[str, Any] = {}
     arrays = []
-    for name, option in zip(OPTIONS, options, strict=True):
+    for name, option in options.items():
         number = option
         if option is not None and not isinstance(option, Real):
             number, array = _number(backend, name, option, like, first)
             if array is not None:
                 arrays.append(array)
-        numbers.append(number)
-    return tuple(numbers), tuple(arrays)
+        numbers[name] = number
+    return numbers, tuple(arrays)
 
 
 def _number(
@@ -227,40 +224,42 @@ def _number(
     if of_numpy:
         return float(array), None
     if owner.is_concrete(array):
-        check_options(**{name: float(owner.to_numpy(array))})
+        check_options({name: float(owner.to_numpy(array))})
     return OPERAND, array
 
 
 def traced_z_loss(backend: Backend, option: object, like: Array) -> Any:
     """Check a z-loss that goes with no problem: a number, or an array which is NaN out of range."""
-    (_, z, _), operands = _operands(backend, (0.0, option, None), like, "state")
-    z = check_options(z_loss=z)[1]
+    numbers, operands = _operands(backend, {"z_loss": option}, like, "state")
+    z = check_options(numbers)["z_loss"]
     if z is not OPERAND:
         return z
     return in_range(backend.namespace(like), "z_loss", operands[0])
 
 
-def check_options(
-    label_smoothing: object = 0.0, z_loss: object = 0.0, logit_softcap: object = None
-) -> tuple[Any, Any, Any]:
+# Which values an option may have, and how that is said. Whatever is not None is a number.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "label_smoothing": (lambda value: 0.0 <= value <= 1.0, "0 <= label_smoothing <= 1"),
+    "z_loss": (lambda value: 0.0 <= value < math.inf, "0 <= z_loss < inf"),
+    "logit_softcap": (lambda value: 0.0 < value < math.inf, "0 < logit_softcap < inf"),
+    "temperature": (lambda value: 0.0 < value < math.inf, "0 < temperature < inf"),
+}
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
     """Check the options that are numbers; one that is an array is OPERAND, and is left so."""
-    smoothing, z, cap = label_smoothing, z_loss, logit_softcap
-    if smoothing is not OPERAND:
-        smoothing = _check_real("label_smoothing", smoothing, "a number")
-        if not 0.0 <= smoothing <= 1.0:
-            msg = f"label_smoothing: got {smoothing}; expected 0 <= label_smoothing <= 1"
+    checked = dict(options)
+    for name, option in options.items():
+        may_be_none = DEFAULTS[name] is None
+        if option is OPERAND or (option is None and may_be_none):
+            continue
+        wanted = "a number or None" if may_be_none else "a number"
+        number = checked[name] = _check_real(name, option, wanted)
+        is_in_range, expected = _RANGES[name]
+        if not is_in_range(number):
+            msg = f"{name}: got {number}; expected {expected}"
             raise ValueError(msg)
-    if z is not OPERAND:
-        z = _check_real("z_loss", z, "a number")
-        if not 0.0 <= z < math.inf:
-            msg = f"z_loss: got {z}; expected 0 <= z_loss < inf"
-            raise ValueError(msg)
-    if cap is not None and cap is not OPERAND:
-        cap = _check_real("logit_softcap", cap, "a number or None")
-        if not 0.0 < cap < math.inf:
-            msg = f"logit_softcap: got {cap}; expected 0 < logit_softcap < inf"
-            raise ValueError(msg)
-    return smoothing, z, cap
+    return checked
 
 
 def check_block(backend: Backend, start: Any, size: int | None, classes: object) -> Any:
@@ -440,8 +439,8 @@ def elementwise(
     if kind is None:
         exact = _check_accuracy(backend, precision, logits)
         place, classes, dtypes = _logits(backend, logits, axis, "logits", exact=exact)
-        task = Task(operation.NAME, place, exact=exact)
-        kind = Kind(backend, operation, task, spec_of(task, classes, dtypes), native=True)
+        spec = LossSpec(operation.NAME, place, classes, dtypes, exact=exact)
+        kind = Kind(backend, spec, native=True)
         _remember(backend, key, kind)
     return Problem(kind, (logits, None, None, None, None))
 
@@ -461,6 +460,7 @@ def rowwise(
     label_smoothing: object = 0.0,
     z_loss: object = 0.0,
     logit_softcap: object = None,
+    temperature: object = 1.0,
     normalizer: object = None,
     precision: object = "default",
 ) -> Problem:
@@ -475,12 +475,15 @@ def rowwise(
         normalizer = _convert(backend, "normalizer", normalizer, logits, first)
     arrays = (logits, target, weight, sample_weight, normalizer)
     operands: tuple[Array, ...] = ()
-    if logit_softcap is not None or not type(label_smoothing) is type(z_loss) is float:
-        scalars, operands = _operands(
-            backend, (label_smoothing, z_loss, logit_softcap), logits, first
-        )
-        label_smoothing, z_loss, logit_softcap = scalars
-    options = (axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision)
+    options = (label_smoothing, z_loss, logit_softcap, temperature)
+    types: tuple[type, ...] = ()
+    if logit_softcap is not None or not (
+        type(label_smoothing) is type(z_loss) is type(temperature) is float
+    ):
+        named = dict(zip(OPTIONS, options, strict=True))
+        numbers, operands = _operands(backend, named, logits, first)
+        options = tuple(numbers.values())
+        types = tuple(map(type, options))
     key = (
         backend,
         operation,
@@ -494,17 +497,33 @@ def rowwise(
         None if sample_weight is None else _form(sample_weight),
         None if normalizer is None else _form(normalizer),
         options,
+        axis,
+        ignore_index,
+        reduction,
+        precision,
         # True is 1 to a dict, and an error to a check.
-        *map(type, options),
+        type(axis),
+        type(ignore_index),
+        types,
     )
     kind = _remembered(backend, key)
     if kind is None:
-        kind = _check_rowwise(backend, operation, arrays, options, first)
+        kind = _check_rowwise(
+            backend,
+            operation,
+            arrays,
+            dict(zip(OPTIONS, options, strict=True)),
+            first=first,
+            axis=axis,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            precision=precision,
+        )
         _remember(backend, key, kind)
     if not kind.is_sized and hasattr(backend, "of_sizes"):
-        every, axis = range(len(logits.shape)), kind.task.axis
+        every, axis = range(len(logits.shape)), kind.spec.axis
         rows = [d for d in every if d != axis]
-        target = backend.of_sizes("target", target, logits, every if kind.task.soft else rows)
+        target = backend.of_sizes("target", target, logits, every if kind.spec.soft else rows)
         weight = backend.of_sizes("weight", weight, logits, [axis])
         sample_weight = backend.of_sizes("sample_weight", sample_weight, logits, rows)
         arrays = (logits, target, weight, sample_weight, normalizer)
@@ -515,15 +534,19 @@ def _check_rowwise(
     backend: Backend,
     operation: Operation,
     arrays: tuple[Any, ...],
-    options: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
     first: str,
+    axis: object,
+    ignore_index: object,
+    reduction: object,
+    precision: object,
 ) -> Kind:
     """Check all of a loss's arguments but the values of its class indices."""
     logits, target, weight, sample_weight, normalizer = arrays
-    axis, ignore_index, label_smoothing, z_loss, logit_softcap, reduction, precision = options
     exact = _check_accuracy(backend, precision, logits)
-    axis, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
-    soft = _target(backend, target, logits, axis, classes, first)
+    place, classes, dtypes = _logits(backend, logits, axis, first, exact=exact)
+    soft = _target(backend, target, logits, place, classes, first)
     ignore: Any = ignore_index
     if ignore is not None and not isinstance(ignore, getattr(backend, "symbols", ())):
         ignore = _check_integer("ignore_index", ignore)
@@ -536,29 +559,32 @@ def _check_rowwise(
             "or a sample_weight of 0 for the rows to ignore"
         )
         raise TypeError(msg)
-    smoothing, z, cap = check_options(label_smoothing, z_loss, logit_softcap)
-    reduction = _check_reduction(reduction)
-    _check_weight(backend, weight, logits, axis, classes, first)
-    _check_sample_weight(backend, sample_weight, logits, axis, first)
-    _check_normalizer(backend, normalizer, reduction)
-    has_operands = OPERAND in (smoothing, z, cap)
-    # The kernel reads numbers: what has options that are arrays is the core's.
-    numbers = {
-        name: 0.0 if option is OPERAND else option
-        for name, option in zip(OPTIONS, (smoothing, z, cap), strict=True)
-    }
-    task = Task(operation.NAME, axis, soft, reduction, ignore, exact=exact, **numbers)
-    given = dict(zip(OPTIONS, (smoothing, z, cap), strict=True))
-    spec = replace(spec_of(task, classes, dtypes), **given)
+    numbers = check_options(options)
+    chosen = _check_reduction(reduction)
+    _check_weight(backend, weight, logits, place, classes, first)
+    _check_sample_weight(backend, sample_weight, logits, place, first)
+    _check_normalizer(backend, normalizer, chosen)
+    spec = LossSpec(
+        operation.NAME,
+        place,
+        classes,
+        dtypes,
+        soft=soft,
+        reduction=chosen,
+        ignore_index=None if soft else ignore,
+        exact=exact,
+        **numbers,
+    )
     dtype = backend.dtype_name(target)
     # An index too large for the type that the kernel reads must be seen to be out of range.
     wide = backend.has_float64(logits)
     wraps = dtype == "uint64" or (dtype in ("uint32", "int64") and not wide)
-    native = operation.NAME != "nll_loss" and not wraps and not has_operands
+    # The kernel reads numbers: what has options that are arrays is the core's.
+    native = operation.NAME != "nll_loss" and not wraps and not spec.operands
     fits = dtype in ("int32", "int64", *FLOATS)
     sized = (logits, target, weight, sample_weight)
     is_sized = all(array is None or None not in shape_of(array) for array in sized)
-    return Kind(backend, operation, task, spec, native, fits, is_sized)
+    return Kind(backend, spec, native, fits, is_sized)
 
 
 def binary(
@@ -587,8 +613,8 @@ def binary(
         msg = f"target: got shape {shape_of(target)}; expected {shape}, the shape of logits"
         raise ValueError(msg)
     exact = _check_accuracy(backend, precision, logits)
-    (smoothing, *_), operands = _operands(backend, (label_smoothing, 0.0, None), logits, "logits")
-    smoothing = check_options(label_smoothing=smoothing)[0]
+    numbers, operands = _operands(backend, {"label_smoothing": label_smoothing}, logits, "logits")
+    smoothing = check_options(numbers)["label_smoothing"]
     chosen = _check_reduction(reduction)
     dtypes = precision_of(backend, logits, dtype, exact=exact)
     xp, compute = backend.namespace(logits), dtypes.compute
@@ -615,8 +641,10 @@ def binary(
         normalizer = xp.sum(xp.ones_like(y), dtype=dtypes.accumulate)
     # The mean of rows with sample weights divides by the sum of these.
     reduced = "mean" if chosen == "weighted_mean" else chosen
-    task = Task(operation.NAME, len(shape), soft=True, reduction=reduced, exact=exact)
-    kind = Kind(backend, operation, task, spec_of(task, 2, dtypes), native=False)
+    spec = LossSpec(
+        operation.NAME, len(shape), 2, dtypes, soft=True, reduction=reduced, exact=exact
+    )
+    kind = Kind(backend, spec, native=False)
     rows = xp.expand_dims(logits, axis=-1)
     return Problem(kind, (rows, shares, None, by_logit.get("weight"), normalizer))
 
@@ -655,6 +683,7 @@ def linear(
     label_smoothing: object,
     z_loss: object,
     logit_softcap: object,
+    temperature: object,
     reduction: object,
     chunk: object,
     sample_weight: object = None,
@@ -674,23 +703,34 @@ def linear(
             ("normalizer", normalizer),
         )
     )
-    scalars, operands = _operands(
-        backend, (label_smoothing, z_loss, logit_softcap), hidden, "hidden"
-    )
-    options = (-1, ignore_index, *scalars, reduction, precision)
+    options = dict(zip(OPTIONS, (label_smoothing, z_loss, logit_softcap, temperature), strict=True))
+    numbers, operands = _operands(backend, options, hidden, "hidden")
     names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
     dtypes = [_check_dtype(backend, name, array, FLOATS) for name, array in names.items()]
     shape, classes = _check_shapes(hidden, head, bias)
     xp = backend.namespace(hidden)
     like = xp.zeros((), dtype=getattr(xp, widest(dtypes))).dtype
     logits = _StandIn(xp, hidden, (*shape, classes), like)
-    kind = _check_rowwise(backend, operation, (logits, target, *others), options, "hidden @ head.T")
+    kind = _check_rowwise(
+        backend,
+        operation,
+        (logits, target, *others),
+        numbers,
+        first="hidden @ head.T",
+        axis=-1,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        precision=precision,
+    )
+    spec = kind.spec
     static = linear_of(
         backend,
-        replace(kind.task, axis=1, reduction="none"),
         (hidden, head, bias),
-        operands=kind.spec.operands,
-        reduction=kind.task.reduction,
+        {
+            name: getattr(spec, name)
+            for name in ("operation", "soft", "ignore_index", "exact", *OPTIONS)
+        },
+        reduction=spec.reduction,
         chunk=_check_chunk(chunk),
         native=kind.native,
     )

@@ -8,7 +8,7 @@ a whole one.
 """
 
 from xentx._backend import ArrayAPIBackend, Backend, Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx._public import bind
 
-__all__ = ["ArrayAPIBackend", "Backend", "Operation", "Spec", "bind"]
+__all__ = ["ArrayAPIBackend", "Backend", "LossSpec", "Operation", "bind"]

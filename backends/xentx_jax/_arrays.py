@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xentx._backend import ArrayAPIBackend, Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_jax import _autodiff, _namespace
 
 Array = jax.Array
@@ -39,7 +39,9 @@ class JAXBackend(ArrayAPIBackend):
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         return _autodiff.attach(operation, spec, arrays)
 
 

@@ -7,21 +7,21 @@ from typing import Any
 import jax
 
 from xentx._backend import Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_jax import _namespace
 
 Array = Any
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attached(operation: Operation, spec: Spec, *arrays: Array | None) -> Array:
+def _attached(operation: Operation, spec: LossSpec, *arrays: Array | None) -> Array:
     return operation.forward(_namespace, replace(spec, final=True), *arrays)[0]
 
 
 @functools.partial(_attached.defjvp, symbolic_zeros=True)
 def _jvp(
     operation: Operation,
-    spec: Spec,
+    spec: LossSpec,
     arrays: tuple[Array | None, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[Array, Array]:
@@ -32,6 +32,6 @@ def _jvp(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order, forward and reverse."""
     return _attached(operation, spec, *arrays)

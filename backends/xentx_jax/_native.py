@@ -34,6 +34,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from xentx import _evaluate
 from xentx._calls import Kind
+from xentx._core._spec import encode
 from xentx._native import INSTALL, KERNEL
 
 Array = Any
@@ -84,8 +85,8 @@ class Call:
     @property
     def reduced(self) -> bool:
         """Whether the value is one number."""
-        task = self.kind.task
-        return task.operation == "cross_entropy" and task.reduction != "none"
+        spec = self.kind.spec
+        return spec.operation == "cross_entropy" and spec.reduction != "none"
 
     def knowing(self, known: bool) -> "Call":  # noqa: FBT001
         """Return the same with or without a known gradient."""
@@ -143,7 +144,7 @@ def solve_with_gradient(
         return None
     call = _call_for(kind, arrays, overwrite=overwrite)
     seeds = [] if cotangent is None else [cotangent.astype(kind.spec.precision.compute)]
-    if kind.task.operation == "log_softmax":
+    if kind.spec.operation == "log_softmax":
         (value,) = loss_p.bind(*present, call=call)
         operands = _vary_alike([*present, *(seeds or [jnp.ones_like(value)])])
         return value, pullback_p.bind(*operands, call=call)[0]
@@ -172,13 +173,13 @@ def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
 
 def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
     """Whether a class index is seen to be wrong, of which the core will say more."""
-    if target is None or kind.task.soft or isinstance(target, jax.core.Tracer):
+    if target is None or kind.spec.soft or isinstance(target, jax.core.Tracer):
         return False
     if not target.is_fully_addressable:
         return False
     values = np.asarray(target)
     wrong = values.view(f"u{values.itemsize}") >= kind.spec.classes
-    ignored = kind.task.ignore_index
+    ignored = kind.spec.ignore_index
     if ignored is not None:
         wrong &= values != ignored
     return bool(wrong.any())
@@ -339,8 +340,8 @@ def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
 def _value_shape(call: Call, logits: tuple[int, ...]) -> tuple[int, ...]:
     if call.reduced:
         return ()
-    axis = call.kind.task.axis
-    rowwise = call.kind.task.operation == "cross_entropy"
+    axis = call.kind.spec.axis
+    rowwise = call.kind.spec.operation == "cross_entropy"
     return logits[:axis] + logits[axis + 1 :] if rowwise else logits
 
 
@@ -531,10 +532,10 @@ def _run(primitive: Any, *operands: Array, call: Call) -> list[Array]:
 def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
     if not _is_for_one_device(ctx.module_context) or not _is_registered():
         return _lower_portable[primitive](ctx, *operands, call=call)
-    task = call.kind.task
+    spec = call.kind.spec
     logits = _logits_shape(call, ctx.avals_in[0])
     seeds = len(operands) - call.count
-    pulls = task.operation == "log_softmax" and seeds > 0
+    pulls = spec.operation == "log_softmax" and seeds > 0
     wanted = [primitive is not pullback_p, primitive is not loss_p]
     aliases = {len(operands) - 1: 0} if call.known else None
     if call.overwrites and primitive is loss_and_gradient_p:
@@ -543,30 +544,14 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     return lower(
         ctx,
         *operands,
-        operation=_OPERATIONS["log_softmax_pullback" if pulls else task.operation],
-        reduction=_REDUCTIONS[task.reduction],
+        options=encode(spec, operation="log_softmax_pullback" if pulls else spec.operation),
         groups=np.int64(1 if call.groups is None else call.groups),
-        outer=np.int64(math.prod(logits[: task.axis])),
-        classes=np.int64(logits[task.axis]),
-        inner=np.int64(math.prod(logits[task.axis + 1 :])),
+        outer=np.int64(math.prod(logits[: spec.axis])),
+        classes=np.int64(logits[spec.axis]),
+        inner=np.int64(math.prod(logits[spec.axis + 1 :])),
         given=_bits([*call.given, seeds > 0, call.known]),
         wanted=_bits(wanted),
-        soft=task.soft,
-        has_ignore=task.ignore_index is not None,
-        ignore_index=np.int64(task.ignore_index or 0),
-        label_smoothing=np.float64(task.label_smoothing),
-        z_loss=np.float64(task.z_loss),
-        logit_softcap=np.float64(task.logit_softcap or 0.0),
-        exact=task.exact,
     )
-
-
-# As in native/kernel.h.
-_OPERATIONS = {
-    name: np.int64(i)
-    for i, name in enumerate(("cross_entropy", "log_softmax", "log_softmax_pullback"))
-}
-_REDUCTIONS = {name: np.int64(i) for i, name in enumerate(("none", "sum", "mean", "weighted_mean"))}
 
 
 def _bits(flags: Sequence[bool]) -> np.int64:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from xentx._backend import ArrayAPIBackend, Operation, plain
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_numpy import _autodiff
 
 Array = np.ndarray[Any, Any]
@@ -41,7 +41,9 @@ class NumPyBackend(ArrayAPIBackend):
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         return _autodiff.attach(operation, spec, arrays)
 
 

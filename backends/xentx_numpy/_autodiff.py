@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from xentx._backend import Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx._namespace import extended
 
 Array = Any
@@ -26,6 +26,6 @@ def placed_along_axis(
 NAMESPACE = extended(np.empty(0), placed_along_axis)
 
 
-def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
     """Evaluate the operation."""
     return operation.forward(NAMESPACE, replace(spec, final=True), *arrays)[0]

@@ -26,7 +26,7 @@ def declines(array: Array) -> str | None:  # noqa: ARG001 -- all of them are in 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
     """Value; None if a class index is out of range: the core raises the error."""
     value = _empty_value(kind, arrays[0])
-    wrong = _run(kind, kind.task.operation, arrays, value=value)
+    wrong = _run(kind, kind.spec.operation, arrays, value=value)
     return value[()] if wrong < 0 else None
 
 
@@ -40,7 +40,7 @@ def solve_with_gradient(
     gradient = logits if in_place else _memory.empty(logits.shape, logits.dtype)
     compute = kind.spec.precision.compute
     seed = None if cotangent is None else cotangent.astype(compute, copy=False)
-    if kind.task.operation == "log_softmax":
+    if kind.spec.operation == "log_softmax":
         _run(kind, "log_softmax", arrays, value=value)
         seed = np.ones(value.shape, logits.dtype) if seed is None else seed
         _run(kind, "log_softmax_pullback", arrays, seed=seed, gradient=gradient)
@@ -50,11 +50,11 @@ def solve_with_gradient(
 
 
 def _empty_value(kind: Kind, logits: Array) -> Array:
-    task, shape = kind.task, logits.shape
-    if task.operation == "log_softmax":
+    spec, shape = kind.spec, logits.shape
+    if spec.operation == "log_softmax":
         return np.empty(shape, logits.dtype)
-    if task.reduction == "none":
-        return np.empty(shape[: task.axis] + shape[task.axis + 1 :], logits.dtype)
+    if spec.reduction == "none":
+        return np.empty(shape[: spec.axis] + shape[spec.axis + 1 :], logits.dtype)
     return np.empty((), logits.dtype)
 
 
@@ -95,11 +95,11 @@ def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
 
     An array is copied only where that can't be seen in it, or its elements are misaligned.
     """
-    task, shape = kind.task, arrays[0].shape
-    full = (math.prod(shape[: task.axis]), kind.spec.classes, math.prod(shape[task.axis + 1 :]))
+    spec, shape = kind.spec, arrays[0].shape
+    full = (math.prod(shape[: spec.axis]), spec.classes, math.prod(shape[spec.axis + 1 :]))
     rows = (full[0], full[2])
     cotangent = full if operation == "log_softmax_pullback" else rows
-    forms = (full, full if task.soft else rows, (full[1],), rows, (), cotangent)
+    forms = (full, full if spec.soft else rows, (full[1],), rows, (), cotangent)
 
     views: list[Any] = []
     layouts: list[Layout] = []
@@ -119,4 +119,4 @@ def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
         layouts.append((view.dtype.name, (0, *by_ndim[view.ndim])))
     names = ("target", "weight", "sample_weight", "normalizer", "cotangent")
     rest: Any = dict(zip(names, layouts[1:], strict=True))
-    return tuple(views), plan(task, full, layouts[0], operation=operation, **rest)
+    return tuple(views), plan(spec, full, layouts[0], operation=operation, **rest)

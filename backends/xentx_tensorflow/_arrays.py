@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from xentx._backend import ArrayAPIBackend, Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_tensorflow import _autodiff
 
 Array = Any
@@ -74,7 +74,9 @@ class TensorFlowBackend(ArrayAPIBackend):
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         return _autodiff.attach(operation, spec, arrays)
 
 

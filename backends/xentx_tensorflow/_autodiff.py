@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from xentx._backend import Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_tensorflow import _namespace, _private
 
 Array = Any
@@ -49,7 +49,7 @@ def unless_xla(
         return tf.switch_case(place, dict.fromkeys(range(len(devices)), own), default=other)
 
 
-def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order, inside tf.function and out."""
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -88,7 +88,7 @@ def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -
 
 def _pull(
     operation: Operation,
-    spec: Spec,
+    spec: LossSpec,
     arrays: tuple[Array | None, ...],
     residuals: tuple[Array, ...],
     cotangent: Array,

@@ -30,7 +30,8 @@ import tensorflow as tf
 from xentx import _calls, _evaluate
 from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy, log_softmax
-from xentx._native import INSTALL, KERNEL, NO_KERNEL, Task
+from xentx._core._spec import decode, encode
+from xentx._native import INSTALL, KERNEL, NO_KERNEL
 from xentx_tensorflow import _arrays, _autodiff, _private
 
 Array = Any
@@ -89,27 +90,18 @@ def _limit_threads() -> None:
         library.xentx_tensorflow_limit_threads(min(most, KERNEL.default_threads()))
 
 
+_WEIGHTS = ("weight", "sample_weight", "normalizer")
+
+
 def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
-    """Spell a task as `native/tensorflow_op.cpp` and `_problem_of` read it."""
+    """Write what `native/tensorflow_op.cpp` and `_problem_of` read."""
     _, _, weight, sample_weight, normalizer = arrays
     given = (weight is not None, sample_weight is not None, normalizer is not None)
     options: str | None = kind.plans.get((given, strict))
     if options is None:
-        task = kind.task
-        words = {
-            "axis": task.axis,
-            "reduction": task.reduction,
-            "ignore_index": "none" if task.ignore_index is None else task.ignore_index,
-            "label_smoothing": task.label_smoothing,
-            "z_loss": task.z_loss,
-            "logit_softcap": task.logit_softcap or 0.0,
-            "exact": int(task.exact),
-            "weight": int(given[0]),
-            "sample_weight": int(given[1]),
-            "normalizer": int(given[2]),
-            "strict": int(strict),
-        }
-        options = " ".join(f"{name}={value}" for name, value in words.items())
+        own = dict(zip((*_WEIGHTS, "strict"), (*given, strict), strict=True))
+        words = (encode(kind.spec), *(f"{name}=True" for name, wanted in own.items() if wanted))
+        options = " ".join(words)
         kind.plans[given, strict] = options
     return options
 
@@ -119,7 +111,7 @@ def _present(arrays: Arrays) -> list[Array]:
 
 
 def _reduces(kind: Kind) -> bool:
-    return kind.operation is cross_entropy and kind.task.reduction != "none"
+    return kind.operation is cross_entropy and kind.spec.reduction != "none"
 
 
 def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Array:
@@ -133,7 +125,7 @@ def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Arra
     losses = operators().xentx_row_losses(logits, target, weights, options)
     if not tf.executing_eagerly():
         # The operator can't tell TensorFlow the shape, which shows those who infer no attributes.
-        axis = kind.task.axis
+        axis = kind.spec.axis
         losses.set_shape(logits.shape[:axis] + logits.shape[axis + 1 :])
     return losses
 
@@ -199,42 +191,28 @@ def _spread(
 # ---- eager: gradients of the operators
 
 
-_WEIGHTS = ("weight", "sample_weight", "normalizer")
-
-
-@functools.lru_cache(1024)
-def _words(options: bytes) -> dict[str, str]:
-    return dict(word.split("=") for word in options.decode().split())
-
-
 def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
     """Separate an operator's arrays from what else it was given: a cotangent, what is known."""
     softmax = op.type in {"XentxLogSoftmax", "XentxLogSoftmaxGradient"}
-    words = _words(op.get_attr("options"))
-    count = 1 if softmax else 2 + sum(words[name] == "1" for name in _WEIGHTS)
+    count = 1 if softmax else 2 + sum(_given(op))
     inputs = list(op.inputs)
     return inputs[:count], inputs[count:]
+
+
+def _given(op: Any) -> list[bool]:
+    """Which of the weights an operator has."""
+    words = op.get_attr("options").decode().split()
+    return [f"{name}=True" in words for name in _WEIGHTS]
 
 
 def _problem_of(op: Any) -> Problem:
     """Rebuild the checked call from an operator's arguments."""
     (logits, *others), _ = _inputs(op)
-    words = _words(op.get_attr("options"))
-    numbers = {name: float(words[name]) for name in ("label_smoothing", "z_loss")}
-    task = Task(
-        operation="cross_entropy" if others else "log_softmax",
-        axis=int(words["axis"]),
-        soft=bool(others) and others[0].dtype.is_floating,
-        reduction=words["reduction"],
-        ignore_index=None if words["ignore_index"] == "none" else int(words["ignore_index"]),
-        logit_softcap=float(words["logit_softcap"]) or None,
-        exact=words["exact"] == "1",
-        **numbers,
-    )
-    kind = _calls.of_task(_arrays.BACKEND, task, logits)
+    spec = _calls.spec_of(_arrays.BACKEND, logits, decode(op.get_attr("options").decode()))
     rest = iter(others[1:])
-    weights = (next(rest) if words[name] == "1" else None for name in _WEIGHTS)
-    return Problem(kind, (logits, *(others[:1] or [None]), *weights))
+    weights = (next(rest) if given else None for given in _given(op))
+    target = others[0] if others else None
+    return Problem(Kind(_arrays.BACKEND, spec, native=True), (logits, target, *weights))
 
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from xentx._backend import ArrayAPIBackend, Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_torch import _autodiff, _distributed, _plans, _private
 
 Array = torch.Tensor
@@ -102,7 +102,9 @@ class TorchBackend(ArrayAPIBackend):
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         return _autodiff.attach(operation, spec, arrays)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from xentx._backend import Operation
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 from xentx_torch import _private
 from xentx_torch._distributed import namespace
 
@@ -22,7 +22,7 @@ class _Attached(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(operation: Operation, spec: Spec, *arrays: Array | None) -> tuple[Array, ...]:
+    def forward(operation: Operation, spec: LossSpec, *arrays: Array | None) -> tuple[Array, ...]:
         own = replace(spec, final=True)
         value, residuals = operation.forward(namespace(arrays[0]), own, *arrays)
         return value, *residuals
@@ -55,7 +55,7 @@ class _Attached(torch.autograd.Function):
 _apply = _private.plain_apply(_Attached)
 
 
-def attach(operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
     observed = _private.is_observed()
     plain = (

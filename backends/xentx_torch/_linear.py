@@ -16,9 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from xentx import _calls, _linear
 from xentx._calls import Linear
-from xentx._core._spec import OPTIONS
+from xentx._core._spec import OPERAND, OPTIONS, decode, encode
 from xentx._core.tiles import Tiles
-from xentx._native import Task
 from xentx_torch import _arrays, _distributed, _native, _plans, _private
 
 Array = torch.Tensor
@@ -187,17 +186,13 @@ def _differentiate(
 
 
 def _by_operator(linear: Linear, arrays: Arrays) -> Array:
-    task = linear.kind.task
-    given = dict(zip(linear.kind.spec.operands, arrays[_FIXED:], strict=True))
+    spec = linear.kind.spec
+    given = dict(zip(spec.operands, arrays[_FIXED:], strict=True))
     value: Array = torch.ops.xentx.linear_loss(
         *arrays[:_FIXED],
         *(given.get(name) for name in OPTIONS),
-        task.ignore_index,
-        task.label_smoothing,
-        task.z_loss,
-        task.logit_softcap,
-        linear.reduction,
-        "exact" if task.exact else "default",
+        encode(spec, reduction=linear.reduction, ignore_index=None),
+        spec.ignore_index,
         linear.chunk or 0,
         [array is not None and array.requires_grad for array in arrays[:FACTORS]],
     )[0]
@@ -206,23 +201,15 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
     """Rebuild the checked call from an operator's arguments."""
-    factors, (target, *_), operands = arrays[:FACTORS], arrays[FACTORS:], arrays[_FIXED:]
-    ignore_index, *numbers, reduction, precision, chunk = options
-    task = Task(
-        "cross_entropy",
-        axis=1,
-        soft=target.is_floating_point(),
-        ignore_index=ignore_index,
-        exact=precision == "exact",
-        **dict(zip(OPTIONS, numbers, strict=True)),
-    )
+    factors, target, operands = arrays[:FACTORS], arrays[FACTORS], arrays[_FIXED:]
+    text, ignore_index, chunk = options
     given = [name for name, array in zip(OPTIONS, operands, strict=True) if array is not None]
+    fields = {**decode(text), **dict.fromkeys(given, OPERAND), "ignore_index": ignore_index}
     linear = _calls.linear_of(
         _arrays.BACKEND,
-        task,
         factors,
-        operands=given,
-        reduction=reduction,
+        fields,
+        reduction=fields.get("reduction", "none"),
         chunk=chunk or None,
         native=not given and target.dtype != torch.uint64,
     )
@@ -232,13 +219,9 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
 _ARRAYS = (
     "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
     "Tensor? sample_weight, Tensor? normalizer, "
-    "Tensor? label_smoothing, Tensor? z_loss, Tensor? logit_softcap"
-)
-# The same options as numbers, which are not read where they are arrays.
-_OPTIONS = (
-    "SymInt? ignore_index, float smoothing, float z, float? softcap, "
-    "str reduction, str precision, int chunk, bool[] needs"
-)
+) + ", ".join(f"Tensor? {name}" for name in OPTIONS)
+# The options that are numbers are in the text.
+_OPTIONS = "str options, SymInt? ignore_index, int chunk, bool[] needs"
 _FIXED = 7
 _COUNT = _FIXED + len(OPTIONS)
 

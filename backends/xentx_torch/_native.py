@@ -65,8 +65,8 @@ def declines(array: Array) -> str | None:
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
     """Value, differentiable to any order, in both modes, and by torch.func; None to decline."""
     if is_observed():
-        return _operators.forward(kind.task, arrays) if _suits_operators(kind, arrays) else None
-    ready = _plans.prepare(kind.plans, kind.task, arrays)
+        return _operators.forward(kind.spec, arrays) if _suits_operators(kind, arrays) else None
+    ready = _plans.prepare(kind.plans, kind.spec, arrays)
     return None if ready is None else _run((kind, ready), arrays)
 
 
@@ -122,7 +122,7 @@ def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem:
         return
     if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return
-    ready = _plans.prepare(kind.plans, kind.task, arrays)
+    ready = _plans.prepare(kind.plans, kind.spec, arrays)
     if ready is not None:
         simple = ready.copied is None and ready.scalar is not None
         how = (ready.plan, ready.scalar) if simple else (None, None)
@@ -133,9 +133,9 @@ def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
     """Value and gradient, in one pass if neither is to be differentiated; None to decline."""
-    task, logits = kind.task, _plans.first(arrays)
+    spec, logits = kind.spec, _plans.first(arrays)
     observed = is_observed()
-    ready = None if observed else _plans.prepare(kind.plans, task, arrays)
+    ready = None if observed else _plans.prepare(kind.plans, spec, arrays)
     if ready is None and not (observed and _suits_operators(kind, arrays)):
         return None
     inputs = (*arrays, cotangent)
@@ -148,16 +148,16 @@ def solve_with_gradient(
         if found is None:
             return None
         seed = torch.ones_like(found) if cotangent is None else cotangent
-        by_logits = _operators.pull_back(task, 0, arrays, seed, _BY_LOGITS)[0]
+        by_logits = _operators.pull_back(spec, 0, arrays, seed, _BY_LOGITS)[0]
         return found, _plans.first((by_logits,))
     value = ready.empty_value(logits)
-    if task.operation == "log_softmax":
+    if spec.operation == "log_softmax":
         ready.run(arrays, None, value, None)
         seed = torch.ones_like(value) if cotangent is None else cotangent
-        return value, _plans.pull(kind.plans, task, arrays, seed)
+        return value, _plans.pull(kind.plans, spec, arrays, seed)
     in_place = overwrite and ready.gradient_strides is None
     gradient = logits if in_place else ready.empty_gradient(logits)
-    given = None if cotangent is None else _plans.seed(task, arrays, cotangent)
+    given = None if cotangent is None else _plans.seed(spec, arrays, cotangent)
     wrong = ready.run(arrays, given, value, gradient)
     return (value, gradient) if wrong < 0 else None
 
@@ -189,9 +189,9 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
 def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     """Whether class indices can be seen, and one of them is wrong: the core raises that error."""
     target = arrays[1]
-    if target is None or kind.task.soft or not kind.backend.is_concrete(target):
+    if target is None or kind.spec.soft or not kind.backend.is_concrete(target):
         return False
-    values, ignored = kind.backend.to_numpy(target), kind.task.ignore_index
+    values, ignored = kind.backend.to_numpy(target), kind.spec.ignore_index
     wrong = (values < 0) | (values >= kind.spec.classes)
     return bool((wrong if ignored is None else wrong & (values != ignored)).any())
 
@@ -272,7 +272,7 @@ class _Eager(torch.autograd.Function):
             if gradient is not None:
                 return None, gradient, None, None, None, None
         arrays, needs = _all(arrays), _all(ctx.needs_input_grad[1:])
-        task = ctx.kind.task
+        spec = ctx.kind.spec
         if (
             _is_grad_enabled()
             or is_observed()
@@ -281,9 +281,9 @@ class _Eager(torch.autograd.Function):
             or not _private.has_storage(cotangent)
             or any(needs[1:])
         ):
-            return None, *_operators.pull_back(task, 0, arrays, cotangent, needs)
+            return None, *_operators.pull_back(spec, 0, arrays, cotangent, needs)
         gradient = ctx.__dict__.pop("gradient", None)
-        gradient = _plans.pull(ctx.kind.plans, task, arrays, cotangent, gradient)
+        gradient = _plans.pull(ctx.kind.plans, spec, arrays, cotangent, gradient)
         return None, gradient, None, None, None, None
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from xentx import _calls, _evaluate
-from xentx._native import Task
+from xentx._calls import Kind
+from xentx._core._spec import LossSpec, decode, encode
 from xentx_torch import _arrays, _plans, _private
 from xentx_torch._plans import Array, Arrays
 
@@ -24,29 +25,26 @@ Gradients = tuple[Array | None, ...]
 
 _ARRAYS = "Tensor logits, Tensor? target, Tensor? weight, Tensor? sample_weight, Tensor? normalizer"
 _COUNT = 5
-# The fields of a Task, in their order.
-_TASK = (
-    "str operation, int axis, bool soft, str reduction, SymInt? ignore_index, "
-    "float label_smoothing, float z_loss, float? logit_softcap, bool exact"
-)
+# What is no array: the ignored index apart, which may be a symbol.
+_SPEC = "str options, SymInt? ignore_index"
 
 
-def forward(task: Task, arrays: Arrays) -> Array:
-    """Value of a task. The row of an impossible target is NaN."""
-    return _call(_Forward, *arrays, 0, *_fields(task))
+def forward(spec: LossSpec, arrays: Arrays) -> Array:
+    """Value of a loss. The row of an impossible target is NaN."""
+    return _call(_Forward, *arrays, 0, *_written(spec))
 
 
 def pull_back(
-    task: Task, groups: int, arrays: Arrays, cotangent: Array, needs: Sequence[bool]
+    spec: LossSpec, groups: int, arrays: Arrays, cotangent: Array, needs: Sequence[bool]
 ) -> Gradients:
     """Gradients by all arrays that need one, which can be differentiated again."""
     by_kernel = needs[0] and not _private.in_forward_mode() and takes((cotangent, *arrays))
     by_core = [needs[0] and not by_kernel, *needs[1:]]
     gradients: list[Array | None] = [None] * _COUNT
     if any(by_core):
-        gradients = list(_vjp(_core(task, groups), arrays, by_core, cotangent))
+        gradients = list(_vjp(_core(spec, groups), arrays, by_core, cotangent))
     if by_kernel:
-        gradients[0] = _call(_Backward, cotangent, *arrays, groups, *_fields(task))
+        gradients[0] = _call(_Backward, cotangent, *arrays, groups, *_written(spec))
     return tuple(gradients)
 
 
@@ -62,28 +60,24 @@ def takes(arrays: Arrays) -> bool:
 _TYPES = _plans.PLAIN | set(_private.STAND_INS)
 
 
-def _fields(task: Task) -> tuple[Any, ...]:
-    return (
-        task.operation,
-        task.axis,
-        task.soft,
-        task.reduction,
-        task.ignore_index,
-        task.label_smoothing,
-        task.z_loss,
-        task.logit_softcap,
-        task.exact,
-    )
+def _written(spec: LossSpec) -> tuple[str, Any]:
+    """Write what an operator is given."""
+    return encode(spec, ignore_index=None), spec.ignore_index
+
+
+def _read(logits: Array, groups: int, options: str, ignore_index: Any) -> LossSpec:
+    """Rebuild the spec from what an operator was given."""
+    fields = {**decode(options), "ignore_index": ignore_index}
+    return _calls.spec_of(_arrays.BACKEND, logits, fields, groups)
 
 
 # What the operators do
 
 
 def _forward_on_cpu(*args: Any) -> Array:
-    arrays, groups, task = args[:_COUNT], args[_COUNT], Task(*args[_COUNT + 1 :])
-    ready = _plans.prepare(
-        _plans_for(task, arrays, groups), task, arrays, groups=groups, in_order=True
-    )
+    arrays, static = args[:_COUNT], args[_COUNT:]
+    spec, plans = _known(arrays, static)
+    ready = _plans.prepare(plans, spec, arrays, groups=static[0], in_order=True)
     assert ready is not None  # noqa: S101 -- whoever calls the operator has made sure
     value = ready.empty_value(_plans.first(arrays))
     ready.run(arrays, None, value, None)
@@ -91,33 +85,37 @@ def _forward_on_cpu(*args: Any) -> Array:
 
 
 def _backward_on_cpu(cotangent: Array, *args: Any) -> Array:
-    arrays, groups, task = args[:_COUNT], args[_COUNT], Task(*args[_COUNT + 1 :])
-    plans = _plans_for(task, arrays, groups)
-    return _plans.pull(plans, task, arrays, cotangent, groups=groups, in_order=True)
+    arrays, static = args[:_COUNT], args[_COUNT:]
+    spec, plans = _known(arrays, static)
+    return _plans.pull(plans, spec, arrays, cotangent, groups=static[0], in_order=True)
 
 
-# What is prepared for a task on arrays of some shapes and dtypes. Only so many are kept.
-_PLANS: dict[Hashable, dict[Hashable, Any]] = {}
-_MOST_PLANS = 1024
+# The spec that an operator was given, and what is prepared for it, for arrays of some shapes and
+# dtypes. Only so many are kept.
+_KNOWN: dict[Hashable, tuple[LossSpec, dict[Hashable, Any]]] = {}
+_MOST_KNOWN = 1024
 
 
-def _plans_for(task: Task, arrays: Arrays, groups: int) -> dict[Hashable, Any]:
+def _known(arrays: Arrays, static: tuple[Any, ...]) -> tuple[LossSpec, dict[Hashable, Any]]:
+    logits = _plans.first(arrays)
     dtypes = tuple(None if array is None else array.dtype for array in arrays)
-    key = (task, groups, _plans.first(arrays).shape, dtypes)
-    if key not in _PLANS:
-        if len(_PLANS) >= _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = {}
-    return _PLANS[key]
+    key = (static, logits.shape, dtypes)
+    known = _KNOWN.get(key)
+    if known is None:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        known = _KNOWN[key] = (_read(logits, *static), {})
+    return known
 
 
 def _forward_shape(*args: Any) -> Array:
-    logits, groups, task = args[0], args[_COUNT], Task(*args[_COUNT + 1 :])
+    logits, groups = args[0], args[_COUNT]
+    spec = _read(logits, *args[_COUNT:])
     shape = logits.shape
-    if task.operation == "cross_entropy":
-        axis = groups + task.axis
+    if spec.operation == "cross_entropy":
+        axis = groups + spec.axis
         rows = (*shape[:axis], *shape[axis + 1 :])
-        shape = rows if task.reduction == "none" else rows[:groups]
+        shape = rows if spec.reduction == "none" else rows[:groups]
     value: Array = logits.new_empty(shape)
     return value
 
@@ -143,9 +141,10 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> Gradients:
-        groups, *fields = ctx.static
+        arrays, groups = ctx.saved_tensors, ctx.static[0]
+        spec = _read(arrays[0], *ctx.static)
         needs = ctx.needs_input_grad[:_COUNT]
-        gradients = pull_back(Task(*fields), groups, ctx.saved_tensors, cotangent, needs)
+        gradients = pull_back(spec, groups, arrays, cotangent, needs)
         return *gradients, *(None for _ in ctx.static)
 
     @staticmethod
@@ -167,8 +166,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> Gradients:
-        groups, *fields = ctx.static
-        core = _core(Task(*fields), groups)
+        core = _core(_read(ctx.saved_tensors[1], *ctx.static), ctx.static[0])
 
         def gradient(seed: Array, *arrays: Array | None) -> Array | None:
             return _vjp(core, arrays, [True], seed)[0]
@@ -207,12 +205,11 @@ def _grouped(info: Any, in_dims: tuple[int | None, ...], args: Sequence[Any], co
     return *arrays, args[count] + 1, *args[count + 1 :]
 
 
-def _core(task: Task, groups: int) -> Function:
+def _core(spec: LossSpec, groups: int) -> Function:
     """Portable core's value as a function of the arrays, mapped over the groups."""
 
     def function(*arrays: Array | None) -> Array:
-        kind = _calls.of_task(_arrays.BACKEND, task, _plans.first(arrays))
-        value: Array = _evaluate.portable(kind, arrays)
+        value: Array = _evaluate.portable(Kind(_arrays.BACKEND, spec, native=True), arrays)
         return value
 
     def mapped(inner: Function) -> Function:
@@ -251,7 +248,7 @@ def _register() -> None:
     library = torch.library
     for name, arrays, on_cpu, shape, rules in table:
         full = f"xentx::{name}"
-        schema = f"({arrays}, int groups, {_TASK}) -> Tensor"
+        schema = f"({arrays}, int groups, {_SPEC}) -> Tensor"
         library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(full, "cpu", on_cpu)
         library.register_fake(full, shape)

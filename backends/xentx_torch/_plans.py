@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from xentx import _native
-from xentx._native import Task
+from xentx._core._spec import LossSpec
 from xentx_torch import _layout, _private
 
 Array = torch.Tensor
-# Logits, target, weight, sample_weight and normalizer, as `Task` says.
+# Logits, target, weight, sample_weight and normalizer, as `native/kernel.h` says.
 Arrays = Sequence[Array | None]
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -123,7 +123,7 @@ def _readable(array: Array) -> Array:
 
 def prepare(
     plans: dict[Hashable, Any],
-    task: Task,
+    spec: LossSpec,
     arrays: Arrays,
     cotangent: Array | None = None,
     *,
@@ -139,7 +139,7 @@ def prepare(
     cotangent
         Where it has the shape of the logits. Others are as `seed` makes them.
     groups
-        Over how many leading axes of every array the task is mapped.
+        Over how many leading axes of every array the loss is mapped.
     in_order
         Whether results must be contiguous. Otherwise they lie as the logits do.
     """
@@ -166,18 +166,18 @@ def prepare(
                 return None
     ready: Ready | None = plans.get(key)
     if ready is None:
-        ready = plans[key] = _make(task, arrays, cotangent, groups, in_order=in_order)
+        ready = plans[key] = _make(spec, arrays, cotangent, groups, in_order=in_order)
     return ready
 
 
-def seed(task: Task, arrays: Arrays, cotangent: Array) -> Array:
+def seed(spec: LossSpec, arrays: Arrays, cotangent: Array) -> Array:
     """Lay the cotangent of a loss out as plans expect it: contiguous, in the compute dtype."""
-    return cotangent.to(_compute(task, arrays)).contiguous()
+    return cotangent.to(_compute(spec, arrays)).contiguous()
 
 
 def pull(
     plans: dict[Hashable, Any],
-    task: Task,
+    spec: LossSpec,
     arrays: Arrays,
     cotangent: Array,
     gradient: Array | None = None,
@@ -186,14 +186,14 @@ def pull(
     in_order: bool = False,
 ) -> Array:
     """Gradient by the logits for a plain cotangent, in memory that may be given."""
-    if task.operation == "log_softmax":
+    if spec.operation == "log_softmax":
         if not cotangent.is_floating_point():
-            cotangent = cotangent.to(_compute(task, arrays))  # the kernel reads floats
-        task = replace(task, operation="log_softmax_pullback")
-        ready = prepare(plans, task, arrays, cotangent, groups=groups, in_order=in_order)
+            cotangent = cotangent.to(_compute(spec, arrays))  # the kernel reads floats
+        spec = replace(spec, operation="log_softmax_pullback")
+        ready = prepare(plans, spec, arrays, cotangent, groups=groups, in_order=in_order)
     else:
-        ready = prepare(plans, task, arrays, groups=groups, in_order=in_order)
-        cotangent = seed(task, arrays, cotangent)
+        ready = prepare(plans, spec, arrays, groups=groups, in_order=in_order)
+        cotangent = seed(spec, arrays, cotangent)
     assert ready is not None  # noqa: S101 -- it was, for the value
     if gradient is None:
         gradient = ready.empty_gradient(first(arrays))
@@ -201,27 +201,27 @@ def pull(
     return gradient
 
 
-def _compute(task: Task, arrays: Arrays) -> torch.dtype:
-    double = task.exact or first(arrays).dtype == torch.float64
+def _compute(spec: LossSpec, arrays: Arrays) -> torch.dtype:
+    double = spec.exact or first(arrays).dtype == torch.float64
     return torch.float64 if double else torch.float32
 
 
 def _make(
-    task: Task, arrays: Arrays, cotangent: Array | None, groups: int, *, in_order: bool
+    spec: LossSpec, arrays: Arrays, cotangent: Array | None, groups: int, *, in_order: bool
 ) -> Ready:
     logits = first(arrays)
     shape = tuple(logits.shape)
-    axis = groups + task.axis
+    axis = groups + spec.axis
     everything, mapped = range(len(shape)), range(groups)
     rows = [i for i in everything if i != axis]
-    value_axes = rows if task.reduction == "none" else mapped
+    value_axes = rows if spec.reduction == "none" else mapped
     value_shape = tuple(shape[i] for i in value_axes)
     value_strides = _layout.dense(value_shape, range(len(value_shape)))
     if cotangent is None:
-        last, dtype = _layout.View(value_axes, value_strides), _compute(task, arrays)
+        last, dtype = _layout.View(value_axes, value_strides), _compute(spec, arrays)
     else:
         last, dtype = _layout.View(everything, cotangent.stride()), cotangent.dtype
-    axes = (everything if task.soft else rows, (*mapped, axis), rows, mapped)
+    axes = (everything if spec.soft else rows, (*mapped, axis), rows, mapped)
     others = [
         None if array is None else _layout.View(over, array.stride())
         for over, array in zip(axes, arrays[1:], strict=True)
@@ -239,10 +239,10 @@ def _make(
         name: None if dtype is None else (str(dtype).removeprefix("torch."), strides)
         for name, dtype, strides in zip(_NAMES, dtypes, layout.strides, strict=True)
     }
-    if task.operation != "cross_entropy":
+    if spec.operation != "cross_entropy":
         value_shape, value_strides = shape, layout.result
     return Ready(
-        plan=_native.plan(task, layout.sizes, groups=layout.groups, **described),
+        plan=_native.plan(spec, layout.sizes, groups=layout.groups, **described),
         copied=layout.copied if any(layout.copied) else None,
         scalar=torch.empty((), dtype=logits.dtype, device="cpu") if value_shape == () else None,
         shape=value_shape,

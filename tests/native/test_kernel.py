@@ -21,7 +21,7 @@ import xentx_numpy
 from xentx import _blocks, _native
 from xentx._core import linear as core_linear
 from xentx._core import partials as monoid
-from xentx._core._spec import Precision, Spec
+from xentx._core._spec import LossSpec, Precision
 from xentx.compare.regimes import REGIMES
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
@@ -211,7 +211,7 @@ def block(seed):
     }
     wide = Precision(np.float64, np.float64, recover=True, compensate=False)
     ignored = None if soft else -100
-    spec = Spec(1, classes, wide, soft, ignore_index=ignored, **options)
+    spec = LossSpec(1, classes, wide, soft, ignore_index=ignored, **options)
     core = core_linear.portable(np, spec, None)
     task = _native.Task("cross_entropy", 1, soft, **options)
     kernel = _blocks.engine(task, spec, core, lambda x: x, lambda x, _: x, 0)

@@ -7,7 +7,7 @@ Soft target ``y``:     ``q_k = w_k ((1 - s) y_k + s / C)``
 from dataclasses import replace
 from typing import Any
 
-from xentx._core._spec import Spec, is_given
+from xentx._core._spec import LossSpec, is_given
 
 Array = Any
 Namespace = Any
@@ -15,7 +15,7 @@ Namespace = Any
 
 def distribution(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     target: Array,
     weight: Array | None,
     start: Any = 0,
@@ -42,7 +42,7 @@ def distribution(
     return q + share * weight if is_given(spec.label_smoothing) else q
 
 
-def hits(xp: Namespace, spec: Spec, target: Array, size: int | None = None) -> Array:
+def hits(xp: Namespace, spec: LossSpec, target: Array, size: int | None = None) -> Array:
     """Mark the class that each row's index names, of `size` from 0 on."""
     shape = [1] * target.ndim
     shape[spec.axis] = -1
@@ -51,18 +51,18 @@ def hits(xp: Namespace, spec: Spec, target: Array, size: int | None = None) -> A
     return xp.reshape(index, tuple(shape)) == target
 
 
-def _count(xp: Namespace, spec: Spec, dtype: Any) -> Any:
-    """Return the number of classes: an array of `dtype` where the Spec has an array."""
+def _count(xp: Namespace, spec: LossSpec, dtype: Any) -> Any:
+    """Return the number of classes: an array of `dtype` where the LossSpec has an array."""
     return xp.astype(spec.classes, dtype) if hasattr(spec.classes, "ndim") else spec.classes
 
 
-def target_slope(xp: Namespace, spec: Spec, weight: Array | None) -> Array:
+def target_slope(xp: Namespace, spec: LossSpec, weight: Array | None) -> Array:
     """Derivative of ``q_k`` by a soft target's ``y_k``."""
     weight = xp.ones((), dtype=spec.precision.compute) if weight is None else weight
     return (1.0 - spec.label_smoothing) * weight
 
 
-def smoothing_slope(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+def smoothing_slope(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> Array:
     """Derivative of ``q`` with respect to the label smoothing, in which it is linear."""
     all_smooth, none_smooth = (
         distribution(xp, replace(spec, label_smoothing=end), target, weight) for end in (1.0, 0.0)
@@ -70,12 +70,12 @@ def smoothing_slope(xp: Namespace, spec: Spec, target: Array, weight: Array | No
     return all_smooth - none_smooth
 
 
-def kept(spec: Spec, target: Array) -> Array | None:
+def kept(spec: LossSpec, target: Array) -> Array | None:
     """Mark the rows that are not ignored; None where none is."""
     return None if spec.ignore_index is None else target != spec.ignore_index
 
 
-def keep_rows(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+def keep_rows(xp: Namespace, spec: LossSpec, target: Array, values: Array) -> Array:
     """Replace ignored rows by 0, whatever they hold: selected, since 0 * NaN is NaN.
 
     Done to the logits first of all, so that no NaN of an ignored row enters a derivative of any
@@ -85,7 +85,7 @@ def keep_rows(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
     return values if keep is None else xp.where(keep, values, 0.0)
 
 
-def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+def no_class_is_nan(xp: Namespace, spec: LossSpec, target: Array, values: Array) -> Array:
     """Make NaN the rows whose integer target is no class: never wrapped, never clamped.
 
     Where its value can be seen, such a target has already raised an IndexError. This is for
@@ -95,7 +95,7 @@ def no_class_is_nan(xp: Namespace, spec: Spec, target: Array, values: Array) -> 
     return values if right is None else xp.where(right, values, xp.nan)
 
 
-def allowed(xp: Namespace, spec: Spec, target: Array) -> Array | None:
+def allowed(xp: Namespace, spec: LossSpec, target: Array) -> Array | None:
     """Mark the rows whose target is a class, or ignored; None where all are known to be."""
     if spec.soft or spec.checked:
         return None
@@ -103,7 +103,7 @@ def allowed(xp: Namespace, spec: Spec, target: Array) -> Array | None:
     return right if spec.ignore_index is None else right | (target == spec.ignore_index)
 
 
-def counted(xp: Namespace, spec: Spec, target: Array) -> Array | None:
+def counted(xp: Namespace, spec: LossSpec, target: Array) -> Array | None:
     """Mark the rows whose target is a class, and not ignored; None where all are known to be."""
     keep = kept(spec, target)
     if spec.checked:
@@ -112,7 +112,7 @@ def counted(xp: Namespace, spec: Spec, target: Array) -> Array | None:
     return right if keep is None else right & keep
 
 
-def _is_class(xp: Namespace, spec: Spec, target: Array) -> Array:
+def _is_class(xp: Namespace, spec: LossSpec, target: Array) -> Array:
     return (target >= 0) & (target < _count(xp, spec, target.dtype))
 
 
@@ -148,6 +148,6 @@ def _overflowing(xp: Namespace, x: Array, infinity: Array) -> Array:
     return ((x * factor) * factor) * factor
 
 
-def is_fixed(spec: Spec, weight: Array | None) -> bool:
+def is_fixed(spec: LossSpec, weight: Array | None) -> bool:
     """Whether ``q`` depends on no array that has derivatives."""
     return not spec.soft and weight is None and isinstance(spec.label_smoothing, float)

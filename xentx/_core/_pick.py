@@ -14,18 +14,18 @@ from typing import Any
 
 from xentx._core._distribution import allowed, counted, distribution, hits
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec, is_given
+from xentx._core._spec import LossSpec, is_given
 
 Array = Any
 Namespace = Any
 
 
-def is_one_class(spec: Spec) -> bool:
+def is_one_class(spec: LossSpec) -> bool:
     """Whether ``q`` is 0 but at the class that a target names."""
     return not spec.soft and not is_given(spec.label_smoothing)
 
 
-def picked(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
+def picked(xp: Namespace, spec: LossSpec, target: Array, values: Array) -> Array:
     """Take each row's value at its class."""
     if not gathers(xp, values, (spec.axis,)):
         return selected(xp, spec, target, values)
@@ -34,7 +34,7 @@ def picked(xp: Namespace, spec: Spec, target: Array, values: Array) -> Array:
     return rows if right is None else xp.where(right, rows, 0.0)
 
 
-def picked_weight(xp: Namespace, spec: Spec, target: Array, weight: Array) -> Array:
+def picked_weight(xp: Namespace, spec: LossSpec, target: Array, weight: Array) -> Array:
     """Take the class weight of each row's class."""
     known = None not in target.shape or hasattr(xp, "size_of")
     if not (known and gathers(xp, target, range(target.ndim))):
@@ -48,7 +48,7 @@ def picked_weight(xp: Namespace, spec: Spec, target: Array, weight: Array) -> Ar
 
 
 def selected(
-    xp: Namespace, spec: Spec, target: Array, values: Array, *, wrong: bool = False
+    xp: Namespace, spec: LossSpec, target: Array, values: Array, *, wrong: bool = False
 ) -> Array:
     """Take the same by comparing. A compiler can join its transpose with what follows.
 
@@ -60,7 +60,7 @@ def selected(
 
 
 def placed(
-    xp: Namespace, spec: Spec, target: Array, rows: Array, like: Array, *, wrong: bool = False
+    xp: Namespace, spec: LossSpec, target: Array, rows: Array, like: Array, *, wrong: bool = False
 ) -> Array:
     """Put each row's number at its class, in zeros of the shape of `like`.
 
@@ -82,7 +82,7 @@ def placed(
     return xp.where(_hits(xp, spec, target, wrong=wrong), rows, 0.0)
 
 
-def mass(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+def mass(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> Array:
     """``sum_k q_k``."""
     if not is_one_class(spec):
         return sum_classes(xp, spec, distribution(xp, spec, target, weight))
@@ -102,13 +102,15 @@ def gathers(xp: Namespace, array: Array, axes: Iterable[int]) -> bool:
     return not (hasattr(xp, "is_split") and any(xp.is_split(array, axis) for axis in axes))
 
 
-def _classes(xp: Namespace, spec: Spec, target: Array, instead: int) -> tuple[Array, Array | None]:
+def _classes(
+    xp: Namespace, spec: LossSpec, target: Array, instead: int
+) -> tuple[Array, Array | None]:
     """Return the rows' indices with a number in the place of others, and the rows without."""
     right = counted(xp, spec, target)
     return (target, None) if right is None else (xp.where(right, target, instead), right)
 
 
-def _hits(xp: Namespace, spec: Spec, target: Array, *, wrong: bool) -> Array:
+def _hits(xp: Namespace, spec: LossSpec, target: Array, *, wrong: bool) -> Array:
     """Mark the class of each row; with `wrong` all classes where the index is none of them."""
     index, _ = _classes(xp, spec, target, -1)
     hit = hits(xp, spec, index)

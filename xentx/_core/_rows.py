@@ -13,7 +13,7 @@ from typing import Any
 
 from xentx._core._distribution import along, distribution, keep_rows, target_slope, times
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 
 Array = Any
 Namespace = Any
@@ -22,7 +22,7 @@ Needs = tuple[bool, ...]
 
 
 def slopes(
-    xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs, by_logits: Array, losses: Array
+    xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs, by_logits: Array, losses: Array
 ) -> Arrays:
     """Complete the slopes of a row's loss ``sum_k q_k losses_k``, which is linear in q."""
     _, target, weight = arrays
@@ -34,7 +34,9 @@ def slopes(
     return by_logits, by_target, by_weight
 
 
-def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangent: Array) -> Arrays:
+def pullback(
+    xp: Namespace, spec: LossSpec, arrays: Arrays, slopes: Arrays, cotangent: Array
+) -> Arrays:
     """Pull the rows' cotangents back to the arrays, each in its own dtype."""
     logits, target, weight, *options = arrays
     by_logits, by_target, by_weight, *by_options = slopes
@@ -58,20 +60,22 @@ def pullback(xp: Namespace, spec: Spec, arrays: Arrays, slopes: Arrays, cotangen
     return gradient, target_gradient, weight_gradient, *option_gradients
 
 
-def total_of_rows(xp: Namespace, spec: Spec, shares: Array, dtype: Any) -> Array:
+def total_of_rows(xp: Namespace, spec: LossSpec, shares: Array, dtype: Any) -> Array:
     """Sum over all but the classes."""
     rows = tuple(d for d in range(shares.ndim) if d != spec.axis)
     return _total(xp, spec, shares, rows, dtype)
 
 
-def _total(xp: Namespace, spec: Spec, shares: Array, axes: tuple[int, ...], dtype: Any) -> Array:
+def _total(
+    xp: Namespace, spec: LossSpec, shares: Array, axes: tuple[int, ...], dtype: Any
+) -> Array:
     """Sum over axes, which are kept unless these are all."""
     some = len(axes) < shares.ndim
     total = xp.sum(shares, axis=axes, keepdims=some, dtype=spec.precision.accumulate)
     return xp.astype(total, dtype, copy=False)
 
 
-def jvp(xp: Namespace, spec: Spec, target: Array, slopes: Arrays, tangents: Arrays) -> Array:
+def jvp(xp: Namespace, spec: LossSpec, target: Array, slopes: Arrays, tangents: Arrays) -> Array:
     """Tangent of each row's loss."""
     tangents = tuple(
         None if slope is None or tangent is None else xp.astype(tangent, spec.precision.compute)

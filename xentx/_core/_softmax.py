@@ -16,9 +16,10 @@ is a sum of exponentials (each of them 1) and not a count. Differentiating throu
 harmless, and derivatives of any order come out right, at ties too.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec, is_scaled
 
 Array = Any
 Namespace = Any
@@ -32,7 +33,7 @@ class RowStats(NamedTuple):
     ties: Array
 
 
-def capped(xp: Namespace, spec: Spec, logits: Array) -> Array:
+def capped(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
     """Logits in the compute dtype, soft-capped to ``c tanh(x / c)`` where that is asked for."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
     if spec.logit_softcap is None:
@@ -40,37 +41,48 @@ def capped(xp: Namespace, spec: Spec, logits: Array) -> Array:
     return spec.logit_softcap * xp.tanh(x / spec.logit_softcap)
 
 
-def cap_slope(xp: Namespace, spec: Spec, logits: Array) -> Array:
+def cap_slope(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
     """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2`` with all its digits."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
     t = xp.exp(-2.0 * xp.abs(x / spec.logit_softcap))
     return 4.0 * t / ((1.0 + t) * (1.0 + t))
 
 
-def cap_shift(xp: Namespace, spec: Spec, logits: Array) -> Array:
+def cap_shift(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
     """Derivative of `capped` with respect to the cap ``c``: ``tanh(u) - u (1 - tanh(u)^2)``."""
     u = xp.astype(logits, spec.precision.compute, copy=False) / spec.logit_softcap
     finite = xp.where(xp.isinf(u), 0.0, u)  # the slope is 0 where u is infinite
     return xp.tanh(u) - finite * cap_slope(xp, spec, logits)
 
 
-def exponentials(xp: Namespace, spec: Spec, x: Array, top: Array) -> tuple[Array, Array]:
-    """Gaps ``top - x`` and their exponentials ``exp(x - top)``.
+def divided(spec: LossSpec, x: Array) -> Array:
+    """Divide by the temperature, if there is one."""
+    return x / spec.temperature if is_scaled(spec) else x
+
+
+def at_temperature_1(spec: LossSpec, x: Array) -> tuple[Array, LossSpec]:
+    """Divide capped logits by the temperature; return the spec for what results too."""
+    return divided(spec, x), replace(spec, temperature=1.0)
+
+
+def exponentials(xp: Namespace, spec: LossSpec, x: Array, top: Array) -> tuple[Array, Array]:
+    """Gaps ``(top - x) / temperature`` and their exponentials ``exp(-gap)``.
 
     The rounding error of a gap, up to half a unit in its last place, grows to tens of units in
     its exponential. Knuth's TwoSum recovers it exactly, and one multiplication applies it.
     """
-    gap = top - x
+    difference = top - x
+    gap = divided(spec, difference)
     e = xp.exp(-gap)
     if spec.precision.recover:
-        back = gap - top
-        low = (top - (gap - back)) - (x + back)
+        back = difference - top
+        low = divided(spec, (top - (difference - back)) - (x + back))
         # Times 1 - low, and not minus e * low, which compilers that flush subnormal numbers lose.
         e = e * (1.0 - xp.where(xp.isfinite(low), low, 0.0))  # not finite where x is not
     return gap, e
 
 
-def row_stats(xp: Namespace, spec: Spec, x: Array) -> RowStats:
+def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> RowStats:
     """Reduce each row. A row that is all -inf, or holds +inf or NaN, has NaN for its statistics."""
     top = xp.max(x, axis=spec.axis, keepdims=True)
     _, e = exponentials(xp, spec, x, top)
@@ -82,14 +94,14 @@ def row_stats(xp: Namespace, spec: Spec, x: Array) -> RowStats:
     )
 
 
-def sum_classes(xp: Namespace, spec: Spec, x: Array) -> Array:
+def sum_classes(xp: Namespace, spec: LossSpec, x: Array) -> Array:
     """Sum over the class axis, kept with length 1: accumulated wide, rounded once."""
     total = xp.sum(x, axis=spec.axis, keepdims=True, dtype=spec.precision.accumulate)
     return xp.astype(total, spec.precision.compute, copy=False)
 
 
-def log_tail(xp: Namespace, spec: Spec, stats: RowStats) -> Array:
-    """``lse - max``, at full relative precision however small it is."""
+def log_tail(xp: Namespace, spec: LossSpec, stats: RowStats) -> Array:
+    """``lse - max / temperature``, at full relative precision however small it is."""
     # Wide, since it is one number a row and some frameworks' float32 log1p is off by 4 units.
     tail = xp.astype(stats.rest + (stats.ties - 1.0), spec.precision.accumulate, copy=False)
     return xp.astype(xp.log1p(tail), spec.precision.compute, copy=False)
@@ -106,7 +118,7 @@ def probabilities(e: Array, stats: RowStats) -> Array:
 
 
 def softmax_minus(
-    xp: Namespace, spec: Spec, x: Array, e: Array, stats: RowStats, q: Array, mass: Array
+    xp: Namespace, spec: LossSpec, x: Array, e: Array, stats: RowStats, q: Array, mass: Array
 ) -> Array:
     """``mass * p - q`` with ``mass`` the row's sum of `q`: the gradient of every loss here.
 

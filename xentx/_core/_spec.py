@@ -1,16 +1,23 @@
-"""What an operation knows before it sees a value: hashable, so that a compiler can key on it."""
+"""What a loss computes, without its arrays: hashable, so that a compiler can key on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 Array = Any
 Namespace = Any
 
-# Stands in a Spec for an option whose value is an array: `bound` puts the array in its place.
+# Stands in a LossSpec for an option whose value is an array: `bound` puts the array in its place.
 OPERAND = "operand"
-# The options that may be arrays, in the order in which they follow an operation's other arrays.
-OPTIONS = ("label_smoothing", "z_loss", "logit_softcap")
+# The options that may be arrays, in the order in which they follow an operation's other arrays, and
+# the values with which they change nothing.
+DEFAULTS: dict[str, Any] = {
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "logit_softcap": None,
+    "temperature": 1.0,
+}
+OPTIONS = tuple(DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +45,30 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """The static half of a problem: everything but the arrays.
+class LossSpec:
+    """All of a loss but its arrays.
 
     Parameters
     ----------
+    operation
+        Name of the module of `xentx._core` that computes it.
     axis, classes
-        Which axis holds the classes, and how many there are. The number is None where a compiler
-        doesn't know it: `bound` puts an array in its place.
+        Which axis holds the classes, not negative, and how many there are. The number is None where
+        a compiler doesn't know it: `bound` puts an array in its place.
     precision
         The dtypes to compute in.
     soft
         Whether the target is a distribution over the classes; else it is a class index.
-    checked
-        Whether every class index has been seen to be in range.
+    reduction
+        "none", "sum", "mean" or "weighted_mean".
     ignore_index
         The class index of the rows to ignore; None where there is no such row.
-    label_smoothing, z_loss, logit_softcap
+    label_smoothing, z_loss, logit_softcap, temperature
         As in `xentx.cross_entropy`: a number, or OPERAND for an array.
+    exact
+        Whether to compute in float64, whatever the dtype of the logits.
+    checked
+        Whether every class index has been seen to be in range.
     device
         Where an array that is made of nothing must lie to meet the others; None where the framework
         sees to that.
@@ -64,15 +77,19 @@ class Spec:
         are. Then it need not have the right derivatives at infinity.
     """
 
+    operation: str
     axis: int
     classes: Any
     precision: Precision
     soft: bool = False
-    checked: bool = False
+    reduction: str = "none"
     ignore_index: int | None = None
     label_smoothing: Any = 0.0
     z_loss: Any = 0.0
     logit_softcap: Any = None
+    temperature: Any = 1.0
+    exact: bool = False
+    checked: bool = False
     device: Any = None
     final: bool = False
 
@@ -82,8 +99,51 @@ class Spec:
         return tuple(name for name in OPTIONS if getattr(self, name) is OPERAND)
 
 
-def bound(xp: Namespace, spec: Spec, logits: Array, options: Sequence[Array] = ()) -> Spec:
-    """Put the options that are arrays into a Spec, NaN where a value is out of range.
+# What is said of a loss where it leaves Python: in operators, and for the native kernel. All else
+# follows from the arrays.
+_WRITTEN: dict[str, Any] = {
+    "operation": None,
+    "axis": None,
+    "soft": False,
+    "reduction": "none",
+    "ignore_index": None,
+    **DEFAULTS,
+    "exact": False,
+}
+_READ = {
+    "operation": str,
+    "reduction": str,
+    "axis": int,
+    "ignore_index": int,
+    "soft": lambda text: text == "True",
+    "exact": lambda text: text == "True",
+}
+
+
+def encode(spec: LossSpec, **changes: Any) -> str:
+    """Write the fields that are not the default as text, ``"operation=cross_entropy axis=1"``.
+
+    `decode` reads it, and `native/options.h`. Options that are arrays are left out; `changes` are
+    written in place of what the spec has.
+    """
+
+    def words() -> Iterator[str]:
+        for name, default in _WRITTEN.items():
+            value = changes[name] if name in changes else getattr(spec, name)
+            if value is not OPERAND and value != default:
+                yield f"{name}={value}"
+
+    return " ".join(words())
+
+
+def decode(text: str) -> dict[str, Any]:
+    """Read what `encode` wrote: fields of a `LossSpec`. Other words are left out."""
+    pairs = (word.split("=") for word in text.split())
+    return {name: _READ.get(name, float)(value) for name, value in pairs if name in _WRITTEN}
+
+
+def bound(xp: Namespace, spec: LossSpec, logits: Array, options: Sequence[Array] = ()) -> LossSpec:
+    """Put the options that are arrays into a LossSpec, NaN where a value is out of range.
 
     So too the number of classes of the `logits`, where it is not known before a graph runs. What is
     computed with it is no longer hashable.
@@ -98,7 +158,7 @@ def bound(xp: Namespace, spec: Spec, logits: Array, options: Sequence[Array] = (
 
 def in_range(xp: Namespace, name: str, value: Array) -> Array:
     """Replace the value of an option by NaN where it is out of range, which traces cannot raise."""
-    above = value > 0.0 if name == "logit_softcap" else value >= 0.0
+    above = value > 0.0 if name in ("logit_softcap", "temperature") else value >= 0.0
     below = value <= 1.0 if name == "label_smoothing" else value < xp.inf
     return xp.where(above & below, value, xp.nan)
 
@@ -106,3 +166,8 @@ def in_range(xp: Namespace, name: str, value: Array) -> Array:
 def is_given(option: Any) -> bool:
     """Whether an option is an array, or a number other than 0."""
     return not isinstance(option, float) or option != 0.0
+
+
+def is_scaled(spec: LossSpec) -> bool:
+    """Whether the temperature is an array, or a number other than 1."""
+    return not isinstance(spec.temperature, float) or spec.temperature != 1.0

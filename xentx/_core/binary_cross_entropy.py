@@ -9,7 +9,7 @@ from typing import Any
 from xentx._core import _distribution, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 
 Array = Any
 Namespace = Any
@@ -20,7 +20,7 @@ IS_ROWWISE = True
 
 def forward(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     logits: Array,
     target: Array,
     weight: None,  # noqa: ARG001 -- it is within the target
@@ -32,7 +32,7 @@ def forward(
     return sum_classes(xp, spec, _distribution.times(xp, q, losses)), ()
 
 
-def _softplus(xp: Namespace, spec: Spec, x: Array) -> tuple[Array, Array]:
+def _softplus(xp: Namespace, spec: LossSpec, x: Array) -> tuple[Array, Array]:
     """Losses of the negative and of the positive class, and their slopes, without cancellation.
 
     The exponential is of a number that is not positive. It is selected and not an absolute value,
@@ -47,7 +47,7 @@ def _softplus(xp: Namespace, spec: Spec, x: Array) -> tuple[Array, Array]:
     return xp.concat(losses, axis=spec.axis), xp.concat(slopes, axis=spec.axis)
 
 
-def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
+def _slopes(xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs) -> Arrays:
     logits, target, _ = arrays
     x = xp.astype(logits, spec.precision.compute, copy=False)
     losses, slopes = _softplus(xp, spec, x)
@@ -57,7 +57,7 @@ def _slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
 
 def pullback(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001
     cotangent: Array,
@@ -69,7 +69,7 @@ def pullback(
 
 def jvp(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001
     tangents: Arrays,

@@ -10,7 +10,7 @@ from typing import Any
 from xentx._core import _distribution, _rows, _softmax
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import RowStats
-from xentx._core._spec import Spec, bound, is_given
+from xentx._core._spec import LossSpec, bound, is_given
 
 Array = Any
 Namespace = Any
@@ -20,7 +20,12 @@ IS_ROWWISE = True
 
 
 def forward(
-    xp: Namespace, spec: Spec, logits: Array, target: Array, weight: Array | None, *options: Array
+    xp: Namespace,
+    spec: LossSpec,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    *options: Array,
 ) -> tuple[Array, RowStats]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1.
 
@@ -33,18 +38,19 @@ def forward(
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
     is_fixed = _distribution.is_fixed(spec, weight)
-    shares = _distribution.times(xp, q, stats.top - x, is_constant=is_fixed)
+    gap = _softmax.divided(spec, stats.top - x)
+    shares = _distribution.times(xp, q, gap, is_constant=is_fixed)
     gaps = _softmax.sum_classes(xp, spec, shares)
     loss = mass * tail + gaps
     if is_given(spec.z_loss):
-        lse = stats.top + tail
+        lse = _softmax.divided(spec, stats.top) + tail
         loss = loss + spec.z_loss * lse * lse
     loss = _distribution.no_class_is_nan(xp, spec, target, loss)
     return _distribution.keep_rows(xp, spec, target, loss), stats
 
 
 def _slopes(
-    xp: Namespace, static: Spec, arrays: Arrays, stats: RowStats, needs: Needs | None
+    xp: Namespace, static: LossSpec, arrays: Arrays, stats: RowStats, needs: Needs | None
 ) -> Arrays:
     logits, target, weight, *options = arrays
     needs = (True,) * len(arrays) if needs is None else needs
@@ -53,14 +59,15 @@ def _slopes(
     x = _softmax.capped(xp, spec, logits)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
     tail = _softmax.log_tail(xp, spec, stats)
-    lse = stats.top + tail
+    top = _softmax.divided(spec, stats.top)
+    lse = top + tail
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
     mass = _distribution.no_class_is_nan(xp, spec, target, mass)
-    by_capped = _softmax.softmax_minus(xp, spec, x, e, stats, q, mass)
+    by_scaled = _softmax.softmax_minus(xp, spec, x, e, stats, q, mass)
     if is_given(spec.z_loss):
-        by_capped = by_capped + (2.0 * spec.z_loss) * lse * _softmax.probabilities(e, stats)
-    by_logits = by_capped
+        by_scaled = by_scaled + (2.0 * spec.z_loss) * lse * _softmax.probabilities(e, stats)
+    by_logits = by_capped = _softmax.divided(spec, by_scaled)
     if spec.logit_softcap is not None:
         by_logits = by_capped * _softmax.cap_slope(xp, spec, logits)
 
@@ -69,6 +76,11 @@ def _slopes(
             return lse * lse
         if name == "logit_softcap":
             return _softmax.sum_classes(xp, spec, by_capped * _softmax.cap_shift(xp, spec, logits))
+        if name == "temperature":
+            # The sum of by_scaled is that of the z-loss: 0 but for rounding without it.
+            total = (2.0 * spec.z_loss) * lse
+            gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, by_scaled, gap))
+            return (gaps - total * top) / spec.temperature
         slope = _distribution.smoothing_slope(xp, spec, target, weight)
         return _softmax.sum_classes(xp, spec, _distribution.times(xp, slope, tail + gap))
 
@@ -82,7 +94,7 @@ def _slopes(
 
 def pullback(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: Arrays,
     residuals: tuple[Array, ...],
     cotangent: Array,
@@ -94,7 +106,7 @@ def pullback(
 
 
 def jvp(
-    xp: Namespace, spec: Spec, arrays: Arrays, residuals: tuple[Array, ...], tangents: Arrays
+    xp: Namespace, spec: LossSpec, arrays: Arrays, residuals: tuple[Array, ...], tangents: Arrays
 ) -> Array:
     """Return the tangent of each row's loss."""
     slopes = _slopes(xp, spec, arrays, RowStats(*residuals), _rows.needs_of(tangents))

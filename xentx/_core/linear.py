@@ -21,7 +21,7 @@ from xentx._core import cross_entropy
 from xentx._core import partials as monoid
 from xentx._core._distribution import distribution, kept
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec, is_given
+from xentx._core._spec import LossSpec, is_given
 from xentx._core.partials import Partials
 from xentx._core.tiles import Tiles
 
@@ -82,7 +82,7 @@ class Tiling:
     by_classes: bool
 
 
-def portable(xp: Any, spec: Spec, rows: Dense) -> Engine:
+def portable(xp: Any, spec: LossSpec, rows: Dense) -> Engine:
     """Compute blocks by the core's expressions."""
 
     def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
@@ -106,7 +106,7 @@ def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bo
     return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)
 
 
-def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Array:
+def losses(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Array:
     """Return a loss for each row, in the compute dtype."""
     if tiling.by_classes:
         state = _states(tiles, spec, tiling, arrays, engine)
@@ -125,7 +125,7 @@ def losses(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: Eng
 
 def losses_and_gradients(
     tiles: Tiles,
-    spec: Spec,
+    spec: LossSpec,
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
@@ -146,7 +146,7 @@ def losses_and_gradients(
     return rows, (by_hidden, by_head, by_bias)
 
 
-def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction: str) -> Array:
+def amounts(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, reduction: str) -> Array:
     """Return what each row adds to the divisor of a mean, as `reduction.divisor` says."""
     xp, compute = tiles.xp, spec.precision.compute
     hidden, _, _, target, weight = arrays
@@ -173,7 +173,9 @@ def amounts(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, reduction:
     return tiles.chunks(tiles.count(hidden), tiling.rows, step, rows)
 
 
-def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangent: Array) -> Array:
+def by_target(
+    tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, cotangent: Array
+) -> Array:
     """Pull the rows' cotangents back to class probabilities."""
     xp = tiles.xp
     hidden, head, bias, target, weight = arrays
@@ -191,13 +193,15 @@ def by_target(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, cotangen
     return tiles.chunks(tiles.count(hidden), tiling.rows, step, zeros)
 
 
-def logits_of(tiles: Tiles, spec: Spec, hidden: Array, head: Array, bias: Array | None) -> Array:
+def logits_of(
+    tiles: Tiles, spec: LossSpec, hidden: Array, head: Array, bias: Array | None
+) -> Array:
     """Form whole rows of logits in the compute dtype."""
     hidden, head, bias = (_cast(tiles, spec, array) for array in (hidden, head, bias))
     return tiles.logits(hidden, head, bias)
 
 
-def _cast(tiles: Tiles, spec: Spec, array: Array | None) -> Array | None:
+def _cast(tiles: Tiles, spec: LossSpec, array: Array | None) -> Array | None:
     """Return an array in the compute dtype."""
     if array is None:
         return None
@@ -210,7 +214,7 @@ def _row(weight: Array | None) -> Array | None:
 
 def _by_rows(
     tiles: Tiles,
-    spec: Spec,
+    spec: LossSpec,
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
@@ -253,7 +257,7 @@ def _by_rows(
 
 def _by_classes(
     tiles: Tiles,
-    spec: Spec,
+    spec: LossSpec,
     tiling: Tiling,
     arrays: Arrays,
     cotangent: Array,
@@ -307,7 +311,9 @@ def _by_classes(
     return rows, gradients
 
 
-def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Partials:
+def _states(
+    tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine: Engine
+) -> Partials:
     """Return the states of all rows, combined over blocks of the classes."""
     xp, hidden = tiles.xp, arrays[0]
 
@@ -331,7 +337,7 @@ def _states(tiles: Tiles, spec: Spec, tiling: Tiling, arrays: Arrays, engine: En
 
 
 def _block(
-    tiles: Tiles, spec: Spec, arrays: Arrays, first: Any, width: Any
+    tiles: Tiles, spec: LossSpec, arrays: Arrays, first: Any, width: Any
 ) -> tuple[Array, Callable[[Any, Any], tuple[Any, ...]]]:
     """Return a block of the head, and what makes a tile of it and some rows.
 
@@ -357,7 +363,7 @@ def _block(
     return block, tile
 
 
-def _kept(xp: Any, spec: Spec, hidden: Array, target: Array) -> Array:
+def _kept(xp: Any, spec: LossSpec, hidden: Array, target: Array) -> Array:
     """Replace the ignored rows of a factor by 0, since a slope of 0 times NaN is NaN."""
     keep = kept(spec, target)
     return hidden if keep is None else xp.where(keep[:, None], hidden, 0.0)

@@ -4,7 +4,7 @@ from typing import Any
 
 from xentx._core import _softmax
 from xentx._core._softmax import RowStats
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 
 Array = Any
 Namespace = Any
@@ -13,7 +13,7 @@ NAME = "log_softmax"
 IS_ROWWISE = False
 
 
-def forward(xp: Namespace, spec: Spec, logits: Array) -> tuple[Array, RowStats]:
+def forward(xp: Namespace, spec: LossSpec, logits: Array) -> tuple[Array, RowStats]:
     """Return the log-probabilities in the compute dtype, and the row statistics."""
     x = _softmax.capped(xp, spec, logits)
     stats = _softmax.row_stats(xp, spec, x)
@@ -22,7 +22,7 @@ def forward(xp: Namespace, spec: Spec, logits: Array) -> tuple[Array, RowStats]:
 
 def pullback(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: tuple[Array],
     residuals: tuple[Array, ...],
     cotangent: Array,
@@ -40,7 +40,7 @@ def pullback(
 
 def jvp(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: tuple[Array],
     residuals: tuple[Array, ...],
     tangents: tuple[Array],

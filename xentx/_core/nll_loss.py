@@ -9,7 +9,7 @@ from typing import Any
 from xentx._core import _distribution, _pick, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
-from xentx._core._spec import Spec, bound
+from xentx._core._spec import LossSpec, bound
 
 Array = Any
 Namespace = Any
@@ -19,7 +19,7 @@ IS_ROWWISE = True
 
 
 def forward(
-    xp: Namespace, spec: Spec, log_probs: Array, target: Array, weight: Array | None
+    xp: Namespace, spec: LossSpec, log_probs: Array, target: Array, weight: Array | None
 ) -> tuple[Array, tuple[()]]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1."""
     spec = bound(xp, spec, log_probs)
@@ -35,20 +35,20 @@ def forward(
     return _distribution.no_class_is_nan(xp, spec, target, loss), ()
 
 
-def _picked_losses(xp: Namespace, spec: Spec, log_probs: Array, target: Array) -> Array:
+def _picked_losses(xp: Namespace, spec: LossSpec, log_probs: Array, target: Array) -> Array:
     picked = _pick.picked(xp, spec, target, log_probs)
     # Subtracted from 0, so that the loss of a certain class is not -0.
     return 0.0 - xp.astype(picked, spec.precision.compute, copy=False)
 
 
-def _soft_slopes(xp: Namespace, spec: Spec, arrays: Arrays, needs: Needs) -> Arrays:
+def _soft_slopes(xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs) -> Arrays:
     log_probs, target, weight = arrays
     losses = -xp.astype(log_probs, spec.precision.compute, copy=False)
     by_log_probs = -_distribution.distribution(xp, spec, target, weight)
     return _rows.slopes(xp, spec, arrays, needs, by_log_probs, losses)
 
 
-def _slope(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Array:
+def _slope(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> Array:
     """Derivative of each row's loss by the log-probability of its class: NaN for no class."""
     if weight is None:
         slope = xp.full_like(target, -1.0, dtype=spec.precision.compute)
@@ -59,7 +59,7 @@ def _slope(xp: Namespace, spec: Spec, target: Array, weight: Array | None) -> Ar
 
 def pullback(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001 -- the loss is linear: its arrays say it all
     cotangent: Array,
@@ -85,7 +85,7 @@ def pullback(
 
 def jvp(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     arrays: Arrays,
     residuals: tuple[()],  # noqa: ARG001
     tangents: Arrays,

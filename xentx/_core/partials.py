@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from xentx._core import _distribution, _softmax
 from xentx._core._softmax import RowStats
-from xentx._core._spec import Spec, is_given
+from xentx._core._spec import LossSpec, is_given
 
 Array = Any
 Namespace = Any
@@ -58,7 +58,7 @@ def empty(xp: Namespace, zeros: Array, *others: Array) -> Partials:
 
 
 def partials(
-    xp: Namespace, spec: Spec, block: Array, target: Array, weight: Array | None, start: Any = 0
+    xp: Namespace, spec: LossSpec, block: Array, target: Array, weight: Array | None, start: Any = 0
 ) -> Partials:
     """Reduce a block of the classes from `start` on, its axis and that of `target` being kept.
 
@@ -66,6 +66,7 @@ def partials(
     """
     size = block.shape[spec.axis]
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, block))
+    x, spec = _softmax.at_temperature_1(spec, x)
     top = xp.max(x, axis=spec.axis, keepdims=True)
     level = _finite_or_zero(xp, top)
     _, e = _softmax.exponentials(xp, spec, x, level)
@@ -124,7 +125,7 @@ def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
 
 def gradient(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     state: Partials,
     block: Array,
     target: Array,
@@ -135,11 +136,12 @@ def gradient(
     compute = spec.precision.compute
     block = _distribution.keep_rows(xp, spec, target, block)
     x = _softmax.capped(xp, spec, block)
+    x, scaled = _softmax.at_temperature_1(spec, x)
     whole = Partials(*(xp.expand_dims(field, axis=spec.axis) for field in state))
     tail = xp.astype(xp.log1p(whole.rest + (whole.ties - 1.0)), compute, copy=False)
     top, rest, ties, mass, _, kept = (xp.astype(f, compute, copy=False) for f in whole)
     stats = RowStats(top, rest, ties)
-    _, e = _softmax.exponentials(xp, spec, x, top)
+    _, e = _softmax.exponentials(xp, scaled, x, top)
     size = block.shape[spec.axis]
     q = _distribution.distribution(xp, spec, target, weight, start, size)
     p = _softmax.probabilities(e, stats)
@@ -149,12 +151,13 @@ def gradient(
     slope = xp.where(leader, (mass - q) - mass * complement, mass * p - q)
     if is_given(spec.z_loss):
         slope = slope + (2.0 * spec.z_loss) * (top + tail) * p
+    slope = _softmax.divided(spec, slope)
     if spec.logit_softcap is not None:
         slope = slope * _softmax.cap_slope(xp, spec, block)
     return xp.where(kept == 0.0, 0.0, slope)
 
 
-def _sum(xp: Namespace, spec: Spec, x: Array) -> Array:
+def _sum(xp: Namespace, spec: LossSpec, x: Array) -> Array:
     return xp.sum(x, axis=spec.axis, keepdims=True, dtype=spec.precision.accumulate)
 
 

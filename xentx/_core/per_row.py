@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from xentx._core import _distribution, _softmax
-from xentx._core._spec import Spec, bound
+from xentx._core._spec import LossSpec, bound
 
 Array = Any
 Namespace = Any
 
 
 def forward(
-    xp: Namespace, spec: Spec, logits: Array, target: Array
+    xp: Namespace, spec: LossSpec, logits: Array, target: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Return lse, log-probability, entropy and whether the likeliest class is the target's.
 
@@ -27,7 +27,7 @@ def forward(
     stats = _softmax.row_stats(xp, spec, x)
     tail = _softmax.log_tail(xp, spec, stats)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
-    lse = stats.top + tail
+    lse = _softmax.divided(spec, stats.top) + tail
 
     bare = replace(spec, label_smoothing=0.0)
     y = _distribution.distribution(xp, bare, target, None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from xentx._core._distribution import keep_rows, kept, times
 from xentx._core._pick import gathers, mass
-from xentx._core._spec import Spec
+from xentx._core._spec import LossSpec
 
 Array = Any
 Namespace = Any
@@ -25,7 +25,7 @@ def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
     return s, xp.where(xp.isfinite(error), error, 0.0)
 
 
-def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
+def total(xp: Namespace, spec: LossSpec, rows: Array) -> Array:
     """Sum of everything, in the accumulating dtype."""
     if not spec.precision.compensate:
         return xp.sum(rows, dtype=spec.precision.accumulate)
@@ -48,7 +48,7 @@ def total(xp: Namespace, spec: Spec, rows: Array) -> Array:
 
 def divisor(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     reduction: str,
     target: Array,
     weight: Array | None,
@@ -73,7 +73,7 @@ def divisor(
     return total(xp, spec, keep_rows(xp, spec, target, amount))
 
 
-def _count(xp: Namespace, spec: Spec, target: Array) -> Array:
+def _count(xp: Namespace, spec: LossSpec, target: Array) -> Array:
     """Number of rows that are not ignored: counted in integers, which is exact."""
     keep = kept(spec, target)
     if keep is None:
@@ -82,7 +82,7 @@ def _count(xp: Namespace, spec: Spec, target: Array) -> Array:
     return xp.astype(xp.sum(xp.astype(keep, wide)), spec.precision.accumulate)
 
 
-def _one_class(xp: Namespace, spec: Spec, target: Array) -> Array:
+def _one_class(xp: Namespace, spec: LossSpec, target: Array) -> Array:
     """Reduce a distribution to one class, for its shape: by a sum where no part can be had."""
     if not gathers(xp, target, (spec.axis,)):
         return xp.sum(target, axis=spec.axis, keepdims=True)
@@ -91,7 +91,7 @@ def _one_class(xp: Namespace, spec: Spec, target: Array) -> Array:
 
 def forward(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     rows: Array,
     sample_weight: Array | None,
     reduction: str,
@@ -111,7 +111,7 @@ def forward(
 
 def pullback(
     xp: Namespace,
-    spec: Spec,
+    spec: LossSpec,
     cotangent: Array,
     sample_weight: Array | None,
     reduction: str,

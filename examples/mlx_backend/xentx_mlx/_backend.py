@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from xentx.extending import ArrayAPIBackend, Operation, Spec
+from xentx.extending import ArrayAPIBackend, LossSpec, Operation
 from xentx_mlx import _namespace
 
 Array = Any
@@ -38,7 +38,9 @@ class MLXBackend(ArrayAPIBackend):
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def attach(self, operation: Operation, spec: Spec, arrays: tuple[Array | None, ...]) -> Array:
+    def attach(
+        self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
+    ) -> Array:
         """Value of `operation`, with its pullback and its jvp in place of MLX's own.
 
         MLX would differentiate the formula of the value, which is right to the formula's order of
