@@ -23,7 +23,13 @@ WEIGHT = RNG.uniform(0.5, 2, 5).astype(np.float32)
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, 4).astype(np.float32)
 HIDDEN = RNG.normal(size=(4, 3)).astype(np.float32)
 HEAD = RNG.normal(size=(5, 3)).astype(np.float32)
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.01, "logit_softcap": 4.0, "normalizer": 3.5}
+OPTIONS = {
+    "label_smoothing": 0.1,
+    "z_loss": 0.01,
+    "logit_softcap": 4.0,
+    "temperature": 1.5,
+    "normalizer": 3.5,
+}
 
 
 class Subclass(np.ndarray):

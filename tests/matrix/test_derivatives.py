@@ -20,7 +20,7 @@ TARGET = np.array([1, 2, 0, -100])
 SOFT = RNG.gamma(1.0, size=(4, 5))
 WEIGHT = RNG.uniform(0.5, 2, 5)
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, 4)
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0}
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0, "temperature": 1.5}
 REDUCTIONS = ["none", "mean", "sum", "weighted_mean"]
 
 

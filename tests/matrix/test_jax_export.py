@@ -17,7 +17,7 @@ TARGETS = {
 }
 WEIGHT = RNG.uniform(0.5, 2, CLASSES).astype(np.float32)
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, ROWS).astype(np.float32)
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 5.0}
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 5.0, "temperature": 1.5}
 
 
 @pytest.fixture(autouse=True)

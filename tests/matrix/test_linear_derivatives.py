@@ -27,7 +27,7 @@ TARGET = np.array([1, 2, 0, -100, 4, 4, 3])
 SOFT = RNG.gamma(1.0, size=(ROWS, CLASSES))
 WEIGHT = RNG.uniform(0.5, 2, CLASSES)
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, ROWS)
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0}
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0, "temperature": 1.5}
 REDUCTIONS = ["none", "mean"]
 AXES = (0, None, None)  # of vmap
 CHUNK = 3  # two whole ones and a rest

@@ -290,7 +290,13 @@ EAGER = ("value_and_grad", "grad of a multiple", "jvp", "vjp, twice", "hessian",
 def test_transformations(name, wrap, target):
     with enable_x64():
         target = jnp.asarray(target)
-        options = {"weight": WEIGHT, "label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0}
+        options = {
+            "weight": WEIGHT,
+            "label_smoothing": 0.1,
+            "z_loss": 0.05,
+            "logit_softcap": 6.0,
+            "temperature": 1.5,
+        }
         ours, core = (
             TRANSFORMATIONS[name](lambda x, f=f: f(x, target, **options))
             for f in (cross_entropy, reference)

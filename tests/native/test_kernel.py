@@ -208,13 +208,13 @@ def block(seed):
         "label_smoothing": float(rng.choice([0.0, 0.3, 1.0])),
         "z_loss": float(rng.choice([0.0, 0.1])),
         "logit_softcap": rng.choice([None, 4.0]),
+        "temperature": float(rng.choice([1.0, 0.7])),
     }
     wide = Precision(np.float64, np.float64, recover=True, compensate=False)
     ignored = None if soft else -100
-    spec = LossSpec(1, classes, wide, soft, ignore_index=ignored, **options)
+    spec = LossSpec("cross_entropy", 1, classes, wide, soft, ignore_index=ignored, **options)
     core = core_linear.portable(np, spec, None)
-    task = _native.Task("cross_entropy", 1, soft, **options)
-    kernel = _blocks.engine(task, spec, core, lambda x: x, lambda x, _: x, 0)
+    kernel = _blocks.engine(spec, core, lambda x: x, lambda x, _: x, 0)
 
     given = (target, weight, first)
     exact = (target.astype(np.float64) if soft else target,)

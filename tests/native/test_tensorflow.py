@@ -446,7 +446,12 @@ def test_derivatives_by_all_arrays_at_once_and_again(reduction, traced):
 @pytest.mark.parametrize(
     "options",
     [
-        {"z_loss": 1e-300, "logit_softcap": 1 / 3, "ignore_index": int(TARGET[0])},
+        {
+            "z_loss": 1e-300,
+            "logit_softcap": 1 / 3,
+            "temperature": 0.1,
+            "ignore_index": int(TARGET[0]),
+        },
         {"weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT, "normalizer": np.float64(1 / 7)},
         {"reduction": "weighted_mean", "sample_weight": SAMPLE_WEIGHT},
     ],

@@ -1031,7 +1031,12 @@ def test_gradcheck():
 
 def test_an_operator_remembers_all_options_to_the_last_bit():
     for options in (
-        {"z_loss": 1e-300, "logit_softcap": 1 / 3, "ignore_index": int(TARGET[0])},
+        {
+            "z_loss": 1e-300,
+            "logit_softcap": 1 / 3,
+            "temperature": 0.1,
+            "ignore_index": int(TARGET[0]),
+        },
         {"weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT, "normalizer": 1 / 7},
         {"reduction": "weighted_mean", "sample_weight": SAMPLE_WEIGHT},
         {"precision": "exact"},

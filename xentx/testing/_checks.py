@@ -36,6 +36,7 @@ VALUES = {
     "label_smoothing": st.sampled_from([0.1, 0.5, 1.0]),
     "z_loss": st.sampled_from([1e-4, 0.25]),
     "logit_softcap": st.sampled_from([0.5, 5.0, 30.0]),
+    "temperature": st.sampled_from([0.25, 0.7, 3.0]),
     "ignore_index": st.sampled_from([-100, 0, None]),
 }
 OPTIONS = st.one_of(
@@ -95,7 +96,7 @@ def _draw_logits(
 
 def _draw_options(draw: Draw, *, soft: bool, reductions: bool = True) -> dict[str, Any]:
     """Options; those that are arrays by name."""
-    names = ["weight", "label_smoothing", "z_loss", "logit_softcap"]
+    names = ["weight", "label_smoothing", "z_loss", "logit_softcap", "temperature"]
     names += ["ignore_index"] * (not soft)
     names += ["sample_weight"] * reductions
     options = draw(OPTIONS)
@@ -205,7 +206,7 @@ def cross_entropy(route: Route, draw: Draw) -> None:
     """Value, gradient and normalizer of `xentx.cross_entropy`."""
     problem = draw_dense(draw, route)
     options = problem.options
-    scalars = ("label_smoothing", "z_loss", "logit_softcap")
+    scalars = ("label_smoothing", "z_loss", "logit_softcap", "temperature")
     if draw(st.integers(0, 9)) == 9:
         wide = np.float64 if problem.logits.dtype == np.float64 else np.float32
         given = {k: np.asarray(v, wide) if k in scalars else v for k, v in options.items()}
@@ -315,6 +316,7 @@ def row_truth(
     *,
     axis: int = -1,
     logit_softcap: float | None = None,
+    temperature: float = 1.0,
     ignore_index: int | None = -100,
     blur: Any = 0,
     **options: Any,
@@ -325,6 +327,7 @@ def row_truth(
         target,
         axis=axis,
         logit_softcap=logit_softcap,
+        temperature=temperature,
         ignore_index=ignore_index,
         reduction="none",
         **options,
@@ -332,7 +335,10 @@ def row_truth(
     x = np.moveaxis(np.asarray(logits).astype(oracle.LONG), axis, -1)
     if logit_softcap is not None:
         x = oracle.softcap(x, oracle.LONG(logit_softcap))[0]
-        blur = blur + np.abs(x).max(-1)
+    x = x / oracle.LONG(temperature)
+    if logit_softcap is not None or temperature != 1:
+        finite = np.where(np.isfinite(x), np.abs(x), 0)
+        blur = blur + finite.max(-1)
     soft = target.dtype.kind not in "iu"
     y = (
         np.moveaxis(target.astype(oracle.LONG), axis, -1)

@@ -58,7 +58,7 @@ def softcap(x: Array, cap: LONG) -> tuple[Array, Array, Array]:
     return cap * np.tanh(u), 4 * t / (1 + t) ** 2, 1 + 2 * np.where(t > 0, np.abs(u), 0)
 
 
-def cross_entropy(
+def cross_entropy(  # noqa: PLR0915 -- a formula is read from top to bottom
     logits: Array,
     target: Array,
     *,
@@ -69,6 +69,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: str = "mean",
     normalizer: float | None = None,
     cotangent: Array | None = None,
@@ -80,6 +81,7 @@ def cross_entropy(
     slope, wobble = LONG(1), LONG(1)
     if logit_softcap is not None:
         x, slope, wobble = softcap(x, LONG(logit_softcap))
+    x, slope = x / LONG(temperature), slope / LONG(temperature)
     smoothing, z = LONG(label_smoothing), LONG(z_loss)
     soft = np.asarray(target).dtype.kind not in "iu"
     y = np.moveaxis(target.astype(LONG), axis, -1) if soft else one_hot(target, classes)
@@ -100,9 +102,10 @@ def cross_entropy(
     gradient = np.where(p > 0.5, mass - q - mass * complement, mass * p - q)
     gradient = times(slope, gradient + 2 * z * times(p, lse))
 
-    # One ulp of a logit is an error of the gap itself only where a cap has rounded the logits.
+    # An ulp of a logit is an error of the gap only where a cap or a division has rounded it.
     finite = np.where(np.isfinite(x), np.abs(x), 0)
-    blur = 0 if logit_softcap is None else finite.max(-1, keepdims=True)
+    rounds = logit_softcap is not None or temperature != 1
+    blur = finite.max(-1, keepdims=True) if rounds else 0
     size = finite.max(-1, keepdims=True) + np.log1p(LONG(classes))
     loss_scale = times(np.abs(q), np.abs(losses) + blur).sum(-1) + 4 * z * size[..., 0] ** 2
     magnitude = np.where(p > 0.5, np.abs(mass - q) + np.abs(mass) * complement, np.abs(mass) * p)

@@ -14,6 +14,7 @@ OPTIONS = {
     "sample weight": {"sample_weight": True},
     "z loss": {"z_loss": 0.01},
     "softcap": {"logit_softcap": 5.0},
+    "temperature": {"temperature": 0.6},
     "normalizer": {"normalizer": 7.5},
     "everything": {
         "weight": True,
@@ -22,6 +23,7 @@ OPTIONS = {
         "label_smoothing": 0.2,
         "z_loss": 0.1,
         "logit_softcap": 4.0,
+        "temperature": 1.5,
     },
 }
 REDUCTIONS = ("none", "mean", "sum", "weighted_mean")

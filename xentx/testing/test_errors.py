@@ -131,6 +131,13 @@ ERRORS = {
         (B, T), {"logit_softcap": 0.0}, ValueError,
         "logit_softcap: got 0.0; expected 0 < logit_softcap < inf",
     ),
+    "temperature of 0": (
+        (B, T), {"temperature": 0.0}, ValueError,
+        "temperature: got 0.0; expected 0 < temperature < inf",
+    ),
+    "temperature of a wrong type": (
+        (B, T), {"temperature": None}, TypeError, "temperature: got a NoneType; expected a number",
+    ),
     "unknown reduction": (
         (B, T), {"reduction": "avg"}, ValueError,
         "reduction: got 'avg'; expected 'none', 'mean', 'sum' or 'weighted_mean'",

@@ -7,11 +7,12 @@ import xentx
 from xentx.testing import _oracle as oracle
 from xentx.testing._problems import RNG_SEED, draw_problem
 
-NUMBERS = {"label_smoothing": 0.125, "z_loss": 0.0625, "logit_softcap": 4.0}
+NUMBERS = {"label_smoothing": 0.125, "z_loss": 0.0625, "logit_softcap": 4.0, "temperature": 1.5}
 OUT_OF_RANGE = {
     "label_smoothing": (-0.25, 1.5, np.nan),
     "z_loss": (-0.25, np.inf, np.nan),
     "logit_softcap": (0.0, -1.0, np.inf, np.nan),
+    "temperature": (0.0, -1.0, np.inf, np.nan),
 }
 ONE_BY_ONE = [{name: value} for name, value in NUMBERS.items()]
 
@@ -105,10 +106,8 @@ def test_linear_cross_entropy(route, dtype, reduction):
     np.testing.assert_allclose([float(g) for g in gradients[1][2:]], slopes, rtol=1e-5)
 
 
-def finished(logits, target, label_smoothing, z_loss, logit_softcap):
-    state = xentx.partials(
-        logits, target, classes=5, label_smoothing=label_smoothing, logit_softcap=logit_softcap
-    )
+def finished(logits, target, z_loss, **options):
+    state = xentx.partials(logits, target, classes=5, **options)
     return xentx.finish(state, z_loss=z_loss)
 
 
@@ -142,7 +141,7 @@ def test_out_of_range(route, name, number, function):
     if not route.traced:
         with pytest.raises(ValueError, match=f"^{name}: got {number}; expected 0 <"):
             route.value(function, logits, target, **option)
-    elif function is not linear_entropy or name == "logit_softcap":
+    elif function is not linear_entropy or name in ("logit_softcap", "temperature"):
         assert np.all(np.isnan(route.value(function, logits, target, **option)))
 
 
