@@ -216,6 +216,8 @@ def cross_entropy(
         Factor of the squared log-sum-exp that is added to the loss of each row.
     logit_softcap : float or array, optional
         Cap ``c`` to which the logits are first squashed, as ``c * tanh(logits / c)``.
+    temperature : float or array, default: 1.0
+        What the logits are divided by, after the cap. Positive and finite.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         "mean" divides the sum by that of the target classes' weights for an integer target, also
         with smoothing, and by the number of rows for a soft one, sample weights multiplied in and
@@ -260,8 +262,8 @@ def cross_entropy(
     without subtracting nearly equal numbers [1]_: for logits ``[20, 0]``, target 0, in float32 the
     loss is 2.06e-09, and the gradient's row sums to 0.
 
-    `label_smoothing`, `z_loss` and `logit_softcap` may be 0-d arrays of the framework of `logits`.
-    They may be traced, so that a schedule compiles once, and the loss can be differentiated with
+    `label_smoothing`, `z_loss`, `logit_softcap` and `temperature` may be 0-d arrays of the framework
+    of `logits`. They may be traced, so that a schedule compiles once, and the loss can be differentiated with
     respect to them. A concrete value out of range raises; a traced one makes the loss NaN. The CPU
     kernel takes numbers only: with an array the loss runs on the portable engine.
 
@@ -439,6 +441,8 @@ def linear_cross_entropy(
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`.
     logit_softcap : float or array, optional
+        As in `cross_entropy`.
+    temperature : float or array, default: 1.0
         As in `cross_entropy`.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `cross_entropy`.

@@ -91,6 +91,8 @@ def per_row(
         As in `cross_entropy`; they concern the loss only.
     logit_softcap : float or array, optional
         As in `cross_entropy`.
+    temperature : float or array, default: 1.0
+        As in `cross_entropy`. All fields are those of the divided logits.
 
     Returns
     -------
@@ -164,6 +166,8 @@ def linear_per_row(
         As in `linear_cross_entropy`.
     logit_softcap : float or array, optional
         As in `linear_cross_entropy`.
+    temperature : float or array, default: 1.0
+        As in `per_row`.
     chunk : int or "auto", default: "auto"
         As in `linear_cross_entropy`.
 
@@ -269,6 +273,8 @@ def partials(
     label_smoothing : float or array, default: 0.0
         As in `cross_entropy`, the same for all blocks.
     logit_softcap : float or array, optional
+        As in `cross_entropy`, the same for all blocks.
+    temperature : float or array, default: 1.0
         As in `cross_entropy`, the same for all blocks.
 
     Returns

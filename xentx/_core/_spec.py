@@ -1,6 +1,6 @@
 """What a loss computes, without its arrays: hashable, so that a compiler can key on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +110,7 @@ _WRITTEN: dict[str, Any] = {
     **DEFAULTS,
     "exact": False,
 }
-_READ = {
+_READ: dict[str, Callable[[str], Any]] = {
     "operation": str,
     "reduction": str,
     "axis": int,
