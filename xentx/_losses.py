@@ -262,10 +262,11 @@ def cross_entropy(
     without subtracting nearly equal numbers [1]_: for logits ``[20, 0]``, target 0, in float32 the
     loss is 2.06e-09, and the gradient's row sums to 0.
 
-    `label_smoothing`, `z_loss`, `logit_softcap` and `temperature` may be 0-d arrays of the framework
-    of `logits`. They may be traced, so that a schedule compiles once, and the loss can be differentiated with
-    respect to them. A concrete value out of range raises; a traced one makes the loss NaN. The CPU
-    kernel takes numbers only: with an array the loss runs on the portable engine.
+    `label_smoothing`, `z_loss`, `logit_softcap` and `temperature` may be 0-d arrays of the
+    framework of `logits`. They may be traced, so that a schedule compiles once, and the loss can be
+    differentiated with respect to them. A concrete value out of range raises; a traced one makes
+    the loss NaN. The CPU kernel takes numbers only: with an array the loss runs on the portable
+    engine.
 
     An empty mean, of no rows, of ignored rows only, or over weights that sum to 0, is NaN, with a
     gradient of exactly 0. A class at -inf adds nothing where its ``q`` is 0, and makes the loss

@@ -618,12 +618,16 @@ def binary(
     chosen = _check_reduction(reduction)
     dtypes = precision_of(backend, logits, dtype, exact=exact)
     xp, compute = backend.namespace(logits), dtypes.compute
-    y = xp.astype(target, compute, copy=False)
+    # Both shares are formed from the target: 1 - positive would lose the digits of a small one.
+    positive = xp.astype(target, compute, copy=False)
+    negative = 1.0 - positive
     if smoothing is OPERAND:
         given = xp.astype(operands[0], compute, copy=False)
         smoothing = in_range(xp, "label_smoothing", given)
     if is_given(smoothing):
-        y = (1.0 - smoothing) * y + 0.5 * smoothing
+        positive, negative = (
+            (1.0 - smoothing) * share + 0.5 * smoothing for share in (positive, negative)
+        )
     by_logit = {}
     for name, value in (("weight", weight), ("pos_weight", pos_weight)):
         if value is None:
@@ -633,12 +637,13 @@ def binary(
         if not _broadcasts(shape_of(array), shape):
             msg = f"{name}: got shape {shape_of(array)}; expected one that broadcasts to {shape}"
             raise ValueError(msg)
-        by_logit[name] = xp.astype(array, compute, copy=False) * xp.ones_like(y)
-    positive = y * by_logit["pos_weight"] if "pos_weight" in by_logit else y
-    shares = xp.concat([xp.expand_dims(q, axis=-1) for q in (1.0 - y, positive)], axis=-1)
+        by_logit[name] = xp.astype(array, compute, copy=False) * xp.ones_like(positive)
+    if "pos_weight" in by_logit:
+        positive = positive * by_logit["pos_weight"]
+    shares = xp.concat([xp.expand_dims(q, axis=-1) for q in (negative, positive)], axis=-1)
     normalizer = None
     if chosen == "mean" and weight is not None:  # the number of logits, as in every framework
-        normalizer = xp.sum(xp.ones_like(y), dtype=dtypes.accumulate)
+        normalizer = xp.sum(xp.ones_like(positive), dtype=dtypes.accumulate)
     # The mean of rows with sample weights divides by the sum of these.
     reduced = "mean" if chosen == "weighted_mean" else chosen
     spec = LossSpec(

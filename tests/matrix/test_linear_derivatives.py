@@ -215,11 +215,14 @@ class TestTorch:
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         array = None if smoothing == "number" else self.torch.tensor(0.1)
-        arrays = (hidden, head, bias, self.target, None, None, None, array, None, None)
-        options = (-100, 0.1, 0.0, None, "mean", precision, CHUNK, [True, True, True])
+        arrays = (hidden, head, bias, self.target, None, None, None, array, None, None, None)
+        options = f"operation=cross_entropy axis=1 reduction=mean exact={precision == 'exact'}"
+        if array is None:
+            options += " label_smoothing=0.1"
         operator = self.torch.ops.xentx.linear_loss.default
         checks = ("test_schema", "test_faketensor")
-        self.torch.library.opcheck(operator, (*arrays, *options), test_utils=checks)
+        given = (*arrays, options, -100, CHUNK, [True, True, True])
+        self.torch.library.opcheck(operator, given, test_utils=checks)
 
     def test_rows_without_gradients_come_by_chunks(self, monkeypatch):
         from xentx_torch._linear import TorchTiles

@@ -139,7 +139,7 @@ def calls(monkeypatch):
 
     # Plans are kept.
     monkeypatch.setattr(_validation, "_KINDS", {})
-    monkeypatch.setattr(_operators, "_PLANS", {})
+    monkeypatch.setattr(_operators, "_KNOWN", {})
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
     monkeypatch.setattr(_native, "KERNEL", SimpleNamespace(plan=spy))
     return made
@@ -1293,15 +1293,20 @@ def operator_arguments():
     for reduction in REDUCTIONS:
         for target in (TARGET, leaf(SOFT)):
             soft = target is not TARGET
-            task = ("cross_entropy", 1, soft, reduction, -100, 0.1, 0.01, 3.0, False)
-            yield (leaf(LOGITS), target, leaf(WEIGHT), leaf(SAMPLE_WEIGHT), None, 0, *task)
-    task = ("log_softmax", 1, False, "none", -100, 0.0, 0.0, None, False)
-    yield (leaf(LOGITS), None, None, None, None, 0, *task)
-    yield (leaf(stacked(LOGITS)), None, None, None, None, 1, *task)
+            options = (
+                f"operation=cross_entropy axis=1 soft={soft} reduction={reduction} "
+                "label_smoothing=0.1 z_loss=0.01 logit_softcap=3.0 temperature=0.5"
+            )
+            ignored = None if soft else -100
+            weights = (leaf(WEIGHT), leaf(SAMPLE_WEIGHT), None)
+            yield (leaf(LOGITS), target, *weights, 0, options, ignored)
+    log_softmax = ("operation=log_softmax axis=1", None)
+    yield (leaf(LOGITS), None, None, None, None, 0, *log_softmax)
+    yield (leaf(stacked(LOGITS)), None, None, None, None, 1, *log_softmax)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("arguments", list(operator_arguments()), ids=lambda a: f"{a[6]}-{a[9]}")
+@pytest.mark.parametrize("arguments", list(operator_arguments()), ids=lambda a: a[6])
 def test_operators_keep_the_rules_of_operators(arguments):
     forward, backward = torch.ops.xentx.forward.default, torch.ops.xentx.backward.default
     seed = torch.full_like(forward(*arguments).detach(), 0.3)

@@ -155,8 +155,8 @@ def binary_cross_entropy(
     """Loss, gradient and scales: a cross-entropy of each logit against 0."""
     x, y, w = (np.asarray(a).astype(LONG) for a in (logits, target, weight))
     smoothing = LONG(label_smoothing)
-    y = (1 - smoothing) * y + smoothing / 2
-    q = np.stack([1 - y, np.asarray(pos_weight).astype(LONG) * y], -1)
+    negative, positive = ((1 - smoothing) * share + smoothing / 2 for share in (1 - y, y))
+    q = np.stack([negative, np.asarray(pos_weight).astype(LONG) * positive], -1)
     losses, p, others = log_softmax(np.stack([np.zeros_like(x), x], -1))
     loss = times(q, losses).sum(-1)
     # q_0 p_1 - q_1 p_0, and p_0 is 1 - p_1 without cancellation.

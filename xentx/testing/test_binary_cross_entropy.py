@@ -35,6 +35,15 @@ def test_corners(route, logit, target, loss, gradient):
     np.testing.assert_allclose(found[1], [gradient], rtol=3e-7)
 
 
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_small_smoothing_keeps_its_digits(route, target):
+    """The share of the wrong class is not 1 less that of the right one."""
+    arrays = np.full(1, 160.0 * target - 80.0, np.float32), np.full(1, target, np.float32)
+    truth = oracle.binary_cross_entropy(*arrays, label_smoothing=0.001)
+    value = route.value(xentx.binary_cross_entropy, *arrays, label_smoothing=0.001)
+    oracle.assert_within(value, truth.value, truth.value_scale, 4)
+
+
 def test_of_no_dimensions_and_of_no_elements(route):
     value = route.value(xentx.binary_cross_entropy, np.float32(0.0), np.float32(1.0))
     np.testing.assert_allclose(value, np.log(2), rtol=3e-7)
