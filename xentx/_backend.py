@@ -7,6 +7,7 @@ any Array API library; the adapters under backends/ serve the frameworks with au
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,21 +57,21 @@ class Operation(Protocol):
         """``(xp, spec, arrays, residuals, tangents) -> tangent``."""
 
 
-class NativeAdapter(Protocol):
-    """An adapter's module that hands its framework's arrays to the native kernel.
+class EngineAdapter(Protocol):
+    """An adapter's module that hands its framework's arrays to an engine.
 
-    ``kind`` is a `xentx._calls.Kind`. It answers, or declines with None what the kernel can't take:
-    the portable core computes that.
+    ``kind`` is a `xentx._calls.Kind`. It answers, or declines with None what the engine can't take:
+    the next engine computes that, or the portable core.
     """
 
     def unusable(self) -> str | None:
-        """Say why the kernel serves no array of the framework as it is installed; None if it does.
+        """Say why the engine serves no array of the framework as it is installed; None if it does.
 
         A clause that follows "because", such as "JAX 0.6.0 is older than 0.7 (hint: upgrade it)".
         """
 
     def declines(self, array: Array) -> str | None:
-        """Say why the kernel computes no loss of `array`, where it is usable; None if it does."""
+        """Say why the engine computes no loss of `array`, where it is usable; None if it does."""
 
     def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array | None:
         """Value, which the framework can differentiate to any order; None to decline."""
@@ -87,6 +88,29 @@ class NativeAdapter(Protocol):
 
         It is for a cotangent, ones if None. None to decline.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What computes dense losses of a framework's arrays, beside the portable core.
+
+    Parameters
+    ----------
+    name
+        As XENTX_ENGINE and `xentx.backend_of` name it.
+    adapter
+        What hands it the arrays.
+    takes
+        Whether it has a loss: takes its `LossSpec`, the name of the target's dtype, None without a
+        target, and whether the framework has float64.
+    details
+        What `xentx.backend_of` says beside its name: the instruction set, or the device.
+    """
+
+    name: str
+    adapter: EngineAdapter
+    takes: Callable[[LossSpec, str | None, bool], bool]
+    details: str
 
 
 class LinearAdapter(Protocol):
@@ -145,7 +169,7 @@ class Backend(Protocol):
     """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
 
     name: str
-    native: NativeAdapter | None  # None without a kernel
+    engines: tuple[Engine, ...]  # in order of preference; then comes the portable core
     linear: LinearAdapter | None  # None where the core's `Tiles` will do, and there is no autodiff
     cache: CallCache | None  # None where looking a call up takes as long as checking it
     # A backend may also have
@@ -196,7 +220,7 @@ class ArrayAPIBackend:
     """Any library that follows the standard: forward, and gradients by `xentx.value_and_grad`."""
 
     name = "array-api"
-    native: NativeAdapter | None = None
+    engines: tuple[Engine, ...] = ()
     linear: LinearAdapter | None = None
     cache: CallCache | None = None
 

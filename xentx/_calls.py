@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xentx._backend import Backend, Operation
+from xentx._backend import Backend, Engine, Operation
 from xentx._core import binary_cross_entropy, cross_entropy, log_softmax, nll_loss
 from xentx._core import reduction as reductions
 from xentx._core._spec import LossSpec, Precision, bound
@@ -31,10 +31,10 @@ class Kind:
         Whose arrays they are.
     spec
         What to compute.
-    native
-        Whether the kernel has the operation, and can be given the target.
+    engines
+        Those of the backend that have such a loss, in order of preference.
     fits
-        Whether it reads the target's dtype as it is.
+        Whether the target has a dtype that they read: int32, int64 or one of floats.
     is_sized
         Whether all sizes are known, as in a TensorFlow graph they may not be.
     plans
@@ -43,7 +43,7 @@ class Kind:
 
     backend: Backend
     spec: LossSpec
-    native: bool
+    engines: tuple[Engine, ...] = ()
     fits: bool = True
     is_sized: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -52,6 +52,10 @@ class Kind:
     def operation(self) -> Operation:
         """The module of `xentx._core` that computes."""
         return OPERATIONS[self.spec.operation]
+
+    def taken_by(self, engine: str) -> bool:
+        """Whether an engine of this name has such a loss."""
+        return any(one.name == engine for one in self.engines)
 
 
 class Problem(NamedTuple):
@@ -190,6 +194,14 @@ def spec_of(
     return LossSpec(classes=classes, precision=precision, **fields)
 
 
+def engines_for(
+    backend: Backend, spec: LossSpec, target: str | None, like: Array
+) -> tuple[Engine, ...]:
+    """Choose the engines that have a loss, whose target has a dtype of this name."""
+    wide = backend.has_float64(like)
+    return tuple(engine for engine in backend.engines if engine.takes(spec, target, wide))
+
+
 def widest(dtypes: Iterable[str]) -> str:
     """Name the dtype of the value of a loss whose factors have these dtypes."""
     return "float64" if "float64" in dtypes else "float32"
@@ -202,7 +214,7 @@ def linear_of(
     *,
     reduction: str,
     chunk: int | None,
-    native: bool,
+    target: str,
 ) -> Linear:
     """Say what is known of a call of `linear_cross_entropy` whose arguments fit.
 
@@ -214,8 +226,8 @@ def linear_of(
         Those of a `LossSpec` that are said in the call.
     reduction, chunk
         As in `Linear`.
-    native
-        Whether the kernel can be given the target and the options.
+    target
+        Name of the target's dtype.
     """
     hidden, head, _ = factors
     dtypes = [backend.dtype_name(array) for array in factors if array is not None]
@@ -228,7 +240,7 @@ def linear_of(
     compute = backend.dtype_name(xp.zeros((), dtype=precision.compute))
     return Linear(
         backend=backend,
-        kind=Kind(backend, spec, native),
+        kind=Kind(backend, spec, engines_for(backend, spec, target, hidden)),
         reduction=reduction,
         dtype=xp.zeros((), dtype=getattr(xp, dtype)).dtype,
         rows=shape_of(hidden)[:-1],

@@ -1,8 +1,7 @@
-"""From a checked call to its value: by the native kernel if it takes the call, else by the core.
+"""From a checked call to its value: by the first engine that takes the call, else by the core.
 
-An adapter's ``solve`` answers, or declines with None. The core's way goes through the framework's
-autodiff, or forms the gradient beside the value. Adapters have from it every derivative that the
-kernel lacks.
+An engine answers, or declines with None. The core's way goes through the framework's autodiff, or
+forms the gradient beside the value. Adapters have from it every derivative that an engine lacks.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ Arrays = Sequence[Array | None]
 def value(problem: Problem) -> Array:
     """Value of the problem, which the framework can differentiate."""
     kind, arrays = problem
-    native = kind.backend.native
-    if native is None or not kind.native:
-        return portable(kind, arrays)
-    value = native.solve(kind, _for_kernel(kind, arrays))
-    return portable(kind, arrays) if value is None else value
+    for engine in kind.engines:
+        value = engine.adapter.solve(kind, _for_engines(kind, arrays))
+        if value is not None:
+            return value
+    return portable(kind, arrays)
 
 
 def value_and_gradient(
@@ -35,17 +34,17 @@ def value_and_gradient(
     That array may be overwritten by its gradient, if the caller has no more use for it.
     """
     kind, arrays = problem
-    native = kind.backend.native
-    if native is None or not kind.native:
-        return portable_with_gradient(kind, arrays, cotangent)
-    given = _for_kernel(kind, arrays)
-    both = native.solve_with_gradient(kind, given, cotangent, overwrite=overwrite)
-    return portable_with_gradient(kind, arrays, cotangent) if both is None else both
+    for engine in kind.engines:
+        given = _for_engines(kind, arrays)
+        both = engine.adapter.solve_with_gradient(kind, given, cotangent, overwrite=overwrite)
+        if both is not None:
+            return both
+    return portable_with_gradient(kind, arrays, cotangent)
 
 
-def _for_kernel(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
-    """Give the small arrays the dtypes that the kernel reads."""
-    logits, target, weight, sample_weight, normalizer = arrays  # the kernel takes no more
+def _for_engines(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
+    """Give the small arrays the dtypes that engines read."""
+    logits, target, weight, sample_weight, normalizer = arrays  # they take no more
     if kind.fits and weight is sample_weight is normalizer is None:
         return arrays
     backend = kind.backend

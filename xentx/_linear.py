@@ -24,6 +24,7 @@ from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
 from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
+from xentx._native import KERNEL
 
 Array = Any
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
@@ -240,10 +241,10 @@ def tiles_of(backend: Backend, array: Array) -> Tiles:
 
 
 def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
-    """Make what computes tiles: the native kernel where there is one, else the core."""
+    """Make what computes tiles: the kernel where there is one, else the core."""
     backend, spec = linear.backend, prepared.spec
     portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
-    if backend.native is None or not linear.by_classes or prepared.options:
+    if KERNEL is None or not linear.by_classes or prepared.options:
         return portable
     adapter = backend.linear
     if adapter is None:

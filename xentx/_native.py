@@ -12,6 +12,7 @@ import importlib
 import os
 from typing import Any
 
+from xentx._backend import Engine, EngineAdapter
 from xentx._core._spec import LossSpec, encode
 
 INSTALL = (
@@ -55,6 +56,23 @@ NO_KERNEL: str | None
 KERNEL, NO_KERNEL = _find()
 # What a plan returns, having done nothing, where it can't read an array as it lies.
 UNREADABLE = -2
+
+
+# As XENTX_ENGINE and `xentx.backend_of` name it.
+NAME = "native"
+
+
+def engines(adapter: EngineAdapter) -> tuple[Engine, ...]:
+    """Return the kernel, reached by an adapter's module, as the engines of a backend."""
+    return () if KERNEL is None else (Engine(NAME, adapter, takes, KERNEL.instruction_set()),)
+
+
+def takes(spec: LossSpec, target: str | None, has_float64: bool) -> bool:  # noqa: FBT001
+    """Whether the kernel has a loss, as `xentx._backend.Engine` asks."""
+    # An index too large for the type that the kernel reads must be seen to be out of range.
+    wraps = target == "uint64" or (target in ("uint32", "int64") and not has_float64)
+    # Options that are arrays it can't read.
+    return spec.operation in ("cross_entropy", "log_softmax") and not wraps and not spec.operands
 
 
 Strides = tuple[int, int, int, int]

@@ -23,7 +23,7 @@ from typing import Any
 from xentx import _backend
 from xentx._backend import Backend
 from xentx._namespace import is_array_api_obj
-from xentx._native import KERNEL, NO_KERNEL
+from xentx._native import KERNEL, NAME, NO_KERNEL
 
 ENTRY_POINT_GROUP = "xentx.backends"
 
@@ -285,23 +285,28 @@ def _installed(spec: BackendSpec, *, load: bool) -> BackendInfo:
             return BackendInfo(spec.name, version, None, reason)
     if spec not in BACKENDS:
         return _info(spec.name, version, _backend.BACKEND)
-    return BackendInfo(spec.name, version, _engine(NO_KERNEL), NO_KERNEL)
+    # What its adapter would say is not known: the kernel serves all frameworks of the table.
+    engine = "portable" if KERNEL is None else _described(NAME, KERNEL.instruction_set())
+    return BackendInfo(spec.name, version, engine, NO_KERNEL)
 
 
 def _info(name: str, version: str | None, backend: Backend, array: Any = None) -> BackendInfo:
     """Tell the engine of an array; without one, of those in the CPU's memory."""
-    native = backend.native
-    if native is not None:
-        reason = native.unusable() or (None if array is None else native.declines(array))
-    elif name in _BY_ROOT:
-        reason = NO_KERNEL
-    else:
-        reason = f"the native kernel takes no arrays of {name}"
-    return BackendInfo(name, version, _engine(reason), reason)
+    reasons: list[str] = []
+    for engine in backend.engines:
+        adapter = engine.adapter
+        reason = adapter.unusable() or (None if array is None else adapter.declines(array))
+        if reason is None:
+            return BackendInfo(name, version, _described(engine.name, engine.details))
+        reasons.append(reason)
+    if not reasons:
+        other = f"the native kernel takes no arrays of {name}"
+        reasons.append(NO_KERNEL if NO_KERNEL and name in _BY_ROOT else other)
+    return BackendInfo(name, version, "portable", "; ".join(reasons))
 
 
-def _engine(reason: str | None) -> str:
-    return f"native ({KERNEL.instruction_set()})" if reason is None else "portable"
+def _described(engine: str, details: str) -> str:
+    return f"{engine} ({details})"
 
 
 def backend_of(array: Any, /) -> BackendInfo:

@@ -23,6 +23,7 @@ from xentx._calls import (
     Kind,
     LinearProblem,
     Problem,
+    engines_for,
     linear_of,
     precision_of,
     shape_of,
@@ -440,7 +441,7 @@ def elementwise(
         exact = _check_accuracy(backend, precision, logits)
         place, classes, dtypes = _logits(backend, logits, axis, "logits", exact=exact)
         spec = LossSpec(operation.NAME, place, classes, dtypes, exact=exact)
-        kind = Kind(backend, spec, native=True)
+        kind = Kind(backend, spec, engines_for(backend, spec, None, logits))
         _remember(backend, key, kind)
     return Problem(kind, (logits, None, None, None, None))
 
@@ -576,15 +577,10 @@ def _check_rowwise(
         **numbers,
     )
     dtype = backend.dtype_name(target)
-    # An index too large for the type that the kernel reads must be seen to be out of range.
-    wide = backend.has_float64(logits)
-    wraps = dtype == "uint64" or (dtype in ("uint32", "int64") and not wide)
-    # The kernel reads numbers: what has options that are arrays is the core's.
-    native = operation.NAME != "nll_loss" and not wraps and not spec.operands
     fits = dtype in ("int32", "int64", *FLOATS)
     sized = (logits, target, weight, sample_weight)
     is_sized = all(array is None or None not in shape_of(array) for array in sized)
-    return Kind(backend, spec, native, fits, is_sized)
+    return Kind(backend, spec, engines_for(backend, spec, dtype, logits), fits, is_sized)
 
 
 def binary(
@@ -649,7 +645,7 @@ def binary(
     spec = LossSpec(
         operation.NAME, len(shape), 2, dtypes, soft=True, reduction=reduced, exact=exact
     )
-    kind = Kind(backend, spec, native=False)
+    kind = Kind(backend, spec)
     rows = xp.expand_dims(logits, axis=-1)
     return Problem(kind, (rows, shares, None, by_logit.get("weight"), normalizer))
 
@@ -737,7 +733,7 @@ def linear(
         },
         reduction=spec.reduction,
         chunk=_check_chunk(chunk),
-        native=kind.native,
+        target=backend.dtype_name(target),
     )
     if not kind.is_sized and hasattr(backend, "of_sizes"):
         weight, sample_weight, normalizer = others

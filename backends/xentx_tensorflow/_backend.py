@@ -1,10 +1,10 @@
 """TensorFlow's backend: its arrays, and the engines that compute on them."""
 
-from xentx._native import KERNEL
+from xentx._native import engines
 from xentx_tensorflow import _linear, _native
 from xentx_tensorflow._arrays import BACKEND
 
 __all__ = ["BACKEND"]
 
-BACKEND.native = None if KERNEL is None else _native
+BACKEND.engines = engines(_native)
 BACKEND.linear = _linear

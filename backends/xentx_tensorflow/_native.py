@@ -212,7 +212,7 @@ def _problem_of(op: Any) -> Problem:
     rest = iter(others[1:])
     weights = (next(rest) if given else None for given in _given(op))
     target = others[0] if others else None
-    return Problem(Kind(_arrays.BACKEND, spec, native=True), (logits, target, *weights))
+    return Problem(Kind(_arrays.BACKEND, spec), (logits, target, *weights))
 
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
@@ -349,7 +349,7 @@ def _pulled(
     return pulled(*_present(arrays), cotangent)
 
 
-# ---- what `xentx._backend.NativeAdapter` asks for
+# ---- what `xentx._backend.EngineAdapter` asks for
 
 
 def declines(array: Array) -> str | None:

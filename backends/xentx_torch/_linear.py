@@ -211,7 +211,7 @@ def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]
         fields,
         reduction=fields.get("reduction", "none"),
         chunk=chunk or None,
-        native=not given and target.dtype != torch.uint64,
+        target=_arrays.BACKEND.dtype_name(target),
     )
     return linear, (*arrays[:_FIXED], *(array for array in operands if array is not None))
 

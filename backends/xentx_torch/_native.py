@@ -24,7 +24,7 @@ from xentx import _evaluate
 from xentx._backend import FUNCTIONS
 from xentx._calls import Kind, Problem
 from xentx._core._spec import OPTIONS
-from xentx._native import KERNEL
+from xentx._native import KERNEL, NAME
 from xentx_torch import _arrays, _operators, _plans, _private
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
@@ -118,7 +118,7 @@ def lookup(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arra
 def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Problem) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
-    if _calls is None or is_observed() or not (kind.native and kind.fits):
+    if _calls is None or is_observed() or not (kind.fits and kind.taken_by(NAME)):
         return
     if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return

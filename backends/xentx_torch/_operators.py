@@ -209,7 +209,7 @@ def _core(spec: LossSpec, groups: int) -> Function:
     """Portable core's value as a function of the arrays, mapped over the groups."""
 
     def function(*arrays: Array | None) -> Array:
-        value: Array = _evaluate.portable(Kind(_arrays.BACKEND, spec, native=True), arrays)
+        value: Array = _evaluate.portable(Kind(_arrays.BACKEND, spec), arrays)
         return value
 
     def mapped(inner: Function) -> Function:
