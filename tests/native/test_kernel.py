@@ -25,6 +25,7 @@ from xentx._core._spec import LossSpec, Precision
 from xentx.compare.regimes import REGIMES
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
+from xentx.testing._engines import portable_core
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 from xentx_numpy import _memory
 
@@ -42,8 +43,7 @@ both = xentx.value_and_grad(xentx.cross_entropy)
 
 def portable(*args, **kwargs):
     """The same by the core."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xentx_numpy.BACKEND, "native", None, raising=False)
+    with portable_core(xentx_numpy.BACKEND):
         return both(*args, **kwargs)
 
 

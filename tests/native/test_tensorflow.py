@@ -18,6 +18,7 @@ import xentx
 import xentx_numpy
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
+from xentx.testing._engines import portable_core
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "tensorflow" not in requested_frameworks():
@@ -50,8 +51,7 @@ def portable(function):
     """The same by the core."""
 
     def by_the_core(*args, **kwargs):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(BACKEND), "native", None)
+        with portable_core(BACKEND):
             return function(*args, **kwargs)
 
     return by_the_core

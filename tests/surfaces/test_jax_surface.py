@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from xentx.testing import requested_frameworks
+from xentx.testing._engines import portable_core
 
 if "jax" not in requested_frameworks():
     pytest.skip("JAX is not asked for", allow_module_level=True)
@@ -24,7 +25,6 @@ import jax.numpy as jnp
 import optax
 
 import xentx_jax
-from xentx import _validation
 from xentx_jax.testing import enable_x64
 
 NAMES = (
@@ -46,16 +46,17 @@ CLASSES[0] = False
 
 
 @pytest.fixture(params=["native", "portable"], autouse=True)
-def engine(request, monkeypatch):
+def engine(request):
     """Both engines, whichever of them this run has."""
     backend = xentx_jax.BACKEND
-    if request.param == "portable":
-        monkeypatch.setattr(backend, "engines", ())
-        monkeypatch.setattr(_validation, "_KINDS", {})  # which hold engines
-    elif not backend.engines:
-        pytest.skip("no kernel here")
     jax.clear_caches()  # what one engine compiled is not the other's
-    return request.param
+    if request.param == "portable":
+        with portable_core(backend):
+            yield request.param
+    elif backend.engines:
+        yield request.param
+    else:
+        pytest.skip("no kernel here")
 
 
 def ours(name):

@@ -19,6 +19,7 @@ import types
 import pytest
 
 from xentx.testing import requested_frameworks
+from xentx.testing._engines import portable_core
 
 if "torch" not in requested_frameworks():
     pytest.skip("PyTorch is not asked for", allow_module_level=True)
@@ -31,7 +32,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import xentx
 import xentx_torch
-from xentx import _validation
 from xentx_torch import functional
 
 NAMES = ("log_softmax", "nll_loss", "cross_entropy", "linear_cross_entropy")
@@ -46,17 +46,17 @@ WEIGHT = torch.rand(5, generator=GENERATOR) + 0.5
 
 
 @pytest.fixture(params=["native", "portable"], autouse=True)
-def engine(request, monkeypatch):
+def engine(request):
     """Both engines, whichever of them this run has."""
     backend = xentx_torch.BACKEND
-    if request.param == "portable":
-        monkeypatch.setattr(backend, "engines", ())
-        monkeypatch.setattr(_validation, "_KINDS", {})  # which hold engines
-        monkeypatch.setattr(xentx_torch._native, "_calls", None)  # noqa: SLF001
-    elif not backend.engines:
-        pytest.skip("no kernel here")
     torch._dynamo.reset()  # noqa: SLF001
-    return request.param
+    if request.param == "portable":
+        with portable_core(backend):
+            yield request.param
+    elif backend.engines:
+        yield request.param
+    else:
+        pytest.skip("no kernel here")
 
 
 def gradients(function, *arrays):
