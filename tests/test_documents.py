@@ -188,3 +188,20 @@ def test_surfaces_have_examples(package):
     for name in module.__all__:
         if callable(getattr(module, name)):
             assert ">>>" in getattr(module, name).__doc__, name
+
+
+def test_contributing_lists_the_places_of_an_option():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    section = text.split("## Add an option\n")[1].split("In the tests,")[0]
+    listed = set(re.findall(r"`((?:xentx|native)/[\w/]+\.\w+)`", section)) - {"xentx/_native.py"}
+    sources = [
+        path for folder in ("xentx", "backends", "native") for path in (ROOT / folder).rglob("*")
+    ]
+    places = {
+        name(path)
+        for path in sources
+        if path.suffix in {".py", ".h", ".cpp"}
+        and "testing" not in path.parts
+        and re.search(r"\btemperature\b", path.read_text("utf-8"))
+    }
+    assert listed == places
