@@ -7,8 +7,16 @@ registers it, as `xentx._registry` shows, and `xentx.testing` proves it. ``examp
 a whole one.
 """
 
-from xentx._backend import ArrayAPIBackend, Backend, Operation
+from xentx._backend import ArrayAPIBackend, Backend, Engine, EngineAdapter, Operation
 from xentx._core._spec import LossSpec
 from xentx._public import bind
 
-__all__ = ["ArrayAPIBackend", "Backend", "LossSpec", "Operation", "bind"]
+__all__ = [
+    "ArrayAPIBackend",
+    "Backend",
+    "Engine",
+    "EngineAdapter",
+    "LossSpec",
+    "Operation",
+    "bind",
+]
