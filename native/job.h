@@ -40,6 +40,11 @@ struct Target {
     int64_t index;  // counted from the first class of a block
 };
 
+// What has a loss a row, and a reduction over the rows.
+inline bool is_loss(const Task& task) {
+    return task.operation == Operation::cross_entropy || task.operation == Operation::nll_loss;
+}
+
 inline bool is_block(const Task& task) {
     return task.operation == Operation::block_state || task.operation == Operation::block_gradient;
 }

@@ -34,6 +34,7 @@ enum class Operation : int32_t {
     cross_entropy,         // value and, where it is asked for, gradient
     log_softmax,           // value in the shape of the logits
     log_softmax_pullback,  // gradient, for a cotangent in the shape of the logits
+    nll_loss,              // as cross_entropy, of log-probabilities in the place of the logits
     // Of a block of the classes, beside others: what cross_entropy is made of.
     block_state,     // value: six doubles a row, as _core/partials.py has them
     block_gradient,  // gradient, from the rows' states of all classes
@@ -60,7 +61,7 @@ struct Task {
     int64_t groups = 1, outer = 0, classes = 0, inner = 1;
 
     // Arguments. Those that are left empty are as if not given.
-    Array logits;         // float16 to float64
+    Array logits;         // float16 to float64; log-probabilities for nll_loss
     Array target;         // int32 or int64 indices, or probabilities of any float dtype
     Array weight;         // [classes], float32 or float64
     Array sample_weight;  // one a row, float32 or float64

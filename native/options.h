@@ -23,6 +23,7 @@ constexpr Name<Operation> kOperations[] = {
     {"cross_entropy", Operation::cross_entropy},
     {"log_softmax", Operation::log_softmax},
     {"log_softmax_pullback", Operation::log_softmax_pullback},
+    {"nll_loss", Operation::nll_loss},
     {"block_state", Operation::block_state},
     {"block_gradient", Operation::block_gradient},
 };

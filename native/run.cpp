@@ -249,7 +249,7 @@ int64_t run(const Task& task, const Executor* executor) {
     StandardFloats standard;
     const int64_t rows = task.groups * task.outer * task.inner;
     const int64_t entries = rows * task.classes;
-    const bool loss = task.operation == Operation::cross_entropy;
+    const bool loss = is_loss(task);
     const bool reduces = loss && task.reduction != Reduction::none;
     const bool mean = reduces && task.reduction != Reduction::sum;
 
@@ -275,10 +275,14 @@ int64_t run(const Task& task, const Executor* executor) {
     const int rows_at_once = engine().batch(task);
     Lines lines(task, rows_at_once);
     Work work{&job, lines, lines.count * lines.batches, 1};
-    const int64_t cost = rows_at_once * task.classes;
+    // Of a row whose target alone is read, in entries.
+    constexpr int64_t picking = 32;
+    const bool picks = task.operation == Operation::nll_loss && !is_soft(task) && !task.gradient;
+    const int64_t row_cost = picks && picking < task.classes ? picking : task.classes;
+    const int64_t cost = rows_at_once * row_cost;
     work.at_once = cost >= kWorkAtOnce ? 1 : kWorkAtOnce / cost;
     int64_t threads = task.threads > 0 ? task.threads : default_threads();
-    if (threads > entries / kWorkOfAThread) threads = entries / kWorkOfAThread;
+    if (threads > rows * row_cost / kWorkOfAThread) threads = rows * row_cost / kWorkOfAThread;
     if (threads > work.total) threads = work.total;
     if (threads > 1 && work.at_once * threads > work.total)
         work.at_once = (work.total + threads - 1) / threads;

@@ -53,6 +53,11 @@ class Kind:
         """The module of `xentx._core` that computes."""
         return OPERATIONS[self.spec.operation]
 
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the value is one number."""
+        return self.operation.IS_ROWWISE and self.spec.reduction != "none"
+
     def taken_by(self, engine: str) -> bool:
         """Whether an engine of this name has such a loss."""
         return any(one.name == engine for one in self.engines)

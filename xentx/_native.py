@@ -72,7 +72,8 @@ def takes(spec: LossSpec, target: str | None, has_float64: bool) -> bool:  # noq
     # An index too large for the type that the kernel reads must be seen to be out of range.
     wraps = target == "uint64" or (target in ("uint32", "int64") and not has_float64)
     # Options that are arrays it can't read.
-    return spec.operation in ("cross_entropy", "log_softmax") and not wraps and not spec.operands
+    known = spec.operation in ("cross_entropy", "log_softmax", "nll_loss")
+    return known and not wraps and not spec.operands
 
 
 Strides = tuple[int, int, int, int]
@@ -108,7 +109,8 @@ def plan(
     logits, target, weight, sample_weight, normalizer, state, cotangent
         Each array's dtype, and its strides in elements along (group, outer, classes, inner).
     operation
-        What to compute, where that is not the spec's own: "log_softmax_pullback", or what is done
+        What to compute, where that is not the spec's own: "log_softmax_pullback", which
+        takes a cotangent in the shape of the logits, or what is done
         with a block of the classes, "block_state" and "block_gradient".
     first_class, all_classes
         Where a block begins, and how many classes there are beside its own.

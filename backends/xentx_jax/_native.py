@@ -85,8 +85,7 @@ class Call:
     @property
     def reduced(self) -> bool:
         """Whether the value is one number."""
-        spec = self.kind.spec
-        return spec.operation == "cross_entropy" and spec.reduction != "none"
+        return self.kind.is_reduced
 
     def knowing(self, known: bool) -> "Call":  # noqa: FBT001
         """Return the same with or without a known gradient."""
@@ -144,7 +143,7 @@ def solve_with_gradient(
         return None
     call = _call_for(kind, arrays, overwrite=overwrite)
     seeds = [] if cotangent is None else [cotangent.astype(kind.spec.precision.compute)]
-    if kind.spec.operation == "log_softmax":
+    if not kind.operation.IS_ROWWISE:
         (value,) = loss_p.bind(*present, call=call)
         operands = _vary_alike([*present, *(seeds or [jnp.ones_like(value)])])
         return value, pullback_p.bind(*operands, call=call)[0]
@@ -341,8 +340,7 @@ def _value_shape(call: Call, logits: tuple[int, ...]) -> tuple[int, ...]:
     if call.reduced:
         return ()
     axis = call.kind.spec.axis
-    rowwise = call.kind.spec.operation == "cross_entropy"
-    return logits[:axis] + logits[axis + 1 :] if rowwise else logits
+    return logits[:axis] + logits[axis + 1 :] if call.kind.operation.IS_ROWWISE else logits
 
 
 def _logits_shape(call: Call, logits: Aval) -> tuple[int, ...]:
@@ -535,7 +533,7 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     spec = call.kind.spec
     logits = _logits_shape(call, ctx.avals_in[0])
     seeds = len(operands) - call.count
-    pulls = spec.operation == "log_softmax" and seeds > 0
+    pulls = not call.kind.operation.IS_ROWWISE and seeds > 0
     wanted = [primitive is not pullback_p, primitive is not loss_p]
     aliases = {len(operands) - 1: 0} if call.known else None
     if call.overwrites and primitive is loss_and_gradient_p:
@@ -544,7 +542,7 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     return lower(
         ctx,
         *operands,
-        options=encode(spec, operation="log_softmax_pullback" if pulls else spec.operation),
+        options=encode(spec, operation=spec.operation + "_pullback" * pulls),
         groups=np.int64(1 if call.groups is None else call.groups),
         outer=np.int64(math.prod(logits[: spec.axis])),
         classes=np.int64(logits[spec.axis]),

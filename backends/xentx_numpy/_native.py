@@ -40,18 +40,19 @@ def solve_with_gradient(
     gradient = logits if in_place else _memory.empty(logits.shape, logits.dtype)
     compute = kind.spec.precision.compute
     seed = None if cotangent is None else cotangent.astype(compute, copy=False)
-    if kind.spec.operation == "log_softmax":
-        _run(kind, "log_softmax", arrays, value=value)
+    operation = kind.spec.operation
+    if not kind.operation.IS_ROWWISE:
+        _run(kind, operation, arrays, value=value)
         seed = np.ones(value.shape, logits.dtype) if seed is None else seed
-        _run(kind, "log_softmax_pullback", arrays, seed=seed, gradient=gradient)
-    elif _run(kind, "cross_entropy", arrays, seed=seed, value=value, gradient=gradient) >= 0:
+        _run(kind, f"{operation}_pullback", arrays, seed=seed, gradient=gradient)
+    elif _run(kind, operation, arrays, seed=seed, value=value, gradient=gradient) >= 0:
         return None
     return value[()], gradient
 
 
 def _empty_value(kind: Kind, logits: Array) -> Array:
     spec, shape = kind.spec, logits.shape
-    if spec.operation == "log_softmax":
+    if not kind.operation.IS_ROWWISE:
         return np.empty(shape, logits.dtype)
     if spec.reduction == "none":
         return np.empty(shape[: spec.axis] + shape[spec.axis + 1 :], logits.dtype)
@@ -98,7 +99,7 @@ def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
     spec, shape = kind.spec, arrays[0].shape
     full = (math.prod(shape[: spec.axis]), spec.classes, math.prod(shape[spec.axis + 1 :]))
     rows = (full[0], full[2])
-    cotangent = full if operation == "log_softmax_pullback" else rows
+    cotangent = rows if kind.operation.IS_ROWWISE else full
     forms = (full, full if spec.soft else rows, (full[1],), rows, (), cotangent)
 
     views: list[Any] = []

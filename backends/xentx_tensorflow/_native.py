@@ -29,7 +29,6 @@ import tensorflow as tf
 
 from xentx import _calls, _evaluate
 from xentx._calls import Kind, Problem
-from xentx._core import cross_entropy, log_softmax
 from xentx._core._spec import decode, encode
 from xentx._native import INSTALL, KERNEL, NO_KERNEL
 from xentx_tensorflow import _arrays, _autodiff, _private
@@ -110,17 +109,13 @@ def _present(arrays: Arrays) -> list[Array]:
     return [array for array in arrays if array is not None]
 
 
-def _reduces(kind: Kind) -> bool:
-    return kind.operation is cross_entropy and kind.spec.reduction != "none"
-
-
 def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Array:
     """Value by the kernel. Of a reduced loss it may be known, with its gradient."""
     logits, *others = _present(arrays)
-    if kind.operation is log_softmax:
+    if not kind.operation.IS_ROWWISE:
         return operators().xentx_log_softmax(logits, options)
     target, *weights = others
-    if _reduces(kind):
+    if kind.is_reduced:
         return operators().xentx_loss(logits, target, weights, known, options)
     losses = operators().xentx_row_losses(logits, target, weights, options)
     if not tf.executing_eagerly():
@@ -385,9 +380,9 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
         return None
     if not tf.executing_eagerly():
         # A tape may be around the function that is being traced, where it watches other tensors.
-        both = _reduces(kind) and _private.is_anything_recorded()
+        both = kind.is_reduced and _private.is_anything_recorded()
         return _traced(kind, arrays, _options(kind, arrays), both=both)[0]
-    both = _reduces(kind) and _private.is_recorded(arrays[0])
+    both = kind.is_reduced and _private.is_recorded(arrays[0])
     options = _options(kind, arrays, strict=True)
     try:
         return _differentiable(kind, arrays, options, both=both)[0]
@@ -407,7 +402,7 @@ def solve_with_gradient(
         return None
     eager = tf.executing_eagerly()
     options = _options(kind, arrays, strict=eager)
-    both = _reduces(kind) and cotangent is None
+    both = kind.is_reduced and cotangent is None
     try:
         if eager and both and not _private.is_anything_recorded():
             value, gradient = _value_and_gradient(arrays, options)

@@ -151,7 +151,7 @@ def solve_with_gradient(
         by_logits = _operators.pull_back(spec, 0, arrays, seed, _BY_LOGITS)[0]
         return found, _plans.first((by_logits,))
     value = ready.empty_value(logits)
-    if spec.operation == "log_softmax":
+    if not kind.operation.IS_ROWWISE:
         ready.run(arrays, None, value, None)
         seed = torch.ones_like(value) if cotangent is None else cotangent
         return value, _plans.pull(kind.plans, spec, arrays, seed)

@@ -112,7 +112,7 @@ def _forward_shape(*args: Any) -> Array:
     logits, groups = args[0], args[_COUNT]
     spec = _read(logits, *args[_COUNT:])
     shape = logits.shape
-    if spec.operation == "cross_entropy":
+    if _calls.OPERATIONS[spec.operation].IS_ROWWISE:
         axis = groups + spec.axis
         rows = (*shape[:axis], *shape[axis + 1 :])
         shape = rows if spec.reduction == "none" else rows[:groups]

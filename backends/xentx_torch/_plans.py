@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from xentx import _native
+from xentx import _calls, _native
 from xentx._core._spec import LossSpec
 from xentx_torch import _layout, _private
 
@@ -186,10 +186,10 @@ def pull(
     in_order: bool = False,
 ) -> Array:
     """Gradient by the logits for a plain cotangent, in memory that may be given."""
-    if spec.operation == "log_softmax":
+    if not _calls.OPERATIONS[spec.operation].IS_ROWWISE:
         if not cotangent.is_floating_point():
             cotangent = cotangent.to(_compute(spec, arrays))  # the kernel reads floats
-        spec = replace(spec, operation="log_softmax_pullback")
+        spec = replace(spec, operation=f"{spec.operation}_pullback")
         ready = prepare(plans, spec, arrays, cotangent, groups=groups, in_order=in_order)
     else:
         ready = prepare(plans, spec, arrays, groups=groups, in_order=in_order)
@@ -239,7 +239,7 @@ def _make(
         name: None if dtype is None else (str(dtype).removeprefix("torch."), strides)
         for name, dtype, strides in zip(_NAMES, dtypes, layout.strides, strict=True)
     }
-    if spec.operation != "cross_entropy":
+    if cotangent is not None or not _calls.OPERATIONS[spec.operation].IS_ROWWISE:
         value_shape, value_strides = shape, layout.result
     return Ready(
         plan=_native.plan(spec, layout.sizes, groups=layout.groups, **described),
