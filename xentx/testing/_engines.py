@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
+import pytest
+
 from xentx import _validation
 from xentx._backend import Backend
 
@@ -10,9 +12,10 @@ from xentx._backend import Backend
 @contextlib.contextmanager
 def portable_core(backend: Backend) -> Iterator[None]:
     """Let the portable core compute all losses of a backend's arrays."""
-    known = backend.engines, backend.cache, _validation._KINDS  # noqa: SLF001 -- it holds engines
-    backend.engines, backend.cache, _validation._KINDS = (), None, {}  # noqa: SLF001
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "engines", ())
+        # What was found out about earlier calls holds their engines.
+        patch.setattr(_validation, "_KINDS", {})
+        if hasattr(backend.cache, "_calls"):
+            patch.setattr(backend.cache, "_calls", None)
         yield
-    finally:
-        backend.engines, backend.cache, _validation._KINDS = known  # noqa: SLF001
