@@ -76,7 +76,7 @@ def portable(function):
 
     def by_the_core(*args, **kwargs):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(BACKEND), "native", None)
+            patch.setattr(BACKEND, "native", None)
             return function(*args, **kwargs)
 
     return by_the_core

@@ -47,7 +47,7 @@ CLASSES[0] = False
 @pytest.fixture(params=["native", "portable"], autouse=True)
 def engine(request, monkeypatch):
     """Both engines, whichever of them this run has."""
-    backend = type(xentx_jax.BACKEND)
+    backend = xentx_jax.BACKEND
     if request.param == "portable":
         monkeypatch.setattr(backend, "native", None)
     elif backend.native is None:

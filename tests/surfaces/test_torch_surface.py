@@ -47,7 +47,7 @@ WEIGHT = torch.rand(5, generator=GENERATOR) + 0.5
 @pytest.fixture(params=["native", "portable"], autouse=True)
 def engine(request, monkeypatch):
     """Both engines, whichever of them this run has."""
-    backend = type(xentx_torch.BACKEND)
+    backend = xentx_torch.BACKEND
     if request.param == "portable":
         monkeypatch.setattr(backend, "native", None)
         monkeypatch.setattr(xentx_torch._native, "_calls", None)  # noqa: SLF001
