@@ -23,7 +23,18 @@ def placed_along_axis(
     return array
 
 
-NAMESPACE = extended(np.empty(0), placed_along_axis)
+def matmul(left: Array, right: Array) -> Array:
+    """Multiply matrices by BLAS, whatever their strides.
+
+    NumPy before 2.3 has a loop of its own where no axis is contiguous: slower, and other bits.
+    """
+    contiguous = (
+        x if min(x.strides) == x.itemsize else np.ascontiguousarray(x) for x in (left, right)
+    )
+    return np.matmul(*contiguous)
+
+
+NAMESPACE = extended(np.empty(0), placed_along_axis, matmul)
 
 
 def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
