@@ -2,7 +2,8 @@
 //
 // Start here. A Task says what to compute, on arrays that somebody else owns; run() computes it.
 //
-//   rows.h        the row formula of SEMANTICS, in vectors: the mathematics is there and only there
+//   rows.h        the row formula of SEMANTICS, in vectors: the mathematics is in it, and in what it
+//                 includes: quick.h and general.h, two ways to compute a row, and nll_loss.h
 //   exponential.h exp, log1p and tanh, which are the same on every machine
 //   simd.h        64-byte vectors on whatever instruction set there is
 //   isa_*.cpp     rows.h compiled once for each instruction set
