@@ -11,6 +11,7 @@ in which nothing cancels, however confident the row; where some ``x_j`` is far a
 largest difference is taken out first. The gradient at ``t`` is minus the others' probabilities.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def binary_loss_and_gradient(
         return np.asarray(loss.sum() / divisor), gradient / divisor
 
 
-OF_LOSS = {
+OF_LOSS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "cross_entropy": loss_and_gradient,
     "binary_cross_entropy": binary_loss_and_gradient,
 }
