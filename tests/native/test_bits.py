@@ -24,8 +24,9 @@ pytestmark = [
 
 PROBLEMS = 1000
 AT_ONCE = 50  # in one compiled function
-# A graph of TensorFlow's holds the core beside the kernel, and takes long to trace.
-EVERY = {"tensorflow:function": 10}
+# Of what is traced, so many in all: they take long to compile. A prime, so that they have every
+# dtype, option and kind of target.
+EVERY = {"jax:jit": 7, "tensorflow:function": 7}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
     route for route in routes(*requested_frameworks()) if route.name not in {"numpy", "strict"}

@@ -44,6 +44,9 @@ class Route:
         The backend's name, which XENTX_TEST_BACKENDS chooses.
     traced : bool
         Whether `compile` hides the arrays' values from xentx.
+    compiles : bool
+        Whether other calls are compiled too, for each shape. Tests that draw many shapes at random
+        then draw fewer.
     dtypes : tuple of str
         Of logits.
     has_float64 : bool
@@ -63,6 +66,7 @@ class Route:
     name: ClassVar[str]
     framework: ClassVar[str]
     traced: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64")
     has_float64: ClassVar[bool] = True
 
