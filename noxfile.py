@@ -238,7 +238,7 @@ def matrix(session: nox.Session) -> None:
     # Keras on all its backends, and the tools.
     done = (
         *("matrix/test_[!a]*", "matrix/test_accuracy*", "native/test_[!b]*"),
-        *("surfaces/test_[!k]*", "drop_in", "examples"),
+        *("surfaces/test_[!k]*", "array_api", "drop_in", "examples", "test_native_deviations.py"),
     )
     run_tests(session, FRAMEWORKS, "tests", *(f"--ignore-glob=*/{pattern}" for pattern in done))
     # Beside what is made of dense problems, which has no second engine, and NumPy: `pure` has that.
