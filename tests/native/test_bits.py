@@ -24,9 +24,9 @@ pytestmark = [
 
 PROBLEMS = 1000
 AT_ONCE = 50  # in one compiled function
-# Of what is traced, so many in all: they take long to compile. A prime, so that they have every
-# dtype, option and kind of target.
-EVERY = {"jax:jit": 7, "tensorflow:function": 7}
+# Of what is traced one in so many, since they take long to compile. Primes, so that those have
+# every dtype, option and kind of target.
+EVERY = {"jax:jit": 7, "tensorflow:function": 17}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
     route for route in routes(*requested_frameworks()) if route.name not in {"numpy", "strict"}
@@ -113,7 +113,7 @@ def expected():
 @pytest.mark.parametrize("make", OTHERS, ids=lambda route: route.name)
 def test_eager_and_traced(make, expected):
     found = many(make())
-    assert len(found) >= PROBLEMS // 10
+    assert len(found) >= PROBLEMS // 20
     assert [seed for seed in found if found[seed] != expected[seed]] == []
 
 
