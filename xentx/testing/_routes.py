@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +49,9 @@ class Route:
         then draw fewer.
     dtypes : tuple of str
         Of logits.
+    gaps : mapping of str to str
+        Tests that the route can't pass, and why: what their names match, with ``*`` and ``?``, such
+        as ``"test_values.py::test_dtypes[*bfloat16*]"``. They run, and one that passes is an error.
     has_float64 : bool
         Whether float64 is there beside narrower arrays. `precision` may bring it for those of
         float64.
@@ -68,6 +71,7 @@ class Route:
     traced: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64")
+    gaps: ClassVar[Mapping[str, str]] = {}
     has_float64: ClassVar[bool] = True
 
     def __repr__(self) -> str:
