@@ -269,7 +269,7 @@ def test_progress_is_told_of_each_step():
 def test_what_counts_as_a_failure(fail_on, failing, monkeypatch):
     broken = stand_in("near", id="xentx:numpy")
     bad = stand_in("wrong", id="numpy:bad example", caveat="it is known to be wrong")
-    monkeypatch.setattr(_run, "xentx_records", lambda: (broken,))
+    monkeypatch.setattr(_run, "xentx_records", lambda _: (broken,))
     monkeypatch.setattr(_run, "natives", lambda: (stand_in("wrong"), bad, stand_in("near")))
     plan = Plan(regimes=(REGIMES["worked-example"],), timed=False, fail_on=fail_on)
     report = compare(plan)
@@ -284,7 +284,7 @@ def test_corners_count_for_xentx_only(monkeypatch):
     report = compare(plan)
     assert report.passed
     assert report.corners[0].results[1].differences == ("accepts",)
-    monkeypatch.setattr(_run, "xentx_records", lambda: (stand_in("accepts", id="xentx:numpy"),))
+    monkeypatch.setattr(_run, "xentx_records", lambda _: (stand_in("accepts", id="xentx:numpy"),))
     assert compare(plan).failures == ("target-too-high: xentx:numpy deviates in accepts",)
 
 
