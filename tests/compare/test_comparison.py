@@ -270,7 +270,7 @@ def test_what_counts_as_a_failure(fail_on, failing, monkeypatch):
     broken = stand_in("near", id="xentx:numpy")
     bad = stand_in("wrong", id="numpy:bad example", caveat="it is known to be wrong")
     monkeypatch.setattr(_run, "xentx_records", lambda _: (broken,))
-    monkeypatch.setattr(_run, "natives", lambda: (stand_in("wrong"), bad, stand_in("near")))
+    monkeypatch.setattr(_run, "natives", lambda _: (stand_in("wrong"), bad, stand_in("near")))
     plan = Plan(regimes=(REGIMES["worked-example"],), timed=False, fail_on=fail_on)
     report = compare(plan)
     assert report.passed == (not failing)
@@ -278,7 +278,7 @@ def test_what_counts_as_a_failure(fail_on, failing, monkeypatch):
 
 
 def test_corners_count_for_xentx_only(monkeypatch):
-    monkeypatch.setattr(_run, "natives", lambda: (stand_in("accepts"),))
+    monkeypatch.setattr(_run, "natives", lambda _: (stand_in("accepts"),))
     corners = (CORNERS["target-too-high"],)
     plan = Plan(frameworks=("numpy",), regimes=(), corners=corners, fail_on="any")
     report = compare(plan)
