@@ -24,9 +24,9 @@ pytestmark = [
 
 PROBLEMS = 1000
 AT_ONCE = 50  # in one compiled function
-# Of what is traced one in so many, since they take long to compile. Primes, so that those have
-# every dtype, option and kind of target.
-EVERY = {"jax:jit": 7, "tensorflow:function": 17}
+# One in so many of what is compiled, which takes long. Primes, so that those have every dtype, option
+# and kind of target.
+EVERY = {"jax": 7, "jax:jit": 5, "tensorflow:function": 17}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
     route for route in routes(*requested_frameworks()) if route.name not in {"numpy", "strict"}
