@@ -24,8 +24,8 @@ pytestmark = [
 
 PROBLEMS = 1000
 AT_ONCE = 50  # in one compiled function
-# One in so many of what is compiled, which takes long. Primes, so that those have every dtype, option
-# and kind of target.
+# One in so many of what is compiled, which takes long. Primes, so that those have every dtype,
+# option and kind of target.
 EVERY = {"jax": 7, "jax:jit": 5, "tensorflow:function": 17}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
