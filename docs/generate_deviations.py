@@ -9,13 +9,14 @@ it with the frameworks that pyproject.toml pins, whenever a pin, a record or a c
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _markdown import table
 
-from xentx.compare import CORNERS, Plan, Report, compare, words
+from xentx.compare import BINARY_CORNERS, CORNERS, Plan, Report, compare, words
 from xentx.compare.report import CornerReport, Loss
 
 PAGE = Path(__file__).with_name("deviations.md")
@@ -35,7 +36,8 @@ HEAD = """\
 
 <!-- Written by `{command}`. Don't edit. -->
 
-What the frameworks' own losses answer in {corners} corner cases, and where that is not what
+What the frameworks' own losses answer in {corners} corner cases, {binary} of them of binary
+cross-entropy, and where that is not what
 [xentx's rules](#rules) say. Written by `{command}` with {versions}.
 
 `=` all of a framework's losses that can be asked the case answer as the rule says; `≠` none does;
@@ -67,6 +69,12 @@ def mark(corner: CornerReport, losses: Sequence[Loss]) -> str:
     if deviating in (0, asked):
         return DEVIATES if deviating else AGREES
     return f"{deviating} of {asked}"
+
+
+def groups_of(report: Report) -> dict[str, list[CornerReport]]:
+    """Group a report's corner cases."""
+    by_group = itertools.groupby(report.corners, key=lambda corner: corner.group)
+    return {name: list(corners) for name, corners in by_group}
 
 
 def summary(report: Report, groups: dict[str, list[CornerReport]]) -> Iterator[str]:
@@ -153,21 +161,23 @@ def flat(text: str) -> str:
     return " ".join(text.split()).replace("[ ", "[").replace(" ]", "]")
 
 
-def rules(report: Report) -> Iterator[str]:
+def rules(corners: Sequence[CornerReport]) -> Iterator[str]:
     """State each rule that a case holds losses to."""
     yield "## Rules"
     yield ""
-    for rule in dict.fromkeys(corner.rule for corner in report.corners):
+    for rule in dict.fromkeys(corner.rule for corner in corners):
         yield f"- {rule}"
 
 
-def render(report: Report) -> str:
+def render(report: Report, binary: Report) -> str:
     """Write the page of a comparison in all corner cases.
 
     Parameters
     ----------
     report
         What was found.
+    binary
+        What was found of binary cross-entropy.
 
     Returns
     -------
@@ -179,17 +189,19 @@ def render(report: Report) -> str:
         + (f" on {', '.join(report.keras_backends)}" if library.name == "keras" else "")
         for library in report.libraries
     )
-    groups = {
-        name: list(corners)
-        for name, corners in itertools.groupby(report.corners, key=lambda corner: corner.group)
-    }
-    lines = [HEAD.format(command=COMMAND, corners=len(report.corners), versions=versions)]
-    lines += summary(report, groups)
-    for name, corners in groups.items():
-        lines += [f"## {name.capitalize()}", ""]
-        lines += overview(report, corners)
-        lines += itertools.chain.from_iterable(details(report, corner) for corner in corners)
-    lines += rules(report)
+    every = (*report.corners, *binary.corners)
+    lines = [
+        HEAD.format(
+            command=COMMAND, corners=len(every), binary=len(binary.corners), versions=versions
+        )
+    ]
+    lines += summary(report, groups_of(report))
+    for one in (report, binary):
+        for name, corners in groups_of(one).items():
+            lines += [f"## {name.capitalize()}", ""]
+            lines += overview(one, corners)
+            lines += itertools.chain.from_iterable(details(one, corner) for corner in corners)
+    lines += rules(every)
     return "\n".join(lines) + "\n"
 
 
@@ -201,12 +213,16 @@ def generate(progress: Callable[[int, int, str], None] = lambda *_: None) -> str
     RuntimeError
         If a framework is missing: the page is about all of them.
     """
-    report = compare(Plan(regimes=(), corners=tuple(CORNERS.values()), timed=False), progress)
+    plan = Plan(regimes=(), corners=tuple(CORNERS.values()), timed=False)
+    report = compare(plan, progress)
     missing = [library.name for library in report.libraries if library.problem is not None]
     if missing:
         msg = f"the page needs every framework; missing: {', '.join(missing)}"
         raise RuntimeError(msg)
-    return render(report)
+    corners = tuple(BINARY_CORNERS.values())
+    return render(
+        report, compare(replace(plan, loss="binary_cross_entropy", corners=corners), progress)
+    )
 
 
 def main() -> None:

@@ -9,12 +9,18 @@ import pytest
 from xentx.testing._fixtures import (
     CHOSEN,
     REQUESTED,
+    pytest_collection_modifyitems,
     pytest_generate_tests,
     pytest_report_header,
     route,
 )
 
-__all__ = ["pytest_generate_tests", "pytest_report_header", "route"]
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_generate_tests",
+    "pytest_report_header",
+    "route",
+]
 
 
 def pytest_sessionstart() -> None:

@@ -26,6 +26,13 @@ FILES = {
 
         class Demo(Route):
             name = framework = "demo"
+            gaps = {
+                "test_worked_example.py::test_gradient[demo]": "declared, and there is none",
+                "test_worked_example.py::test_loss[demo-mean-*]": "what comes back is wrong",
+            }
+
+            def numpy(self, value):
+                return value + (value.ndim == 0)
 
         ROUTES = (Demo,)
     """,
@@ -78,3 +85,22 @@ def test_its_routes(run):
         print(requested_frameworks(), [route.name for route in routes(*requested_frameworks())])
     """
     assert run(program, XENTX_TEST_BACKENDS="demo") == ["('demo',) ['demo']"]
+
+
+def test_gaps_that_it_declares(run):
+    """What is declared may fail, and must."""
+    program = """
+        import pytest
+        options = ["-q", "-rA", "-p", "no:cacheprovider", "-k", "test_gradient or test_loss"]
+        pytest.main([*options, "--pyargs", "xentx.testing.test_worked_example"])
+    """
+    lines = run(program, XENTX_TEST_BACKENDS="demo")
+    outcomes = dict(line.split()[1::-1] for line in lines if "::" in line)
+    names = {name.rpartition("::")[2]: outcome for name, outcome in outcomes.items()}
+    assert names == {
+        "test_loss[demo-none-expected0]": "PASSED",
+        "test_loss[demo-mean-0.390574]": "XFAIL",
+        "test_loss[demo-sum-0.781147]": "FAILED",
+        "test_gradient[demo]": "FAILED",
+    }
+    assert any("[XPASS(strict)] declared, and there is none" in line for line in lines)

@@ -25,6 +25,7 @@ class JAX(Route):
     """JAX, call by call."""
 
     name = framework = "jax"
+    compiles = True
     has_float64 = False
 
     def array(self, value: Any) -> Array:

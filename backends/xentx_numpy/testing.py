@@ -3,13 +3,21 @@
 import importlib
 from typing import Any
 
+import numpy as np
+
 from xentx.testing import Route
 
 
 class NumPy(Route):
-    """NumPy's arrays."""
+    """NumPy's arrays, none of which can be written to."""
 
     name = framework = "numpy"
+
+    def array(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = value.copy(order="A")
+            value.flags.writeable = False
+        return value
 
 
 class Strict(Route):

@@ -52,6 +52,16 @@ def test_the_digits_are_there_by_default():
     assert "1797 rows, 10 classes" in done.output
 
 
+def test_compare_the_binary_loss():
+    arguments = ("compare", "-f", "numpy", "-r", "gap", "--no-time", "--loss")
+    done = run(*arguments, "binary_cross_entropy", "--corners")
+    assert done.exit_code == 0, done.output
+    assert "80 rows, 1 class," in done.output
+    assert "xentx.binary_cross_entropy" in done.output
+    assert run(*arguments, "focal").exit_code == 2
+    assert run(*arguments, "binary_cross_entropy", "--html", "page.html").exit_code == 2
+
+
 def test_json_is_all_that_standard_output_gets():
     done = run_apart("compare", "-f", "numpy", "-r", "gap", "--corners", "--json")
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,17 @@ import sys
 import numpy as np
 import pytest
 
-from xentx.compare import CORNERS, REGIMES, Plan, _apart, _json, _worker, compare, user_regime
+from xentx.compare import (
+    BINARY_CORNERS,
+    CORNERS,
+    REGIMES,
+    Plan,
+    _apart,
+    _json,
+    _worker,
+    compare,
+    user_regime,
+)
 from xentx.compare._apart import Crash, compare_apart, merge, split
 from xentx.compare._evaluate import Availability
 from xentx.compare._run import compare_some
@@ -30,6 +40,12 @@ def test_a_merged_report_is_that_of_one_process():
     }
     assert len(chosen) > 2
     assert _json.dumps(merge(PLAN, chosen, found)) == _json.dumps(compare(PLAN))
+
+
+def test_a_plan_of_the_binary_loss_travels_as_json(tmp_path):
+    corners = (BINARY_CORNERS["binary-nan"],)
+    plan = dataclasses.replace(PLAN, loss="binary_cross_entropy", corners=corners)
+    assert _worker.restore(json.loads(json.dumps(_worker.describe(plan, tmp_path)))) == plan
 
 
 def test_a_plan_travels_as_json(tmp_path):

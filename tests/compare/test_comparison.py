@@ -5,14 +5,25 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xentx.compare import CORNERS, REGIMES, Plan, _evaluate, _run, compare, user_regime
+from xentx.compare import (
+    BINARY_CORNERS,
+    CORNERS,
+    REGIMES,
+    Plan,
+    _evaluate,
+    _run,
+    compare,
+    user_regime,
+)
 from xentx.compare._evaluate import Availability, Truth, measure, visit
 from xentx.compare._floats import FORMATS, Yardstick
 from xentx.natives import Native, Requirement, natives, xentx_records
 
 NUMPY = Requirement(module="numpy", distributions=("numpy",))
+BINARY = "binary_cross_entropy"
 XENTX = {record.id: record for record in xentx_records()}
-NATIVES = {record.id: record for record in natives()}
+NATIVES = {record.id: record for record in (*natives(), *natives(BINARY))}
+EVERY_CORNER = CORNERS | BINARY_CORNERS
 
 
 def stand_in(function, **changes):
@@ -118,6 +129,29 @@ def test_xentx_is_accurate_on_every_framework(dtype, frameworks):
                 assert found.verdict == "accurate", (name, found)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_binary_loss_is_accurate_on_every_framework(dtype, frameworks):
+    for name in ("worked-example", "gap", "confident-10", "scaled-10"):
+        truth = Truth.of(REGIMES[name].case(dtype, 0, BINARY))
+        for record in xentx_records(BINARY):
+            if record.framework in frameworks:
+                found = measure(record, truth, timed=False)
+                assert found.verdict == "accurate", (name, found)
+
+
+def test_each_logit_of_a_regime_is_a_row_of_the_binary_loss():
+    report = compare(
+        Plan(frameworks=("numpy",), loss=BINARY, regimes=(REGIMES["worked-example"],), timed=False)
+    )
+    (regime,) = report.regimes
+    (found,) = regime.measurements
+    assert (regime.rows, regime.classes, found.loss) == (6, 1, f"xentx:numpy.{BINARY}")
+    logits = np.asarray([1.0, 2.0, 0.5, 0.1, 0.5, 2.0], np.float32)
+    losses = np.log1p(np.exp(logits * [1, -1, 1, 1, 1, -1]))
+    np.testing.assert_allclose(found.row_losses, losses, rtol=1e-6)
+    assert found.mean == pytest.approx(losses.mean())
+
+
 def test_naive_is_wrong_where_exp_overflows():
     truth = Truth.of(REGIMES["scaled-10"].case("float32", seed=0))
     found = measure(NATIVES["numpy:naive softmax, then log"], truth, timed=False)
@@ -125,12 +159,13 @@ def test_naive_is_wrong_where_exp_overflows():
     assert found.loss_errors.max_ulp == np.inf
 
 
-@pytest.mark.parametrize("name", CORNERS)
+@pytest.mark.parametrize("name", EVERY_CORNER)
 def test_xentx_obeys_its_rules(name, frameworks):
     """Eager, on every framework; the compilers' turn is in tests/matrix."""
-    for record in XENTX.values():
+    corner = EVERY_CORNER[name]
+    for record in xentx_records(corner.case.loss):
         if record.framework in frameworks and not record.compiled:
-            found = visit(record, CORNERS[name])
+            found = visit(record, corner)
             assert found.verdict != "deviates", (record.id, found)
 
 
@@ -183,6 +218,13 @@ DEVIATIONS = [
         "keras:SparseCategoricalCrossentropy() on logits",
         ("loss", "gradient"),
     ),
+    ("binary-confident", "torch:F.binary_cross_entropy_with_logits", ("loss", "gradient")),
+    ("binary-target-int64", "torch:F.binary_cross_entropy_with_logits", ("refuses",)),
+    ("binary-infinity-right", "optax:sigmoid_binary_cross_entropy", ("loss",)),
+    ("binary-target-of-one-row", "optax:sigmoid_binary_cross_entropy", ("accepts",)),
+    ("binary-infinity-right", "tf:nn.sigmoid_cross_entropy_with_logits", ("loss",)),
+    ("binary-infinity-right", "tf:nn.sigmoid_cross_entropy_with_logits[xla]", ("loss",)),
+    ("binary-smoothing-2", "keras:BinaryCrossentropy(from_logits=True)", ("accepts",)),
 ]  # fmt: skip
 
 
@@ -194,7 +236,7 @@ def test_known_deviations(corner, native, differences, frameworks):
     framework = "tensorflow" if record.framework == "keras" else record.framework
     if framework not in frameworks or record.missing():
         pytest.skip(f"{native} was not asked for")
-    assert visit(record, CORNERS[corner]).differences == differences
+    assert visit(record, EVERY_CORNER[corner]).differences == differences
 
 
 def test_a_report_says_what_was_found():
@@ -227,8 +269,8 @@ def test_progress_is_told_of_each_step():
 def test_what_counts_as_a_failure(fail_on, failing, monkeypatch):
     broken = stand_in("near", id="xentx:numpy")
     bad = stand_in("wrong", id="numpy:bad example", caveat="it is known to be wrong")
-    monkeypatch.setattr(_run, "xentx_records", lambda: (broken,))
-    monkeypatch.setattr(_run, "natives", lambda: (stand_in("wrong"), bad, stand_in("near")))
+    monkeypatch.setattr(_run, "xentx_records", lambda _: (broken,))
+    monkeypatch.setattr(_run, "natives", lambda _: (stand_in("wrong"), bad, stand_in("near")))
     plan = Plan(regimes=(REGIMES["worked-example"],), timed=False, fail_on=fail_on)
     report = compare(plan)
     assert report.passed == (not failing)
@@ -236,13 +278,13 @@ def test_what_counts_as_a_failure(fail_on, failing, monkeypatch):
 
 
 def test_corners_count_for_xentx_only(monkeypatch):
-    monkeypatch.setattr(_run, "natives", lambda: (stand_in("accepts"),))
+    monkeypatch.setattr(_run, "natives", lambda _: (stand_in("accepts"),))
     corners = (CORNERS["target-too-high"],)
     plan = Plan(frameworks=("numpy",), regimes=(), corners=corners, fail_on="any")
     report = compare(plan)
     assert report.passed
     assert report.corners[0].results[1].differences == ("accepts",)
-    monkeypatch.setattr(_run, "xentx_records", lambda: (stand_in("accepts", id="xentx:numpy"),))
+    monkeypatch.setattr(_run, "xentx_records", lambda _: (stand_in("accepts", id="xentx:numpy"),))
     assert compare(plan).failures == ("target-too-high: xentx:numpy deviates in accepts",)
 
 

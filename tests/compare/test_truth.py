@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from xentx.compare.truth import PRECISION, loss_and_gradient
+from xentx.compare.truth import PRECISION, binary_loss_and_gradient, loss_and_gradient
 
 DIGITS = 700
 TOLERANCE = 2.0 ** (11 - PRECISION)
@@ -109,3 +109,39 @@ def test_the_class_axis():
     other, moved = loss_and_gradient(np.moveaxis(logits, 1, -1), target)
     np.testing.assert_array_equal(loss, other)
     np.testing.assert_array_equal(gradient, np.moveaxis(moved, -1, 1))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 3.0, 300.0])
+def test_the_binary_loss(scale):
+    """Two classes, whose logits are x and 0."""
+    rng = np.random.default_rng(3)
+    x = scale * rng.standard_normal(20)
+    target = np.where(rng.random(20) < 0.5, rng.integers(0, 2, 20), rng.random(20))
+    weight, pos_weight = (rng.uniform(0.5, 2.0, 20).astype(np.longdouble) for _ in range(2))
+    options = {"weight": weight, "pos_weight": pos_weight, "label_smoothing": 0.25}
+    losses, gradients = binary_loss_and_gradient(x, target, **options)
+    share = np.longdouble(0.75) * target + np.longdouble(0.125)
+    for row, q in enumerate(zip(weight * pos_weight * share, weight * (1 - share), strict=True)):
+        with mpmath.workdps(DIGITS):
+            loss, (gradient, _) = exact([x[row], 0.0], q)
+            wanted = wide([loss, gradient])
+        np.testing.assert_allclose(losses[row], wanted[0], rtol=TOLERANCE)
+        # Its two terms may cancel.
+        np.testing.assert_allclose(gradients[row], wanted[1], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_reductions_of_the_binary_loss():
+    logits, target = np.asarray([[1.0, -2.0], [0.0, 3.0]]), np.asarray([[1, 0], [0, 1]])
+    weight = np.asarray([1.0, 3.0])
+    losses, gradients = binary_loss_and_gradient(logits, target, weight=weight)
+    for reduction, divisor in (("sum", 1.0), ("mean", 4.0), ("weighted_mean", 8.0)):
+        value, gradient = binary_loss_and_gradient(
+            logits, target, weight=weight, reduction=reduction
+        )
+        np.testing.assert_allclose(value, losses.sum() / divisor, rtol=TOLERANCE)
+        np.testing.assert_allclose(gradient, gradients / divisor, rtol=TOLERANCE)
+    value, gradient = binary_loss_and_gradient(
+        logits, target, weight=0 * weight, reduction="weighted_mean"
+    )
+    assert np.isnan(value)
+    assert not gradient.any()

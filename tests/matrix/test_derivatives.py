@@ -164,17 +164,23 @@ class TestTorch:
 
 @pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
 class TestJAX:
-    """jax.test_util.check_grads, forward and reverse, to second order."""
+    """jax.test_util.check_grads, forward and reverse, to second order.
 
-    @pytest.mark.parametrize("reduction", REDUCTIONS)
-    def test_check_grads(self, reduction):
+    A second order takes half a minute to compile. The reductions that are not checked to it differ
+    from the others by a factor.
+    """
+
+    @pytest.mark.parametrize(
+        ("reduction", "order"), [("none", 1), ("mean", 1), ("sum", 1), ("weighted_mean", 2)]
+    )
+    def test_check_grads(self, reduction, order):
         import jax
         from jax.test_util import check_grads
 
         def check(loss, *arrays):
             # The checker's finite differences come as NumPy arrays, which have another backend.
             inputs = [jax.numpy.asarray(array) for array in arrays]
-            check_grads(lambda *x: loss(*map(jax.numpy.asarray, x)), inputs, order=2)
+            check_grads(lambda *x: loss(*map(jax.numpy.asarray, x)), inputs, order=order)
 
         from xentx_jax.testing import enable_x64
 

@@ -45,9 +45,18 @@ def check(function, shapes, *arrays, rtol=2e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7)
 
 
-@pytest.mark.parametrize("classes", [str(CLASSES), "c"], ids=["known classes", "any classes"])
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+# Every reduction with all options and symbols, and one with fewer of them.
+CASES = [
+    *((reduction, OPTIONS, "c") for reduction in REDUCTIONS),
+    *(("mean", options, classes) for options, classes in (({}, "c"), (OPTIONS, str(CLASSES)))),
+]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "options", "classes"),
+    CASES,
+    ids=[f"{r}-{'options' if o else 'plain'}-{c}" for r, o, c in CASES],
+)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_cross_entropy(kind, reduction, options, classes):
     def loss(logits, target, weight, sample_weight):

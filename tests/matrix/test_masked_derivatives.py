@@ -4,6 +4,8 @@ The derivative of a row's loss with respect to ``q_k`` is ``lse - x_k``: infinit
 minus infinity. Times a tangent or cotangent of 0 it is 0.
 """
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -68,18 +70,26 @@ class JAX:
 class JAXJit(JAX):
     """The same under jax.jit, where XLA simplifies."""
 
-    def forward(self, function, at, tangent):
+    @staticmethod
+    @functools.cache
+    def compiled(function):
+        """Both modes of a function, each compiled once."""
         import jax
 
-        moved = jax.jit(lambda x, t: jax.jvp(function, (x,), (t,)))(at, tangent)
-        return tuple(np.asarray(x) for x in moved)
+        return (
+            jax.jit(lambda x, t: jax.jvp(function, (x,), (t,))),
+            jax.jit(lambda x, c: jax.vjp(function, x)[1](c)[0]),
+        )
+
+    def forward(self, function, at, tangent):
+        return tuple(np.asarray(x) for x in self.compiled(function)[0](at, tangent))
 
     def reverse(self, function, at, cotangent):
         import jax
 
         shape = jax.eval_shape(function, self.array(at)).shape
         seed = self.array(np.broadcast_to(cotangent, shape).astype(at.dtype))
-        return np.asarray(jax.jit(lambda x, c: jax.vjp(function, x)[1](c)[0])(at, seed))
+        return np.asarray(self.compiled(function)[1](at, seed))
 
 
 class TensorFlow:
@@ -112,7 +122,10 @@ class TensorFlow:
 class TensorFlowFunction(TensorFlow):
     """The same in a tf.function, compiled by XLA."""
 
-    def forward(self, function, at, tangent):
+    @staticmethod
+    @functools.cache
+    def compiled(function):
+        """Forward mode of a function, compiled once."""
         import tensorflow as tf
 
         @tf.function(jit_compile=True)
@@ -121,7 +134,11 @@ class TensorFlowFunction(TensorFlow):
                 value = function(at)
             return value, accumulator.jvp(value)
 
-        return tuple(x.numpy() for x in moved(self.array(at), self.array(tangent)))
+        return moved
+
+    def forward(self, function, at, tangent):
+        moved = self.compiled(function)(self.array(at), self.array(tangent))
+        return tuple(x.numpy() for x in moved)
 
 
 WAYS = {

@@ -5,12 +5,13 @@ import inspect
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from xentx.compare.case import Case, prepare
-from xentx.compare.truth import loss_and_gradient
+from xentx.compare.truth import OF_LOSS
 from xentx.natives import (
     ENTRY_POINT_GROUP,
     Native,
@@ -22,7 +23,8 @@ from xentx.natives import (
     xentx_records,
 )
 
-EVERY = (*xentx_records(), *natives())
+LOSSES = ("cross_entropy", "binary_cross_entropy")
+EVERY = tuple(record for loss in LOSSES for record in (*xentx_records(loss), *natives(loss)))
 LIBRARIES = ("torch", "jax", "optax", "tensorflow", "keras", "scipy", "sklearn", "ml_dtypes")
 LOGITS = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
 TARGET = np.asarray([1, 2])
@@ -93,8 +95,16 @@ def test_every_reduction_of_every_native_is_called_and_right(installed):
             continue
         for reduction in record.reductions:
             case = Case(logits=LOGITS, target=TARGET, reduction=reduction)
+            if record.loss == "binary_cross_entropy":
+                case = replace(
+                    case,
+                    target=np.eye(3)[TARGET],
+                    target_dtype="float32",
+                    kind="probabilities",
+                    loss=record.loss,
+                )
             answer = prepare(record, case)[1]()
-            loss, gradient = loss_and_gradient(LOGITS, TARGET, reduction=reduction)
+            loss, gradient = OF_LOSS[record.loss](LOGITS, case.target, reduction=reduction)
             label = f"{record.id} {reduction}"
             np.testing.assert_allclose(answer.loss, loss, rtol=1e-3, err_msg=label)
             if answer.gradient is not None:
@@ -109,6 +119,7 @@ def test_every_reduction_of_every_native_is_called_and_right(installed):
         ({"gradient": "nor this"}, "module:function"),
         ({"needs": ()}, "at least one requirement"),
         ({"documentation": "somewhere"}, "https address"),
+        ({"loss": "hinge"}, "hinge"),
         ({"takes": "scores"}, "takes"),
         ({"targets": ()}, "targets"),
         ({"targets": ("labels",)}, "labels"),

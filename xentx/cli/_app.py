@@ -24,6 +24,13 @@ class DType(StrEnum):
     float64 = "float64"
 
 
+class LossName(StrEnum):
+    """Functions of xentx."""
+
+    cross_entropy = "cross_entropy"
+    binary_cross_entropy = "binary_cross_entropy"
+
+
 class FailOn(StrEnum):
     """What makes the exit status 1."""
 
@@ -56,6 +63,12 @@ def compare(
             "--native", "-n", help="Ids of native losses, with * and ?; see `xentx natives`."
         ),
     ] = None,
+    loss: Annotated[
+        LossName,
+        typer.Option(
+            "--loss", "-l", help="What they are compared with; of binary_cross_entropy, each logit."
+        ),
+    ] = LossName.cross_entropy,
     regime: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,6 +140,7 @@ def compare(
         _compare.run(
             frameworks=framework or (),
             losses=native or (),
+            loss=loss.value,
             regimes=regime,
             dtypes=[kind.value for kind in dtype or ()],
             logits=logits,

@@ -12,6 +12,7 @@ from xentx.cli._console import console
 from xentx.cli._progress import progress
 from xentx.cli._quiet import quiet
 from xentx.compare import (
+    BINARY_CORNERS,
     CORNERS,
     DEFAULT_REGIMES,
     REGIMES,
@@ -24,6 +25,9 @@ from xentx.compare import (
 from xentx.compare._apart import compare_apart, keras_backends
 from xentx.compare._run import FailOn
 from xentx.compare.files import DataError, load
+from xentx.natives.vocabulary import LossName
+
+_CORNERS = {"cross_entropy": CORNERS, "binary_cross_entropy": BINARY_CORNERS}
 
 # What is measured for a page, unless told: all kinds of logits, in under three minutes.
 _PAGE_REGIMES = (
@@ -36,6 +40,7 @@ def run(
     *,
     frameworks: Sequence[str],
     losses: Sequence[str],
+    loss: LossName,
     regimes: Sequence[str] | None,
     dtypes: Sequence[str],
     logits: Path | None,
@@ -51,7 +56,7 @@ def run(
     fail_on: FailOn,
 ) -> int:
     """Run the command and return its exit status."""
-    write_html = None if html is None else _html_writer(html)
+    write_html = None if html is None else _html_writer(html, loss)
     if html is not None:
         corners = True
         if regimes is None and logits is None:
@@ -74,9 +79,10 @@ def run(
     plan = Plan(
         frameworks=tuple(frameworks),
         losses=tuple(losses),
+        loss=loss,
         regimes=chosen,
         dtypes=tuple(dtypes) or ("float32",),
-        corners=tuple(CORNERS.values()) if corners else (),
+        corners=tuple(_CORNERS[loss].values()) if corners else (),
         seed=seed,
         timed=timed,
         keras_backends=keras_backends(),
@@ -109,8 +115,11 @@ def _jobs(*, timed: bool) -> int:
     return 1 if timed else os.cpu_count() or 1
 
 
-def _html_writer(path: Path) -> Callable[[Report, Path], None]:
+def _html_writer(path: Path, loss: LossName) -> Callable[[Report, Path], None]:
     """Import the renderer and look at the path, before minutes of measuring."""
+    if loss != "cross_entropy":
+        msg = "--html goes with --loss cross_entropy"
+        raise typer.BadParameter(msg)
     _output.check("--html", path)
     try:
         from xentx.compare.html import write_html  # noqa: PLC0415 -- only this option needs it

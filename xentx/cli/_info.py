@@ -41,7 +41,7 @@ def natives() -> None:
     table.add_column("targets", overflow="fold")
     table.add_column("options", overflow="fold")
     table.add_column("reductions", overflow="fold")
-    for native in records.natives():
+    for native in (*records.natives(), *records.natives("binary_cross_entropy")):
         missing = native.missing()
         table.add_row(
             Text(native.id),

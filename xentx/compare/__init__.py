@@ -5,11 +5,12 @@ Read `report` first: all that is found. `regimes` and `corners` are the tables o
 """
 
 from xentx.compare._run import Plan, compare, user_regime
-from xentx.compare.corners import CORNERS, RULES, Corner
+from xentx.compare.corners import BINARY_CORNERS, CORNERS, RULES, Corner
 from xentx.compare.regimes import DEFAULT_REGIMES, REGIMES, Regime
 from xentx.compare.report import Report
 
 __all__ = [
+    "BINARY_CORNERS",
     "CORNERS",
     "DEFAULT_REGIMES",
     "REGIMES",

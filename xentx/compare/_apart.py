@@ -57,7 +57,7 @@ def compare_apart(plan: Plan, progress: Progress = lambda *_: None, *, jobs: int
     Parameters
     ----------
     plan : Plan
-        What to compare. Its corners are those of `CORNERS`.
+        What to compare. Its corners are those of `CORNERS` or of `BINARY_CORNERS`.
     progress : callable
         Told of each step, from several threads but never at once.
     jobs : int

@@ -141,9 +141,12 @@ class Truth:
     @classmethod
     def of(cls, case: Case) -> "Truth":
         """Compute the truth of a case."""
-        losses, gradient = truth.loss_and_gradient(case.logits, case.target, **case.options)
-        soft = case.kind == "probabilities"
-        at = np.maximum(np.abs(gradient), np.abs(case.target)) if soft else None
+        losses, gradient = truth.OF_LOSS[case.loss](case.logits, case.target, **case.options)
+        at = None
+        if case.kind == "probabilities":
+            # A logit of its own has one term alone where its target is 0 or 1.
+            alone = case.loss == "binary_cross_entropy" and (case.target % 1.0 == 0.0)
+            at = np.maximum(np.abs(gradient), np.where(alone, 0.0, np.abs(case.target)))
         form = FORMATS[case.dtype]
         return cls(case, Yardstick.of(losses, form), Yardstick.of(gradient, form, at))
 
@@ -273,7 +276,7 @@ def expected(corner: Corner, *, traced: bool) -> tuple[Outcome, Answer | None]:
         return rule, None
     case = corner.case
     form = FORMATS[case.dtype]
-    loss, gradient = truth.loss_and_gradient(
+    loss, gradient = truth.OF_LOSS[case.loss](
         case.logits, case.target, **case.options, reduction=case.reduction
     )
     answer = Answer(form.round(loss), case.dtype, form.round(gradient), case.dtype)

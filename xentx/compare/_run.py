@@ -25,6 +25,7 @@ from xentx.compare.report import (
     Report,
 )
 from xentx.natives import Native, natives, xentx_records
+from xentx.natives.vocabulary import LossName
 
 Array = np.ndarray[Any, Any]
 FailOn = Literal["none", "xentx", "any"]
@@ -43,6 +44,8 @@ class Plan:
     losses
         Patterns of native ids, with ``*`` and ``?``; empty for all but the slow ones. xentx's own
         are always among the losses.
+    loss
+        The function of xentx that the losses are compared with.
     regimes
         What to measure accuracy on.
     dtypes
@@ -66,6 +69,7 @@ class Plan:
 
     frameworks: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    loss: LossName = "cross_entropy"
     regimes: tuple[Regime, ...] = tuple(REGIMES[name] for name in DEFAULT_REGIMES)
     dtypes: tuple[str, ...] = ("float32",)
     corners: tuple[Corner, ...] = ()
@@ -83,10 +87,10 @@ class Plan:
             If a framework or a pattern of losses names none.
         """
         known = (
-            *xentx_records(),
+            *xentx_records(self.loss),
             *(
                 native.on_backend(backend) if backend else native
-                for native in natives()
+                for native in natives(self.loss)
                 for backend in (native.framework == "keras" and self.keras_backends) or (None,)
             ),
         )
@@ -221,7 +225,7 @@ def _regime(
         problem = f"needs {regime.needs}: pip install 'xentx[cli]'"
     elif dtype == "float64" and np.finfo(np.float64).nmant + 1 >= truth.PRECISION:
         problem = "needs a longdouble wider than float64, which this platform has not"
-    true = None if problem else Truth.of(regime.case(dtype, plan.seed))
+    true = None if problem else Truth.of(regime.case(dtype, plan.seed, plan.loss))
     losses = None if true is None else true.losses.true
     gradient = None if true is None else true.gradient.true
 
@@ -240,7 +244,7 @@ def _regime(
         description=regime.description,
         dtype=dtype,
         rows=0 if losses is None else len(losses),
-        classes=0 if gradient is None else gradient.shape[1],
+        classes=0 if gradient is None else int(np.prod(gradient.shape[1:])),
         seed=plan.seed,
         loss_tolerance=_evaluate.LOSS_ULP[dtype],
         gradient_tolerance=_evaluate.GRADIENT_ULP[dtype],

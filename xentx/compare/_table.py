@@ -125,8 +125,8 @@ def _regime(report: Report, regime: RegimeReport, *, wide: bool) -> RenderableTy
     table = Table(
         title=Text(title, style="bold"),
         caption=Text(
-            f"{regime.rows} rows, {regime.classes} classes, {regime.dtype}; true mean loss "
-            f"{regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
+            f"{regime.rows} rows, {regime.classes} class{'es' * (regime.classes != 1)}, "
+            f"{regime.dtype}; true mean loss {regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
             f"{'max / mean' if wide else 'the largest'}, in ULP of {regime.dtype}, against the "
             "truth.",
             style="dim",

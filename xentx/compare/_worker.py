@@ -20,11 +20,11 @@ import numpy as np
 from xentx.compare import _json
 from xentx.compare._evaluate import Availability
 from xentx.compare._run import Plan, compare_some
-from xentx.compare.corners import CORNERS
+from xentx.compare.corners import BINARY_CORNERS, CORNERS
 from xentx.compare.regimes import REGIMES, Regime
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-_PLAIN = ("frameworks", "losses", "dtypes", "seed", "timed", "keras_backends", "fail_on")
+_PLAIN = ("frameworks", "losses", "loss", "dtypes", "seed", "timed", "keras_backends", "fail_on")
 
 
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def describe(plan: Plan, folder: Path) -> dict[str, Any]:
     Parameters
     ----------
     plan : Plan
-        What to compare. Its corners are those of `CORNERS`.
+        What to compare. Its corners are those of `CORNERS` or of `BINARY_CORNERS`.
     folder : Path
         Where to put logits and targets that a worker can't make itself, or not cheaply.
 
@@ -67,9 +67,10 @@ def restore(described: dict[str, Any]) -> Plan:
         name: tuple(described[name]) if isinstance(described[name], list) else described[name]
         for name in _PLAIN
     }
+    corners = CORNERS | BINARY_CORNERS
     return Plan(
         **plain,
-        corners=tuple(CORNERS[name] for name in described["corners"]),
+        corners=tuple(corners[name] for name in described["corners"]),
         regimes=tuple(_restore_regime(**regime) for regime in described["regimes"]),
     )
 

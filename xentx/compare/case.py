@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xentx.natives import LossAndGradient, Native, runtime_of
-from xentx.natives.vocabulary import Target
+from xentx.natives.vocabulary import LossName, Target
 
 Array = np.ndarray[Any, Any]
 
@@ -31,6 +31,8 @@ class Case:
         Name of the target's dtype in the framework.
     kind
         What the target is meant as.
+    loss
+        The function of xentx that is asked.
     options
         By xentx's names. Arrays get the dtype that they have in NumPy.
     reduction
@@ -47,6 +49,7 @@ class Case:
     target: Array
     target_dtype: str = "int64"
     kind: Target = "indices"
+    loss: LossName = "cross_entropy"
     options: Mapping[str, Any] = field(default_factory=dict)
     reduction: str = "none"
     encode: bool = True

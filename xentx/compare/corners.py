@@ -5,7 +5,7 @@ computed by `truth`, and where the rule is an error the corner names it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,14 @@ from xentx.compare.regimes import WORKED_EXAMPLE
 
 Array = np.ndarray[Any, Any]
 Group = Literal[
-    "class indices", "infinities", "extremes", "soft targets", "weights", "shapes", "dtypes"
+    "class indices",
+    "infinities",
+    "extremes",
+    "soft targets",
+    "weights",
+    "shapes",
+    "dtypes",
+    "binary cross-entropy",
 ]
 
 INF, NAN = math.inf, math.nan
@@ -52,6 +59,15 @@ RULES = {
     "logits dtype": "float16, bfloat16, float32, float64; int, bool and complex: TypeError.",
     "output dtype": "The output dtype is that of the logits, always.",
     "wide": "float16 and bfloat16 are computed in float32, accumulated wide and rounded once.",
+    "binary formula": "l = p y log(1 + exp(-x)) + (1 - y) log(1 + exp(x)), with full relative "
+    "precision in loss and gradient.",
+    "binary infinities": "An infinite logit costs nothing with its own target, and is +inf with "
+    "the other one. A NaN is NaN in its own place only.",
+    "binary target": "Floats or integers in the shape of the logits, of any value. bool: "
+    "TypeError. Nothing is broadcast or squeezed: ValueError.",
+    "binary weight": "weight and pos_weight broadcast to the shape of the logits; 0 times infinity "
+    "is 0. 'mean' divides by the number of logits.",
+    "binary smoothing": "(1 - s) y + s / 2; s outside [0, 1] or NaN: ValueError.",
     "subnormal": "Below the smallest normal number a result may be flushed to 0.",
 }
 """xentx's rules, in words."""
@@ -907,4 +923,161 @@ CORNERS = {
         *_DTYPES,
     )
 }
-"""Every corner case by its name."""
+"""Every corner case of cross-entropy by its name."""
+
+
+def _binary(logits: Any, target: Any, **more: Any) -> Case:
+    """Make a case of the binary loss; integers among the targets stay so."""
+    return replace(_case(logits, target, **more), loss="binary_cross_entropy", kind="probabilities")
+
+
+BINARY_CORNERS = {
+    corner.name: corner
+    for corner in _group(
+        "binary cross-entropy",
+        (
+            "binary-confident",
+            "logits of 20 and -20 with their own targets",
+            _binary([20.0, -20.0], (1.0, 0.0)),
+            "binary formula",
+            _VALUES,
+        ),
+        (
+            "binary-wrong",
+            "logits of 200 and -200 with the other targets",
+            _binary([200.0, -200.0], (0.0, 1.0)),
+            "binary formula",
+            _VALUES,
+        ),
+        (
+            "binary-1e30",
+            "logits of 1e30 and -1e30",
+            _binary([1e30, -1e30], (0.0, 0.0)),
+            "binary formula",
+            _VALUES,
+        ),
+        (
+            "binary-subnormal-gradient",
+            "a logit of 95 with target 1: its gradient is subnormal",
+            _binary([95.0, 0.0], (1.0, 1.0)),
+            "subnormal",
+            _VALUES,
+        ),
+        (
+            "binary-infinity-right",
+            "infinite logits with their own targets",
+            _binary([INF, -INF], (1.0, 0.0)),
+            "binary infinities",
+            {"signed_zero": True},
+        ),
+        (
+            "binary-infinity-wrong",
+            "infinite logits with the other targets",
+            _binary([INF, -INF], (0.0, 1.0)),
+            "binary infinities",
+            _VALUES,
+        ),
+        (
+            "binary-nan",
+            "a NaN logit",
+            _binary([NAN, 1.0], (1.0, 0.0)),
+            "binary infinities",
+            _VALUES,
+        ),
+        (
+            "binary-soft",
+            "probabilities as targets",
+            _binary([1.0, -2.0], (0.25, 0.75)),
+            "binary formula",
+            _VALUES,
+        ),
+        (
+            "binary-target-2",
+            "a target of 2",
+            _binary([1.0, -2.0], (2.0, 0.0)),
+            "binary target",
+            _VALUES,
+        ),
+        (
+            "binary-target-int64",
+            "integer targets",
+            _binary([1.0, -2.0], (1, 0)),
+            "binary target",
+            _VALUES,
+        ),
+        (
+            "binary-target-bool",
+            "bool targets",
+            _binary([1.0, -2.0], (True, False), target_dtype="bool"),
+            "binary target",
+            _TYPE_ERROR,
+        ),
+        (
+            "binary-target-of-one-row",
+            "targets of one row for logits of two",
+            _binary([[1.0, -2.0], [0.5, 0.0]], (1.0, 0.0)),
+            "binary target",
+            _VALUE_ERROR,
+        ),
+        (
+            "binary-no-logits-mean",
+            "no logits, mean",
+            _binary(np.empty(0), (), target_dtype="float32", reduction="mean"),
+            "empty",
+            _VALUES,
+        ),
+        (
+            "binary-weight-mean",
+            "weights, mean",
+            _binary([1.0, -2.0], (1.0, 1.0), reduction="mean", weight=_float32(1.0, 3.0)),
+            "binary weight",
+            _VALUES,
+        ),
+        (
+            "binary-weight-zero",
+            "a weight of 0 at an infinite loss",
+            _binary([-INF, 1.0], (1.0, 1.0), weight=_float32(0.0, 1.0)),
+            "binary weight",
+            _VALUES,
+        ),
+        (
+            "binary-pos-weight",
+            "positive weights",
+            _binary([20.0, -2.0], (1.0, 1.0), pos_weight=_float32(2.0, 3.0)),
+            "binary weight",
+            _VALUES,
+        ),
+        (
+            "binary-smoothing",
+            "label_smoothing=0.25",
+            _binary([1.0, -2.0], (1.0, 0.0), label_smoothing=0.25),
+            "binary smoothing",
+            _VALUES,
+        ),
+        (
+            "binary-smoothing-2",
+            "label_smoothing=2",
+            _binary([1.0, -2.0], (1.0, 0.0), label_smoothing=2.0),
+            "binary smoothing",
+            _VALUE_ERROR,
+        ),
+        (
+            "binary-float16-mean-overflow",
+            "the mean of two losses of 40,000 in float16, whose sum overflows",
+            _binary([40000.0, 40000.0], (0.0, 0.0), dtype="float16", reduction="mean"),
+            "wide",
+            _VALUES,
+        ),
+        *(
+            (
+                f"binary-logits-{dtype}",
+                f"logits in {dtype}",
+                _binary([1.0, -2.0], (1.0, 0.0), dtype=dtype),
+                "output dtype",
+                {"exact_dtype": True},
+            )
+            for dtype in ("float16", "bfloat16", "float64")
+        ),
+    )
+}
+"""Every corner case of binary cross-entropy by its name."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from xentx.compare._floats import FORMATS
 from xentx.compare.case import Case
+from xentx.natives.vocabulary import LossName
 
 Array = np.ndarray[Any, Any]
 Generate = Callable[[np.random.Generator], tuple[Array, Array]]
@@ -47,9 +48,16 @@ class Regime:
     generate: Generate
     needs: str | None = None
 
-    def case(self, dtype: str, seed: int) -> Case:
-        """Make the regime's logits and targets in a dtype."""
+    def case(self, dtype: str, seed: int, loss: LossName = "cross_entropy") -> Case:
+        """Make the regime's logits and targets in a dtype.
+
+        Of a binary loss each logit is a row, whose target is that of its class.
+        """
         logits, target = self.generate(np.random.default_rng(seed))
+        if loss == "binary_cross_entropy":
+            if target.dtype.kind != "f":
+                target = (np.arange(logits.shape[-1]) == target[..., None]).astype(np.float64)
+            logits, target = logits.ravel(), target.ravel()
         rounded = FORMATS[dtype].round(logits).astype(np.float64)
         soft = target.dtype.kind == "f"
         return Case(
@@ -58,6 +66,7 @@ class Regime:
             target=FORMATS[dtype].round(target).astype(np.float64) if soft else target,
             target_dtype=dtype if soft else "int64",
             kind="probabilities" if soft else "indices",
+            loss=loss,
             configure=True,
         )
 

@@ -11,6 +11,7 @@ in which nothing cancels, however confident the row; where some ``x_j`` is far a
 largest difference is taken out first. The gradient at ``t`` is minus the others' probabilities.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -167,3 +168,64 @@ def _loss_and_gradient(
         value = np.asarray(loss.sum() / divisor if divisor else np.nan, np.longdouble)
         gradient = gradient / divisor if divisor else np.zeros_like(gradient)
     return value, np.moveaxis(gradient.reshape(shape), -1, axis)
+
+
+def binary_loss_and_gradient(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+) -> tuple[Array, Array]:
+    """Compute the binary cross-entropy that xentx's rules define, and its gradient.
+
+    Parameters
+    ----------
+    logits
+        Finite or not, in any shape.
+    target
+        Probabilities of the positive class, in the same shape.
+    weight, pos_weight, label_smoothing, reduction
+        As in `xentx.binary_cross_entropy`.
+
+    Returns
+    -------
+    loss, gradient : ndarray of longdouble
+        The loss, and the gradient of its sum by the logits.
+
+    Examples
+    --------
+    >>> loss, gradient = binary_loss_and_gradient(np.asarray([20.0]), np.asarray([1]))
+    >>> f"{float(loss[0]):.6e} {float(gradient[0]):.6e}"
+    '2.061154e-09 -2.061154e-09'
+    """
+    with np.errstate(all="ignore"):
+        x, y, smoothing = _wide(logits), _wide(target), _wide(label_smoothing)
+        w = np.broadcast_to(_wide(1.0 if weight is None else weight), x.shape)
+        share = (1.0 - smoothing) * y + smoothing / 2
+        positive = share * _wide(1.0 if pos_weight is None else pos_weight)
+        negative = 1.0 - share
+        tail = np.exp(-np.abs(x))
+        # Of the positive class, and of the negative one: log(1 + e^-x), and its derivative's size.
+        surprisals = [np.maximum(side, 0.0) + np.log1p(tail) for side in (-x, x)]
+        slopes = [np.where(side > 0.0, 1.0, tail) / (1.0 + tail) for side in (-x, x)]
+        loss = _times(positive, surprisals[0]) + _times(negative, surprisals[1])
+        loss = _times(w, loss)
+        gradient = w * (negative * slopes[1] - positive * slopes[0])
+        gradient = np.where(np.isnan(x), np.nan, gradient)
+        if reduction == "none":
+            return loss, gradient
+        divisors = {"sum": 1.0, "mean": x.size, "weighted_mean": w.sum()}
+        divisor = np.longdouble(divisors[reduction])
+        if not divisor:
+            return np.asarray(np.nan, np.longdouble), np.zeros_like(gradient)
+        return np.asarray(loss.sum() / divisor), gradient / divisor
+
+
+OF_LOSS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "cross_entropy": loss_and_gradient,
+    "binary_cross_entropy": binary_loss_and_gradient,
+}
+"""What computes the truth of each of xentx's losses."""

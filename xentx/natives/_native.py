@@ -13,7 +13,15 @@ from types import MappingProxyType
 from typing import Any, Self, get_args
 
 from xentx._registry import installed_version
-from xentx.natives.vocabulary import FLOATS, INTEGERS, Input, Option, Reduction, Target
+from xentx.natives.vocabulary import (
+    FLOATS,
+    INTEGERS,
+    Input,
+    LossName,
+    Option,
+    Reduction,
+    Target,
+)
 
 _REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
@@ -101,6 +109,8 @@ class Native:
         Whose arrays it takes and whose autodiff gives its gradient; a name that `runtime_of` knows.
     backend
         The backend of its framework that it is meant on; None for the one of the process.
+    loss
+        The function of xentx that it is compared with.
     call
         ``"module:function"``. The function takes ``(logits, target, *, reduction, ...)``, with a
         keyword for each entry of `options`, and returns the loss.
@@ -145,6 +155,7 @@ class Native:
     name: str
     framework: str
     backend: str | None = None
+    loss: LossName = "cross_entropy"
     call: str
     gradient: str | None = None
     needs: tuple[Requirement, ...]
@@ -175,6 +186,7 @@ class Native:
         if not self.documentation.startswith("https://"):
             _refuse(f"{self.id}: documentation", self.documentation, "an https address")
         vocabulary: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+            ("loss", [self.loss], get_args(LossName)),
             ("takes", [self.takes], get_args(Input)),
             ("targets", self.targets, get_args(Target)),
             ("options", self.options, get_args(Option)),

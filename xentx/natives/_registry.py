@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from xentx.natives import records
 from xentx.natives._native import Native
+from xentx.natives.vocabulary import LossName
 
 ENTRY_POINT_GROUP = "xentx.natives"
 
@@ -69,8 +70,13 @@ def plugins() -> tuple[tuple[Native, ...], tuple[BrokenPlugin, ...]]:
     return tuple(found), tuple(broken)
 
 
-def natives() -> tuple[Native, ...]:
+def natives(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
     """List the records of the frameworks' own losses, installed or not.
+
+    Parameters
+    ----------
+    loss
+        The function of xentx that they are compared with.
 
     Returns
     -------
@@ -82,11 +88,16 @@ def natives() -> tuple[Native, ...]:
     >>> [native.id for native in natives() if native.framework == "numpy"][:2]
     ['scipy:log_softmax + gather', 'sklearn:log_loss']
     """
-    return (*records.NATIVES, *plugins()[0])
+    return tuple(record for record in (*records.NATIVES, *plugins()[0]) if record.loss == loss)
 
 
-def xentx_records() -> tuple[Native, ...]:
+def xentx_records(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
     """List the records of xentx's own loss, one for each framework and its compiler.
+
+    Parameters
+    ----------
+    loss
+        The function of xentx.
 
     Returns
     -------
@@ -98,4 +109,4 @@ def xentx_records() -> tuple[Native, ...]:
     >>> [record.id for record in xentx_records()][:2]
     ['xentx:numpy', 'xentx:torch']
     """
-    return records.XENTX
+    return tuple(record for record in records.XENTX if record.loss == loss)

@@ -1,11 +1,12 @@
-"""The words of all records: xentx's own names of options, reductions, targets and dtypes.
+"""The words of all records: xentx's own names of losses, options, reductions, targets and dtypes.
 
 With one vocabulary a table of the frameworks' different spellings is a plain look-up.
 """
 
 from typing import Literal
 
-Option = Literal["axis", "weight", "sample_weight", "ignore_index", "label_smoothing"]
+LossName = Literal["cross_entropy", "binary_cross_entropy"]
+Option = Literal["axis", "weight", "pos_weight", "sample_weight", "ignore_index", "label_smoothing"]
 Reduction = Literal["none", "mean", "sum", "weighted_mean"]
 Target = Literal["indices", "probabilities"]
 Input = Literal["logits", "probabilities"]

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,8 +44,14 @@ class Route:
         The backend's name, which XENTX_TEST_BACKENDS chooses.
     traced : bool
         Whether `compile` hides the arrays' values from xentx.
+    compiles : bool
+        Whether other calls are compiled too, for each shape. Tests that draw many shapes at random
+        then draw fewer.
     dtypes : tuple of str
         Of logits.
+    gaps : mapping of str to str
+        Tests that the route can't pass, and why: what their names match, with ``*`` and ``?``, such
+        as ``"test_values.py::test_dtypes[*bfloat16*]"``. They run, and one that passes is an error.
     has_float64 : bool
         Whether float64 is there beside narrower arrays. `precision` may bring it for those of
         float64.
@@ -63,7 +69,9 @@ class Route:
     name: ClassVar[str]
     framework: ClassVar[str]
     traced: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64")
+    gaps: ClassVar[Mapping[str, str]] = {}
     has_float64: ClassVar[bool] = True
 
     def __repr__(self) -> str:

@@ -1,5 +1,15 @@
 """The suite's fixtures."""
 
-from xentx.testing._fixtures import pytest_generate_tests, pytest_report_header, route
+from xentx.testing._fixtures import (
+    pytest_collection_modifyitems,
+    pytest_generate_tests,
+    pytest_report_header,
+    route,
+)
 
-__all__ = ["pytest_generate_tests", "pytest_report_header", "route"]
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_generate_tests",
+    "pytest_report_header",
+    "route",
+]

@@ -9,7 +9,7 @@ from xentx.testing._checks import CHECKS
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_any_problem(route, check):
-    @settings(max_examples=4 if route.traced else 30)
+    @settings(max_examples=4 if route.traced else 8 if route.compiles else 30)
     @given(st.data())
     def run(data):
         check(route, data.draw)

@@ -97,3 +97,11 @@ def ops_categorical(
     """Call keras.ops.categorical_crossentropy."""
     rows = keras.ops.categorical_crossentropy(target, logits, from_logits=True, axis=axis)
     return _reduced(rows, reduction)
+
+
+def binary(logits: Array, target: Array, *, reduction: str, **options: Any) -> Array:
+    """Call BinaryCrossentropy(from_logits=True) with an axis of length 1 for its mean."""
+    loss = keras.losses.BinaryCrossentropy(
+        from_logits=True, reduction=_REDUCTIONS[reduction], **options
+    )
+    return loss(keras.ops.expand_dims(target, -1), keras.ops.expand_dims(logits, -1))

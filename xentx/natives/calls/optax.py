@@ -27,6 +27,11 @@ def softmax_cross_entropy_with_integer_labels(
     return reduced(rows, reduction)
 
 
+def sigmoid_binary_cross_entropy(logits: Array, target: Array, *, reduction: str = "none") -> Array:
+    """Call optax.sigmoid_binary_cross_entropy."""
+    return reduced(optax.sigmoid_binary_cross_entropy(logits, target), reduction)
+
+
 def safe_softmax_cross_entropy(logits: Array, target: Array, *, reduction: str = "none") -> Array:
     """Call optax.safe_softmax_cross_entropy."""
     return reduced(optax.safe_softmax_cross_entropy(logits, target), reduction)

@@ -37,6 +37,14 @@ def sparse_softmax_cross_entropy_with_logits(
     return _reduced(rows, reduction)
 
 
+def sigmoid_cross_entropy_with_logits(
+    logits: Array, target: Array, *, reduction: str = "none"
+) -> Array:
+    """Call tf.nn.sigmoid_cross_entropy_with_logits."""
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
+    return _reduced(losses, reduction)
+
+
 def v1_sparse_softmax_cross_entropy(
     logits: Array, target: Array, *, sample_weight: Array | float = 1.0, reduction: str = "mean"
 ) -> Array:

@@ -1,4 +1,4 @@
-"""xentx's own loss under the same convention, with the gradient that NumPy has no autodiff for."""
+"""xentx's own losses under the same convention, with gradients for NumPy, which has no autodiff."""
 
 from typing import Any
 
@@ -7,8 +7,14 @@ import xentx
 Array = Any
 
 cross_entropy = xentx.cross_entropy
+binary_cross_entropy = xentx.binary_cross_entropy
 
 
 def cross_entropy_gradient(logits: Array, target: Array, **options: Any) -> Array:
     """Return the gradient of xentx.value_and_grad."""
     return xentx.value_and_grad(xentx.cross_entropy)(logits, target, **options)[1]
+
+
+def binary_cross_entropy_gradient(logits: Array, target: Array, **options: Any) -> Array:
+    """Return the gradient of xentx.value_and_grad."""
+    return xentx.value_and_grad(xentx.binary_cross_entropy)(logits, target, **options)[1]

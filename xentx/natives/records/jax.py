@@ -49,8 +49,19 @@ _SAFE = replace(
     documentation=f"{_OPTAX_DOCS}#optax.losses.safe_softmax_cross_entropy",
 )
 
+_BINARY = replace(
+    _SOFT,
+    id="optax:sigmoid_binary_cross_entropy",
+    name="optax.sigmoid_binary_cross_entropy",
+    loss="binary_cross_entropy",
+    call="xentx.natives.calls.optax:sigmoid_binary_cross_entropy",
+    class_axis="none: each logit is a problem of its own",
+    options={},
+    documentation=f"{_OPTAX_DOCS}#optax.losses.sigmoid_binary_cross_entropy",
+)
+
 RECORDS = tuple(
     record
-    for eager in (_LOG_SOFTMAX, _INTEGER, _SOFT, _SAFE)
+    for eager in (_LOG_SOFTMAX, _INTEGER, _SOFT, _SAFE, _BINARY)
     for record in (eager, eager.under_compiler("jit"))
 )

@@ -53,6 +53,18 @@ _OPS_SPARSE = replace(
     documentation=f"{_DOCS}/ops/nn/#sparsecategoricalcrossentropy-function",
 )
 
+_BINARY = replace(
+    _SPARSE,
+    id="keras:BinaryCrossentropy(from_logits=True)",
+    name="keras.losses.BinaryCrossentropy",
+    loss="binary_cross_entropy",
+    call="xentx.natives.calls.keras:binary",
+    targets=("probabilities",),
+    class_axis="axis, the last by default, over which it takes the mean",
+    options={"label_smoothing": "label_smoothing"},
+    documentation=f"{_LOSSES}/#binarycrossentropy-class",
+)
+
 RECORDS = (
     _SPARSE,
     replace(
@@ -90,4 +102,5 @@ RECORDS = (
         options={"axis": "axis"},
         documentation=f"{_DOCS}/ops/nn/#categoricalcrossentropy-function",
     ),
+    _BINARY,
 )

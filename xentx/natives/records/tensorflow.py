@@ -53,8 +53,23 @@ _V1_SPARSE = replace(
     documentation=f"{_DOCS}/compat/v1/losses/sparse_softmax_cross_entropy",
 )
 
+_BINARY = replace(
+    _DENSE,
+    id="tf:nn.sigmoid_cross_entropy_with_logits",
+    name="tf.nn.sigmoid_cross_entropy_with_logits",
+    loss="binary_cross_entropy",
+    call="xentx.natives.calls.tensorflow:sigmoid_cross_entropy_with_logits",
+    class_axis="none: each logit is a problem of its own",
+    options={},
+    documentation=f"{_DOCS}/nn/sigmoid_cross_entropy_with_logits",
+)
+
 RECORDS = (
-    *(record for eager in (_SPARSE, _DENSE) for record in (eager, eager.under_compiler("xla"))),
+    *(
+        record
+        for eager in (_SPARSE, _DENSE, _BINARY)
+        for record in (eager, eager.under_compiler("xla"))
+    ),
     _V1_SPARSE,
     replace(
         _V1_SPARSE,

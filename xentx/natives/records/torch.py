@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from xentx.natives._native import Native, Requirement
+from xentx.natives.vocabulary import FLOATS
 
 _DOCS = "https://docs.pytorch.org/docs/stable/generated"
 _TORCH = Requirement(module="torch", distributions=("torch",))
@@ -53,6 +54,20 @@ _LINEAR = replace(
     finite_logits=True,
 )
 
+_BINARY = replace(
+    _CROSS_ENTROPY,
+    id="torch:F.binary_cross_entropy_with_logits",
+    name="torch.nn.functional.binary_cross_entropy_with_logits",
+    loss="binary_cross_entropy",
+    call="torch.nn.functional:binary_cross_entropy_with_logits",
+    needs=(_TORCH,),
+    targets=("probabilities",),
+    class_axis="none: each logit is a problem of its own",
+    options={"weight": "weight", "pos_weight": "pos_weight"},
+    target_dtypes=FLOATS,
+    documentation=f"{_DOCS}/torch.nn.functional.binary_cross_entropy_with_logits.html",
+)
+
 RECORDS = (
     _CROSS_ENTROPY,
     replace(
@@ -85,4 +100,5 @@ RECORDS = (
         documentation=f"{_DOCS}/torch.compile.html",
         slow=True,
     ),
+    _BINARY,
 )
