@@ -15,9 +15,7 @@ import numpy as np
 from xentx._core._spec import LossSpec
 from xentx._core.tiles import Tiles
 from xentx._namespace import array_namespace, device, is_array_api_obj, is_lazy_array
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 def plain(value: Any) -> np.ndarray[Any, Any]:

@@ -4,13 +4,10 @@
 it again.
 """
 
-from typing import Any
-
 from xentx import _evaluate
 from xentx._calls import Problem
 from xentx._evaluate import normalizer, value, value_shape
-
-Array = Any
+from xentx._types import Array
 
 __all__ = ["normalizer", "value", "value_and_gradient", "value_shape"]
 

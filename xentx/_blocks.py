@@ -13,8 +13,8 @@ from xentx._core import linear as core
 from xentx._core._spec import LossSpec
 from xentx._core.partials import Partials
 from xentx._native import UNREADABLE, Layout, plan
+from xentx._types import Array
 
-Array = Any
 NumPyArray = np.ndarray[Any, Any]
 
 

@@ -13,8 +13,7 @@ from xentx._backend import Backend, Engine, Operation
 from xentx._core import binary_cross_entropy, cross_entropy, log_softmax, nll_loss
 from xentx._core import reduction as reductions
 from xentx._core._spec import LossSpec, Precision, bound
-
-Array = Any
+from xentx._types import Array
 
 _MODULES: tuple[Operation, ...] = (binary_cross_entropy, cross_entropy, log_softmax, nll_loss)
 OPERATIONS = {operation.NAME: operation for operation in _MODULES}

@@ -6,13 +6,12 @@ forms the gradient beside the value. Adapters have from it every derivative that
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from xentx import _calls
 from xentx._calls import Kind, Prepared, Problem
 from xentx._core import reduction as reductions
+from xentx._types import Array
 
-Array = Any
 Arrays = Sequence[Array | None]
 
 

@@ -25,8 +25,8 @@ from xentx._core._distribution import keep_rows
 from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
 from xentx._native import KERNEL
+from xentx._types import Array
 
-Array = Any
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
 # the options that are arrays.
 Arrays = tuple[Any, ...]

@@ -4,7 +4,7 @@ The way on: `_validation` checks the arguments, `_evaluate` computes, `_core` ho
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from xentx import _validation
 from xentx._backend import Backend
@@ -14,9 +14,8 @@ from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
 from xentx._public import Loss, binary_loss, linear_loss, loss
+from xentx._types import Array
 from xentx._validation import Accuracy, Reduction
-
-Array = Any
 
 
 @loss

@@ -16,8 +16,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from xentx import _backend, _binary, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
+from xentx._types import Array
 
-Array = Any
 P = ParamSpec("P")
 R = TypeVar("R")
 Find = Callable[[object], Backend]

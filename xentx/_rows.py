@@ -18,8 +18,7 @@ from xentx._core import per_row as _per_row
 from xentx._core._spec import LossSpec, Precision
 from xentx._core.partials import Partials
 from xentx._public import public
-
-Array = Any
+from xentx._types import Array
 
 
 class RowStats(NamedTuple):

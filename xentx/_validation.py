@@ -30,8 +30,8 @@ from xentx._calls import (
     widest,
 )
 from xentx._core._spec import DEFAULTS, OPERAND, OPTIONS, LossSpec, Precision, in_range, is_given
+from xentx._types import Array
 
-Array = Any
 Reduction = Literal["none", "mean", "sum", "weighted_mean"]
 Accuracy = Literal["default", "exact"]
 

@@ -8,9 +8,8 @@ import jax
 
 from xentx._backend import Operation
 from xentx._core._spec import LossSpec
+from xentx._types import Array
 from xentx_jax import _namespace
-
-Array = Any
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -19,9 +19,9 @@ from jax.interpreters import ad, batching, mlir
 from xentx import _linear
 from xentx._calls import Linear
 from xentx._core.tiles import Tiles
+from xentx._types import Array
 from xentx_jax import _namespace
 
-Array = Any
 Arrays = tuple[Array | None, ...]
 FACTORS = 3
 

@@ -5,11 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from xentx._types import Array
 from xentx_jax._total import total as compensated_sum
 
 __all__ = ["compensated_sum", "times_infinity"]
-
-Array = Any
 
 
 def times_infinity(x: Array, infinity: Array) -> Array:

@@ -36,8 +36,8 @@ from xentx import _evaluate
 from xentx._calls import Kind
 from xentx._core._spec import encode
 from xentx._native import INSTALL, KERNEL
+from xentx._types import Array
 
-Array = Any
 Aval = Any
 Arrays = tuple[Array | None, ...]
 

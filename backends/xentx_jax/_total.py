@@ -16,8 +16,8 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xentx._core.reduction import two_sum
+from xentx._types import Array
 
-Array = Any
 Axes = tuple[int, ...]
 
 total_p: Any = Primitive("xentx_total")

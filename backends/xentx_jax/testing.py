@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentx._types import Array
 from xentx.testing import Route
-
-Array = Any
 
 
 def enable_x64(enabled: bool = True) -> AbstractContextManager[Any]:  # noqa: FBT001, FBT002 -- as JAX's

@@ -13,9 +13,8 @@ from keras import ops
 
 import xentx
 from xentx._backend import plain
+from xentx._types import Array
 from xentx_keras._private import set_keras_mask
-
-Array = Any
 
 # What labels are replaced by: both are no classes, and neither is a value that the caller chose.
 IGNORED, NO_CLASS = -1, -2

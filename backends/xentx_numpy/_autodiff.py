@@ -1,15 +1,13 @@
 """NumPy has no autodiff: a value is a value, and `xentx.value_and_grad` gives the gradient."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from xentx._backend import Operation
 from xentx._core._spec import LossSpec
 from xentx._namespace import extended
-
-Array = Any
+from xentx._types import Array
 
 
 def placed_along_axis(

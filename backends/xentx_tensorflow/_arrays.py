@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from xentx._backend import ArrayAPIBackend, Operation
 from xentx._core._spec import LossSpec
+from xentx._types import Array
 from xentx_tensorflow import _autodiff
-
-Array = Any
 
 
 class TensorFlowBackend(ArrayAPIBackend):

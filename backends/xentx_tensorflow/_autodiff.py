@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from xentx._backend import Operation
 from xentx._core._spec import LossSpec
+from xentx._types import Array
 from xentx_tensorflow import _namespace, _private
 
-Array = Any
 NAMESPACE = _namespace
 
 

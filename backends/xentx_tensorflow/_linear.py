@@ -15,9 +15,9 @@ import tensorflow as tf
 from xentx import _linear
 from xentx._calls import Linear
 from xentx._core.tiles import BLOCK, Tiles
+from xentx._types import Array
 from xentx_tensorflow import _autodiff, _private
 
-Array = Any
 Arrays = tuple[Array | None, ...]
 NumPyArray = np.ndarray[Any, Any]
 # Hidden, head, bias and target: the arrays whose gradients are formed with no tape.

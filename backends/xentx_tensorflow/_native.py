@@ -31,9 +31,9 @@ from xentx import _calls, _evaluate
 from xentx._calls import Kind, Problem
 from xentx._core._spec import decode, encode
 from xentx._native import INSTALL, KERNEL, NO_KERNEL
+from xentx._types import Array
 from xentx_tensorflow import _arrays, _autodiff, _private
 
-Array = Any
 Arrays = tuple[Any, ...]  # logits, target, weight, sample_weight, normalizer
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from xentx._types import Array
+
 try:
     from tensorflow.python.eager import forwardprop_util, record
 except ImportError:
@@ -28,7 +30,6 @@ try:
 except ImportError:
     pfor = None
 
-Array = Any
 
 IS_COMPLETE = record is not None and all(
     hasattr(record, name)

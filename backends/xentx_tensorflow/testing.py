@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xentx._types import Array
 from xentx.testing import Route
-
-Array = Any
 
 
 class TensorFlow(Route):

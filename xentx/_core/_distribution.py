@@ -8,9 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from xentx._core._spec import LossSpec, is_given
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 def distribution(

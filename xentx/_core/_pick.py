@@ -10,14 +10,11 @@ index that is gathered for it is that of a class.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from xentx._core._distribution import allowed, counted, distribution, hits
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec, is_given
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 def is_one_class(spec: LossSpec) -> bool:

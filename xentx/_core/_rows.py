@@ -14,9 +14,8 @@ from typing import Any
 from xentx._core._distribution import along, distribution, keep_rows, target_slope, times
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec
+from xentx._types import Array, Namespace
 
-Array = Any
-Namespace = Any
 Arrays = tuple[Array, ...]
 Needs = tuple[bool, ...]
 

@@ -17,12 +17,10 @@ harmless, and derivatives of any order come out right, at ties too.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xentx._core._spec import LossSpec, is_scaled
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 class RowStats(NamedTuple):

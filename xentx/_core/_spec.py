@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 # Stands in a LossSpec for an option whose value is an array: `bound` puts the array in its place.
 OPERAND = "operand"

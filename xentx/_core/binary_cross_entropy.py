@@ -4,15 +4,11 @@ Each logit is a row of its own, ``x`` against 0. Its target holds the shares ``q
 negative and the positive class on the class axis, where the logits have length 1.
 """
 
-from typing import Any
-
 from xentx._core import _distribution, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 NAME = "binary_cross_entropy"
 IS_ROWWISE = True

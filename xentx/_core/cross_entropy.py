@@ -5,15 +5,11 @@ With ``A = sum_k q_k`` and the gaps and the ``log1p`` of `_softmax`, the sum is
 nothing cancels.
 """
 
-from typing import Any
-
 from xentx._core import _distribution, _rows, _softmax
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import RowStats
 from xentx._core._spec import LossSpec, bound, is_given
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 NAME = "cross_entropy"
 IS_ROWWISE = True

@@ -24,8 +24,8 @@ from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec, is_given
 from xentx._core.partials import Partials
 from xentx._core.tiles import Tiles
+from xentx._types import Array
 
-Array = Any
 # Logits, target, weight and the rows' cotangent -> the rows' losses and their gradient; without a
 # cotangent, the losses and None.
 Dense = Callable[[Array, Array, Array | None, Array | None], tuple[Array, Array | None]]

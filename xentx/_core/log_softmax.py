@@ -1,13 +1,9 @@
 """``log_softmax``: ``y_k = x_k - lse``, computed as ``(x_k - max) - log1p(...)``."""
 
-from typing import Any
-
 from xentx._core import _softmax
 from xentx._core._softmax import RowStats
 from xentx._core._spec import LossSpec
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 NAME = "log_softmax"
 IS_ROWWISE = False

@@ -4,15 +4,11 @@ For an integer target it is one number a row, ``-w_t y_t``: nothing else of the 
 gradient is one write.
 """
 
-from typing import Any
-
 from xentx._core import _distribution, _pick, _rows
 from xentx._core._rows import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec, bound
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 NAME = "nll_loss"
 IS_ROWWISE = True

@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 from xentx._core import _distribution, _softmax
 from xentx._core._softmax import RowStats
 from xentx._core._spec import LossSpec, is_given
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 class Partials(NamedTuple):

@@ -5,13 +5,10 @@ differentiates by itself, to any order.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from xentx._core import _distribution, _softmax
 from xentx._core._spec import LossSpec, bound
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 def forward(

@@ -7,14 +7,11 @@ is finite.
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from xentx._core._distribution import keep_rows, kept, times
 from xentx._core._pick import gathers, mass
 from xentx._core._spec import LossSpec
-
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
 
 
 def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:

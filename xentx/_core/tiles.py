@@ -8,8 +8,8 @@ between frameworks.
 from collections.abc import Callable
 from typing import Any
 
-Array = Any
-Namespace = Any
+from xentx._types import Array, Namespace
+
 Carry = Any
 Index = Any  # an int, or a traced one
 

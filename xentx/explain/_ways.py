@@ -6,13 +6,11 @@ are called.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from xentx._types import Array
 from xentx.explain._explanation import Snippet
 from xentx.natives import Native, Requirement, natives
 from xentx.natives._native import resolve
-
-Array = Any
 
 _TENSORFLOW_TWO_STEPS = Native(
     id="tf:nn.log_softmax + gather",

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from xentx._types import Array
 from xentx.natives._native import resolve
 
-Array = Any
 Loss = Callable[[Array, Array], Array]
 LossAndGradient = Callable[[Array, Array], tuple[Array, Array | None]]
 

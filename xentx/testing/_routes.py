@@ -17,8 +17,8 @@ import numpy as np
 
 import xentx
 from xentx._registry import BACKENDS, specs
+from xentx._types import Array
 
-Array = Any
 Function = Callable[..., Any]
 NumPyArray = np.ndarray[Any, Any]
 

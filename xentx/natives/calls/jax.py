@@ -1,11 +1,9 @@
 """JAX's log_softmax, followed by the gather and the reduction that its users write."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-Array = Any
+from xentx._types import Array
 
 
 def reduced(rows: Array, reduction: str) -> Array:

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-Array = Any
+from xentx._types import Array
 
 _REDUCTIONS = {
     "none": None,

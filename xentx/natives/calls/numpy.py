@@ -1,10 +1,8 @@
 """Losses of NumPy's world: SciPy, scikit-learn, and the textbook's."""
 
-from typing import Any
-
 import numpy as np
 
-Array = Any
+from xentx._types import Array
 
 
 def gathered(values: Array, target: Array, axis: int) -> Array:

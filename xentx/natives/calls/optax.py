@@ -3,13 +3,10 @@
 They return a loss for each row; reductions are what users write after them.
 """
 
-from typing import Any
-
 import optax
 
+from xentx._types import Array
 from xentx.natives.calls.jax import reduced
-
-Array = Any
 
 
 def softmax_cross_entropy(

@@ -1,12 +1,9 @@
 """SciPy's log_softmax, followed by the gather that its users write."""
 
-from typing import Any
-
 from scipy import special
 
+from xentx._types import Array
 from xentx.natives.calls import numpy as np_calls
-
-Array = Any
 
 
 def log_softmax_gather(

@@ -1,12 +1,10 @@
 """scikit-learn's log_loss, a metric: it takes probabilities and has no gradient."""
 
-from typing import Any
-
 import numpy as np
 from scipy import special
 from sklearn import metrics
 
-Array = Any
+from xentx._types import Array
 
 
 def log_loss(

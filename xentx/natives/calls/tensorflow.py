@@ -3,11 +3,9 @@
 Those of tf.nn return a loss for each row; reductions are what users write after them.
 """
 
-from typing import Any
-
 import tensorflow as tf
 
-Array = Any
+from xentx._types import Array
 
 _V1_REDUCTIONS = {
     "none": tf.compat.v1.losses.Reduction.NONE,

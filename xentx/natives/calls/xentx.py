@@ -3,8 +3,7 @@
 from typing import Any
 
 import xentx
-
-Array = Any
+from xentx._types import Array
 
 cross_entropy = xentx.cross_entropy
 binary_cross_entropy = xentx.binary_cross_entropy

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentx._types import Array
 from xentx.natives._runtime import Loss, LossAndGradient
-
-Array = Any
 
 
 class JaxRuntime:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from xentx._types import Array
 from xentx.natives._runtime import Loss, LossAndGradient
-
-Array = Any
 
 
 class TensorFlowRuntime:
