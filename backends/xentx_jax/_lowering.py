@@ -1,0 +1,165 @@
+"""How XLA runs the kernel's primitives: by its FFI on one CPU, elsewhere by the portable core."""
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import mlir
+
+from xentx._core._spec import encode
+from xentx._native import INSTALL, KERNEL
+from xentx._types import Array
+from xentx_jax._primitives import (
+    PORTABLE,
+    Call,
+    by_portable_core,
+    is_ones,
+    logits_shape,
+    loss_and_gradient_p,
+    loss_p,
+    pullback_p,
+    tangent_p,
+)
+
+TARGET = "xentx"
+# Before it, reverse mode and shard_map went other ways. Older ones have the portable core.
+OLDEST_JAX = (0, 7)
+
+
+# Whether there is a kernel for this JAX.
+
+
+@functools.cache
+def unusable() -> str | None:
+    """Say why the kernel can't be called by this JAX; None where it can.
+
+    XLA runs what was built for an FFI of its major version that is no newer than its own.
+    """
+    if not hasattr(KERNEL, "xla_handlers"):
+        return f"the native kernel was built without its part for JAX (hint: {INSTALL})"
+    if jax.__version_info__ < OLDEST_JAX:
+        oldest = ".".join(map(str, OLDEST_JAX))
+        return (
+            f"JAX {jax.__version__} is older than {oldest}, the oldest that can call the native "
+            f"kernel (hint: pip install 'jax>={oldest}')"
+        )
+    built, running = KERNEL.xla_ffi_api_version, _running_api_version()
+    if running is None or running[0] != built[0] or running[1] < built[1]:
+        has = "no FFI that is known" if running is None else f"version {running[0]}.{running[1]}"
+        return (
+            f"JAX {jax.__version__} has {has} where the native kernel was built for version "
+            f"{built[0]}.{built[1]} of XLA's FFI (hint: install another version of JAX, or of "
+            "xentx)"
+        )
+    return None
+
+
+def _running_api_version() -> tuple[int, int] | None:
+    """Version of the FFI that jaxlib was built with, which it tells in its headers alone."""
+    try:
+        header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text("utf-8")
+    except OSError:
+        return None
+    found = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR")]
+    if not all(found):
+        return None
+    major, minor = (int(match[1]) for match in found if match)
+    return major, minor
+
+
+@functools.cache
+def _is_registered() -> bool:
+    """Register the kernel with XLA. Called when something is first lowered for a CPU.
+
+    Before the CPU backend has started, XLA would only note the handler, and not start at all if it
+    then turned out not to suit. To a backend that runs, an unsuitable handler is an error here.
+    """
+    if unusable():
+        return False
+    try:
+        jax.devices("cpu")
+        for name, handler in KERNEL.xla_handlers().items():
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception:  # noqa: BLE001 -- whatever it is, the portable core serves
+        return False
+    return True
+
+
+# Running and lowering.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(primitive: Any, call: Call, *operands: Array) -> list[Array]:
+    return primitive.bind(*operands, call=call)
+
+
+def _run(primitive: Any, *operands: Array, call: Call) -> list[Array]:
+    if call.known:
+        if primitive is pullback_p and is_ones(operands[-2]):
+            return [operands[-1]]
+        # Outside of a larger computation XLA could not overwrite it, and would copy it first.
+        operands, call = operands[:-1], call.knowing(False)  # noqa: FBT003
+    config: Any = jax.config
+    with jax.disable_jit(disable=False) if config.jax_disable_jit else contextlib.nullcontext():
+        return _compiled(primitive, call, *operands)
+
+
+def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: Call) -> Any:
+    if not _is_for_one_device(ctx.module_context) or not _is_registered():
+        return _lower_portable[primitive](ctx, *operands, call=call)
+    spec = call.kind.spec
+    logits = logits_shape(call, ctx.avals_in[0])
+    seeds = len(operands) - call.count
+    pulls = not call.kind.operation.IS_ROWWISE and seeds > 0
+    wanted = [primitive is not pullback_p, primitive is not loss_p]
+    aliases = {len(operands) - 1: 0} if call.known else None
+    if call.overwrites and primitive is loss_and_gradient_p:
+        aliases = {0: 1}
+    lower = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=aliases)
+    return lower(
+        ctx,
+        *operands,
+        options=encode(spec, operation=spec.operation + "_pullback" * pulls),
+        groups=np.int64(1 if call.groups is None else call.groups),
+        outer=np.int64(math.prod(logits[: spec.axis])),
+        classes=np.int64(logits[spec.axis]),
+        inner=np.int64(math.prod(logits[spec.axis + 1 :])),
+        given=_bits([*call.given, seeds > 0, call.known]),
+        wanted=_bits(wanted),
+    )
+
+
+def _bits(flags: Sequence[bool]) -> np.int64:
+    return np.int64(sum(flag << i for i, flag in enumerate(flags)))
+
+
+def _is_for_one_device(module: mlir.ModuleContext) -> bool:
+    """Whether the operands are whole where this runs, and XLA knows that it runs here.
+
+    XLA would gather what is sharded for an opaque call, where it partitions the portable core; and
+    an exported module may only call what every reader has.
+    """
+    if module.lowering_parameters.for_export:
+        return False
+    context = module.axis_context
+    if isinstance(context, mlir.SPMDAxisContext):  # in a shard_map
+        return frozenset(context.mesh.axis_names) == context.manual_axes
+    return not isinstance(context, mlir.ShardingContext) or context.num_devices == 1
+
+
+_lower_portable = {}
+
+for _primitive in PORTABLE:
+    _primitive.def_impl(functools.partial(_run, _primitive))
+    _lower_portable[_primitive] = mlir.lower_fun(
+        functools.partial(by_portable_core, _primitive), multiple_results=True
+    )
+    mlir.register_lowering(_primitive, _lower_portable[_primitive])
+    if _primitive is not tangent_p:
+        mlir.register_lowering(_primitive, functools.partial(_lower, _primitive), platform="cpu")

@@ -1,0 +1,197 @@
+"""The kernel's primitives: what they are given, their shapes, and the portable core's answers.
+
+A custom_jvp around jax.ffi would cost most transformations: vmap would loop or broadcast, and
+reverse mode could not choose what to keep. Four primitives instead, all of one static half, a
+`Call`:
+
+- ``loss``: the value.
+- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass: for a
+  reduced loss that is to be transposed, which is the better half of a training step.
+- ``tangent``: the value's tangent, linear in that of the logits. What is transposed.
+- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known
+  and the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within,
+  since scaling would round twice.
+
+`_rules` differentiates and batches them, `_lowering` runs them.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal, Primitive
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xentx import _evaluate
+from xentx._calls import Kind
+from xentx._types import Array
+
+Aval = Any
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """The static half of a primitive. Its operands: the arrays, then a seed, a known gradient.
+
+    Made by `call_of`, which makes one of each: JAX looks at identity, at no cost in every call.
+
+    Parameters
+    ----------
+    kind
+        What to compute.
+    given
+        Which of the five arrays are there.
+    groups
+        How many problems vmap has made of one; None outside of it.
+    grouped
+        Which of the arrays that are there have a leading axis for the groups. A seed and a known
+        gradient always have it.
+    known
+        Whether the last operand is the gradient for ones.
+    overwrites
+        Whether ``loss_and_gradient`` puts the gradient where the logits were. Where somebody else
+        needs them XLA copies them first, so that this pays only for what nobody does.
+    """
+
+    kind: Kind
+    given: tuple[bool, ...]
+    groups: int | None
+    grouped: tuple[bool, ...]
+    known: bool
+    overwrites: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many arrays there are: where the seed is."""
+        return len(self.grouped)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the value is one number."""
+        return self.kind.is_reduced
+
+    def knowing(self, known: bool) -> "Call":  # noqa: FBT001
+        """Return the same with or without a known gradient."""
+        return call_of(self.kind, self.given, self.groups, self.grouped, known)
+
+
+@functools.cache
+def call_of(
+    kind: Kind,
+    given: tuple[bool, ...],
+    groups: int | None,
+    grouped: tuple[bool, ...],
+    known: bool = False,  # noqa: FBT001, FBT002
+    overwrites: bool = False,  # noqa: FBT001, FBT002
+) -> Call:
+    return Call(kind, given, groups, grouped, known, overwrites)
+
+
+loss_p: Any = Primitive("xentx_loss")
+loss_and_gradient_p: Any = Primitive("xentx_loss_and_gradient")
+tangent_p: Any = Primitive("xentx_tangent")
+pullback_p: Any = Primitive("xentx_pullback")
+
+
+# The portable core's answer to each primitive.
+
+
+def _function(call: Call) -> Callable[..., Array]:
+    def function(*present: Array) -> Array:
+        values = iter(present)
+        arrays = tuple(next(values) if given else None for given in call.given)
+        return _evaluate.portable(call.kind, arrays)
+
+    return function
+
+
+def _by_logits(call: Call, arrays: Sequence[Array]) -> Callable[[Array], Array]:
+    return lambda logits: _function(call)(logits, *arrays[1:])
+
+
+def _loss(call: Call, *arrays: Array) -> tuple[Array, ...]:
+    return (_function(call)(*arrays),)
+
+
+def _loss_and_gradient(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seeds = operands[: call.count], operands[call.count :]
+    value, pull = jax.vjp(_by_logits(call, arrays), arrays[0])
+    seed = seeds[0].astype(value.dtype) if seeds else jnp.ones_like(value)
+    return value, pull(seed)[0]
+
+
+def _tangent(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seed = operands[: call.count], operands[call.count]
+    return (jax.jvp(_by_logits(call, arrays), arrays[:1], (seed,))[1],)
+
+
+def _pullback(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seed = operands[: call.count], operands[call.count]
+    return jax.vjp(_by_logits(call, arrays), arrays[0])[1](seed)
+
+
+PORTABLE = {
+    loss_p: _loss,
+    loss_and_gradient_p: _loss_and_gradient,
+    tangent_p: _tangent,
+    pullback_p: _pullback,
+}
+
+
+def by_portable_core(primitive: Any, *operands: Array, call: Call) -> tuple[Array, ...]:
+    function = functools.partial(PORTABLE[primitive], call)
+    if call.groups is None:
+        return function(*operands)
+    everywhere = (True,) * (len(operands) - len(call.grouped))
+    axes = tuple(0 if grouped else None for grouped in call.grouped + everywhere)
+    return jax.vmap(function, axes, axis_size=call.groups)(*operands)
+
+
+# Shapes.
+
+
+def _resized(aval: Aval, shape: tuple[int, ...]) -> Aval:
+    spec = PartitionSpec(*(None for _ in shape))
+    sharding = NamedSharding(aval.sharding.mesh, spec)
+    return aval.update(shape=shape, weak_type=False, sharding=sharding)
+
+
+def _value_shape(call: Call, logits: tuple[int, ...]) -> tuple[int, ...]:
+    if call.reduced:
+        return ()
+    axis = call.kind.spec.axis
+    return logits[:axis] + logits[axis + 1 :] if call.kind.operation.IS_ROWWISE else logits
+
+
+def logits_shape(call: Call, logits: Aval) -> tuple[int, ...]:
+    return logits.shape[1:] if call.groups is not None and call.grouped[0] else logits.shape
+
+
+def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
+    full = logits_shape(call, avals[0])
+    groups = () if call.groups is None else (call.groups,)
+    value, gradient = (
+        _resized(avals[0], groups + shape) for shape in (_value_shape(call, full), full)
+    )
+    if primitive is loss_and_gradient_p:
+        return [value, gradient]
+    return [gradient] if primitive is pullback_p else [value]
+
+
+def is_ones(array: Array) -> bool:
+    """Whether the values can be seen here, and are 1."""
+    literal = getattr(array, "val", None)  # how jit traces the seed of jax.grad
+    if isinstance(literal, Literal):
+        array = literal.val
+    if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
+        return False
+    return bool(np.all(np.asarray(array) == 1))
+
+
+for _primitive in PORTABLE:
+    _primitive.multiple_results = True
+    _primitive.def_abstract_eval(functools.partial(_avals, _primitive))
