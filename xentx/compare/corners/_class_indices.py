@@ -1,0 +1,123 @@
+"""Class indices: out of range, ignored, none."""
+
+import numpy as np
+
+from xentx.compare.corners._corner import (
+    INF,
+    NAN,
+    OUT_OF_RANGE,
+    VALUE_ERROR,
+    VALUES,
+    B,
+    T,
+    group_of,
+    make_case,
+)
+
+CORNERS = group_of(
+    "class indices",
+    ("target-too-high", "a target of C", make_case(B, (3, 2)), "range", OUT_OF_RANGE),
+    ("target-minus-one", "a target of -1", make_case(B, (-1, 2)), "range", OUT_OF_RANGE),
+    ("target-below-minus-c", "a target below -C", make_case(B, (-4, 2)), "range", OUT_OF_RANGE),
+    ("target-minus-100", "a target of -100", make_case(B, (-100, 2)), "ignore", VALUES),
+    (
+        "target-minus-100-mean",
+        "a target of -100, mean",
+        make_case(B, (-100, 2), reduction="mean"),
+        "ignore",
+        VALUES,
+    ),
+    (
+        "ignored-row-mean",
+        "a row ignored by ignore_index=-100, mean",
+        make_case(B, (-100, 2), reduction="mean", ignore_index=-100),
+        "ignore",
+        VALUES,
+    ),
+    (
+        "ignored-class-mean",
+        "a class ignored by ignore_index=1, mean",
+        make_case(B, T, reduction="mean", ignore_index=1),
+        "ignore",
+        VALUES,
+    ),
+    (
+        "ignored-nan-row",
+        "NaN logits in a row ignored by ignore_index=-100",
+        make_case([[NAN, NAN, NAN], B[1]], (-100, 2), ignore_index=-100),
+        "ignore",
+        {"signed_zero": True},
+    ),
+    (
+        "ignored-infinite-row",
+        "a row all -inf, ignored by ignore_index=-100",
+        make_case([[-INF, -INF, -INF], B[1]], (-100, 2), ignore_index=-100),
+        "ignore",
+        {"signed_zero": True},
+    ),
+    (
+        "nan-row-at-minus-100",
+        "NaN logits in a row with target -100",
+        make_case([[NAN, NAN, NAN], B[1]], (-100, 2)),
+        "ignore",
+        {"signed_zero": True},
+    ),
+    (
+        "ignored-2-to-24",
+        "ignore_index=16,777,217 and a target of 16,777,216, which float32 can't tell apart",
+        make_case(B, (2**24, 2), ignore_index=2**24 + 1),
+        "range",
+        OUT_OF_RANGE,
+    ),
+    (
+        "all-ignored-mean",
+        "all rows ignored by ignore_index=-100, mean",
+        make_case(B, (-100, -100), reduction="mean", ignore_index=-100),
+        "empty",
+        VALUES,
+    ),
+    (
+        "all-minus-100-mean",
+        "all targets -100, mean",
+        make_case(B, (-100, -100), reduction="mean"),
+        "empty",
+        VALUES,
+    ),
+    (
+        "all-minus-100-sum",
+        "all targets -100, sum",
+        make_case(B, (-100, -100), reduction="sum"),
+        "empty",
+        VALUES,
+    ),
+    ("no-rows", "no rows", make_case(np.empty((0, 3)), ()), "empty", VALUES),
+    (
+        "no-rows-mean",
+        "no rows, mean",
+        make_case(np.empty((0, 3)), (), reduction="mean"),
+        "empty",
+        VALUES,
+    ),
+    (
+        "no-rows-sum",
+        "no rows, sum",
+        make_case(np.empty((0, 3)), (), reduction="sum"),
+        "empty",
+        VALUES,
+    ),
+    (
+        "one-class",
+        "one class",
+        make_case([[1.5], [-2.0]], (0, 0)),
+        "one class",
+        {"signed_zero": True},
+    ),
+    ("no-classes", "no classes", make_case(np.empty((2, 0)), (0, 0)), "no classes", VALUE_ERROR),
+    (
+        "no-classes-no-rows",
+        "no classes and no rows",
+        make_case(np.empty((0, 0)), ()),
+        "no classes",
+        VALUE_ERROR,
+    ),
+)
