@@ -9,13 +9,13 @@ from typing import Literal
 from xentx import _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
+from xentx._checks import Accuracy, Reduction
 from xentx._core import binary_cross_entropy as _binary_cross_entropy
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
 from xentx._public import Loss, binary_loss, linear_loss, loss
 from xentx._types import Array
-from xentx._validation import Accuracy, Reduction
 
 
 @loss

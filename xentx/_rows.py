@@ -9,7 +9,7 @@ tasks; what carries the states between them is the caller's.
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from xentx import _calls, _evaluate, _linear, _registry, _validation
+from xentx import _calls, _checks, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy as _cross_entropy
@@ -322,7 +322,7 @@ def partials(
         reduction="none",
     )
     size = problem.kind.spec.classes
-    start = _validation.check_block(backend, start, size, classes)
+    start = _checks.check_block(backend, start, size, classes)
     kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
     prepared = _calls.prepare(Problem(kind, problem.arrays))
     with backend.evaluating():
@@ -408,7 +408,7 @@ def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
     array([0.464369])
     """
     backend = _backend_of("state", state)
-    z = _validation.traced_z_loss(backend, z_loss, state.top)
+    z = _checks.traced_z_loss(backend, z_loss, state.top)
     with backend.evaluating():
         return _monoid.finish(backend.namespace(state.top), state, z)
 

@@ -1,5 +1,6 @@
 """What a loss computes, without its arrays: hashable, so that a compiler can key on it."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,15 +9,44 @@ from xentx._types import Array, Namespace
 
 # Stands in a LossSpec for an option whose value is an array: `bound` puts the array in its place.
 OPERAND = "operand"
-# The options that may be arrays, in the order in which they follow an operation's other arrays, and
-# the values with which they change nothing.
-DEFAULTS: dict[str, Any] = {
-    "label_smoothing": 0.0,
-    "z_loss": 0.0,
-    "logit_softcap": None,
-    "temperature": 1.0,
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that is a number, or an array of no dimensions.
+
+    Parameters
+    ----------
+    default
+        The value with which it changes nothing.
+    is_positive
+        Whether it must be above 0; else it may be 0.
+    is_share
+        Whether it is 1 at the most; else any finite number.
+    """
+
+    default: float | None
+    is_positive: bool = False
+    is_share: bool = False
+
+    def holds(self, value: Any) -> Any:
+        """Whether a number is in the range of the option; of an array, an array."""
+        above = value > 0.0 if self.is_positive else value >= 0.0
+        return above & (value <= 1.0 if self.is_share else value < math.inf)
+
+    def range_of(self, name: str) -> str:
+        """Return the range in words: ``"0 <= name <= 1"``."""
+        above, below = "<" if self.is_positive else "<=", "<= 1" if self.is_share else "< inf"
+        return f"0 {above} {name} {below}"
+
+
+# In the order in which those that are arrays follow an operation's other arrays.
+OPTIONS = {
+    "label_smoothing": Option(0.0, is_share=True),
+    "z_loss": Option(0.0),
+    "logit_softcap": Option(None, is_positive=True),
+    "temperature": Option(1.0, is_positive=True),
 }
-OPTIONS = tuple(DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +136,7 @@ _WRITTEN: dict[str, Any] = {
     "soft": False,
     "reduction": "none",
     "ignore_index": None,
-    **DEFAULTS,
+    **{name: option.default for name, option in OPTIONS.items()},
     "exact": False,
 }
 _READ: dict[str, Callable[[str], Any]] = {
@@ -157,9 +187,7 @@ def bound(xp: Namespace, spec: LossSpec, logits: Array, options: Sequence[Array]
 
 def in_range(xp: Namespace, name: str, value: Array) -> Array:
     """Replace the value of an option by NaN where it is out of range, which traces cannot raise."""
-    above = value > 0.0 if name in ("logit_softcap", "temperature") else value >= 0.0
-    below = value <= 1.0 if name == "label_smoothing" else value < xp.inf
-    return xp.where(above & below, value, xp.nan)
+    return xp.where(OPTIONS[name].holds(value), value, xp.nan)
 
 
 def is_given(option: Any) -> bool:
