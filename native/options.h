@@ -60,7 +60,11 @@ struct Options {
     explicit Options(const std::string& text)
         : Options(text, [](const std::string&, const std::string&) { return false; }) {}
 
-    static bool flag(const std::string& value) { return value == "True"; }
+    // What is false is left out.
+    static bool flag(const std::string& value) {
+        if (value != "True") throw std::invalid_argument("options: got the flag " + value);
+        return true;
+    }
 
   private:
     // Whatever the locale, and correctly rounded.

@@ -299,7 +299,8 @@ def test_operators_fail_where_a_graph_is_wrong_and_harm_nobody():
         ((logits, target[:3], [], [], "axis=1 reduction=mean"), "target: got another size"),
         ((logits, target, [], [], "axis=2"), "without the class axis"),
         ((logits, target, [], [], "axis=1 colour=red"), "options: got colour=red"),
-        ((logits, target, [logits], [], "axis=1 weight=1 reduction=mean"), "weight: got another"),
+        ((logits, target, [logits], [], "axis=1 weight=True"), "weight: got another"),
+        ((logits, target, [], [], "axis=1 weight=1"), "options: got the flag 1"),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             operators.xentx_loss(*arguments)

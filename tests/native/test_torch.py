@@ -1294,7 +1294,7 @@ def operator_arguments():
         for target in (TARGET, leaf(SOFT)):
             soft = target is not TARGET
             options = (
-                f"operation=cross_entropy axis=1 soft={soft} reduction={reduction} "
+                f"operation=cross_entropy axis=1{' soft=True' * soft} reduction={reduction} "
                 "label_smoothing=0.1 z_loss=0.01 logit_softcap=3.0 temperature=0.5"
             )
             ignored = None if soft else -100
