@@ -38,6 +38,8 @@ class Kind:
         Whether all sizes are known, as in a TensorFlow graph they may not be.
     plans
         Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
+    operation
+        The module of `xentx._core` that computes, which the spec names.
     """
 
     backend: Backend
@@ -46,11 +48,11 @@ class Kind:
     fits: bool = True
     is_sized: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    operation: Operation = field(init=False, compare=False, repr=False)
 
-    @property
-    def operation(self) -> Operation:
-        """The module of `xentx._core` that computes."""
-        return OPERATIONS[self.spec.operation]
+    def __post_init__(self) -> None:
+        # Looked up once, since a small problem takes no longer than looking.
+        object.__setattr__(self, "operation", OPERATIONS[self.spec.operation])
 
     @property
     def is_reduced(self) -> bool:
