@@ -115,8 +115,8 @@ inline void weigh_row_wide(const Job& job, const Row& row, void* memory) {
     read_distribution(task, row, s.q);
     ExactSum products;
     for (int64_t k = 0; k < all; k += 8) {
-        V q = load(s.q + k), zero(0.0);
-        products.add(select(q == zero, zero, q * (zero - load(s.x + k))));
+        V q = load(s.q + k), zero(0.0), loss = zero - load(s.x + k);
+        products.add(select((q == zero) & is_infinite(loss), zero, q * loss));
         store(s.e + k, q * V(0.0 - row.unit));
     }
     write_loss(job, row, products.total());

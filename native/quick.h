@@ -263,8 +263,8 @@ inline Masses weigh(const float* x, const Portion& portion, int n, int leader, f
             x_low = m - x_low;
             x_high = m - x_high;
             if (kMasked) {  // nothing times infinity is nothing
-                x_low = select(l == zero, zero, x_low);
-                x_high = select(h == zero, zero, x_high);
+                x_low = select((l == zero) & is_infinite(x_low), zero, x_low);
+                x_high = select((h == zero) & is_infinite(x_high), zero, x_high);
             }
             gaps_low = fma(l, x_low, gaps_low);
             gaps_high = fma(h, x_high, gaps_high);

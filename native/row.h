@@ -17,6 +17,10 @@ inline double power_of_2(double n) {
     return power;
 }
 inline double absolute(double x) { return x < 0 ? -x : x; }
+XENTX_INLINE auto is_infinite(const Vec<double>& x) {
+    const Vec<double> infinity(__builtin_inf());
+    return max(x, Vec<double>(0.0) - x) == infinity;
+}
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kNaN = __builtin_nanf("");

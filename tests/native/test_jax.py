@@ -30,6 +30,7 @@ import jax.export
 import jax.numpy as jnp
 
 from xentx_jax import BACKEND
+from xentx_jax import _lowering
 from xentx_jax import _native as native
 from xentx_jax.testing import enable_x64
 
@@ -548,7 +549,7 @@ def test_what_it_declines():
 def test_versions_of_jax_that_the_kernel_does_not_serve(name, value, reason, monkeypatch):
     logits, target = jnp.asarray([[0.0, 1.0]]), jnp.asarray([0])
     expected = cross_entropy(logits, target)
-    monkeypatch.setattr(native, name, value)
+    monkeypatch.setattr(_lowering, name, value)
     monkeypatch.setattr(native, "unusable", native.unusable.__wrapped__)
     for info in (xentx.backend_of(logits), xentx.backends()[2]):
         assert info.engine == "portable"

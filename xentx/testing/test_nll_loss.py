@@ -148,3 +148,17 @@ def test_mean_of_class_probabilities(route, axis, reduction):
     divisor = 8 if reduction == "mean" else target.sum()
     np.testing.assert_allclose(value, -(rows * target).sum() / divisor, rtol=1e-6)
     np.testing.assert_allclose(gradient, -q / divisor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_a_class_without_a_share_of_probabilities(route, dtype, weighted):
+    """0 times infinity is 0, and 0 times NaN is NaN."""
+    if dtype not in route.dtypes:
+        pytest.skip(f"{route} has no {dtype}")
+    log_probs = np.array([[-np.inf, -1], [np.inf, -1], [np.nan, -1]], oracle.DTYPES[dtype])
+    target = np.array([[0, 1]] * 3, oracle.DTYPES[dtype])
+    weight = np.ones(2, np.float64 if dtype == "float64" else np.float32)
+    options = {"weight": weight} if weighted else {}
+    value = route.value(xentx.nll_loss, log_probs, target, reduction="none", **options)
+    np.testing.assert_array_equal(value, np.array([1, 1, np.nan], value.dtype))
