@@ -29,8 +29,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from xentx_jax import BACKEND
-from xentx_jax import _lowering
+from xentx_jax import BACKEND, _lowering
 from xentx_jax import _native as native
 from xentx_jax.testing import enable_x64
 
