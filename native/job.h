@@ -34,6 +34,8 @@ struct Engine {
 
 extern const Engine baseline, avx2, avx512, neon;
 
+// Functions here are static: each unit must have code of its own instruction set.
+
 // What a row's target says, the same for the divisor and for the loss.
 struct Target {
     enum { kept, ignored, wrong } state;
@@ -41,15 +43,15 @@ struct Target {
 };
 
 // What has a loss a row, and a reduction over the rows.
-inline bool is_loss(const Task& task) {
+static inline bool is_loss(const Task& task) {
     return task.operation == Operation::cross_entropy || task.operation == Operation::nll_loss;
 }
 
-inline bool is_block(const Task& task) {
+static inline bool is_block(const Task& task) {
     return task.operation == Operation::block_state || task.operation == Operation::block_gradient;
 }
 
-inline Target read_target(const Task& task, int64_t group, int64_t outer, int64_t inner) {
+static inline Target read_target(const Task& task, int64_t group, int64_t outer, int64_t inner) {
     int64_t at = task.target.at(group, outer, inner);
     int64_t index = task.target.dtype == DType::int64
                         ? static_cast<const int64_t*>(task.target.data)[at]
@@ -61,13 +63,13 @@ inline Target read_target(const Task& task, int64_t group, int64_t outer, int64_
 }
 
 // An entry of float32 or float64, or 1 where the array is not given.
-inline double read(const Array& array, int64_t at) {
+static inline double read(const Array& array, int64_t at) {
     if (!array) return 1.0;
     return array.dtype == DType::float64 ? static_cast<const double*>(array.data)[at]
                                          : static_cast<const float*>(array.data)[at];
 }
 
-inline bool is_soft(const Task& task) {
+static inline bool is_soft(const Task& task) {
     return task.target.dtype != DType::int32 && task.target.dtype != DType::int64;
 }
 
