@@ -14,6 +14,8 @@
 #include <iterator>
 #include <string_view>
 
+#include "kernel.h"
+
 namespace xentx {
 
 namespace nb = nanobind;
@@ -87,17 +89,16 @@ inline bool view_plain(nb::handle tensor_types, nb::handle tensor, nb::dlpack::d
 }
 
 // Whether a plain tensor is the number 1.
-inline bool is_one(nb::handle tensor_types, nb::handle tensor) {
+inline bool is_tensor_of_one(nb::handle tensor_types, nb::handle tensor) {
     nb::dlpack::dltensor one;
     if (!view_plain(tensor_types, tensor, one) || one.ndim != 0) return false;
     const void* data = static_cast<char*>(one.data) + one.byte_offset;
-    auto holds = [&](auto number) { return std::memcmp(data, &number, sizeof number) == 0; };
     const bool brain = one.dtype.code == uint8_t(nb::dlpack::dtype_code::Bfloat);
     if (!brain && one.dtype.code != uint8_t(nb::dlpack::dtype_code::Float)) return false;
     switch (one.dtype.bits) {
-        case 16: return holds(uint16_t(brain ? 0x3f80 : 0x3c00));
-        case 32: return holds(1.0f);
-        case 64: return holds(1.0);
+        case 16: return is_one(brain ? DType::bfloat16 : DType::float16, data);
+        case 32: return is_one(DType::float32, data);
+        case 64: return is_one(DType::float64, data);
         default: return false;
     }
 }

@@ -16,6 +16,7 @@
 // row, or the instruction set (16 logical lanes and explicit fused multiply-adds everywhere).
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 namespace xentx {
 
@@ -28,6 +29,18 @@ inline int64_t size_of(DType dtype) {
         case DType::float32:
         case DType::int32: return 4;
         default: return 8;
+    }
+}
+
+// Whether a float in memory, aligned or not, is 1: so is the cotangent of a loss that nothing follows.
+static inline bool is_one(DType dtype, const void* number) {
+    auto holds = [&](auto one) { return std::memcmp(number, &one, sizeof one) == 0; };
+    switch (dtype) {
+        case DType::float16: return holds(uint16_t(0x3c00));
+        case DType::bfloat16: return holds(uint16_t(0x3f80));
+        case DType::float32: return holds(1.0f);
+        case DType::float64: return holds(1.0);
+        default: return false;
     }
 }
 

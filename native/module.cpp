@@ -216,7 +216,7 @@ NB_MODULE(_kernel, m) {
         .def("recall", &Calls::recall, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"))
         .def("remember", &Calls::remember, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"),
              nb::arg("what"), nb::arg("plan").none(), nb::arg("scalar").none());
-    m.def("is_one", &is_one, nb::arg("tensor_types"), nb::arg("tensor"));
+    m.def("is_one", &is_tensor_of_one, nb::arg("tensor_types"), nb::arg("tensor"));
     m.def("instruction_set", &instruction_set);
     m.def("convert", &convert_array, nb::kw_only(), nb::arg("source"), nb::arg("from_"),
           nb::arg("destination"), nb::arg("to"), nb::arg("count"), nb::arg("vectors"));

@@ -159,15 +159,8 @@ class Arguments {
 };
 
 bool is_one(const Tensor& tensor) {
-    if (TF_TensorElementCount(tensor.get()) != 1) return false;
-    const void* data = TF_TensorData(tensor.get());
-    switch (TF_TensorType(tensor.get())) {
-        case TF_HALF: return *static_cast<const uint16_t*>(data) == 0x3c00;
-        case TF_BFLOAT16: return *static_cast<const uint16_t*>(data) == 0x3f80;
-        case TF_FLOAT: return *static_cast<const float*>(data) == 1.0f;
-        case TF_DOUBLE: return *static_cast<const double*>(data) == 1.0;
-        default: return false;
-    }
+    return TF_TensorElementCount(tensor.get()) == 1 &&
+           xentx::is_one(dtype_of(tensor), TF_TensorData(tensor.get()));
 }
 
 class Operator {

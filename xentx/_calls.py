@@ -256,6 +256,13 @@ def linear_of(
     )
 
 
+def impossible(values: np.ndarray[Any, Any], spec: LossSpec) -> np.ndarray[Any, Any]:
+    """Mark the class indices that are no class, and not ignored."""
+    # As unsigned integers, of which negative ones are the largest.
+    wrong: Any = values.view(f"u{values.itemsize}") >= spec.classes
+    return wrong if spec.ignore_index is None else wrong & (values != spec.ignore_index)
+
+
 def indices(
     backend: Backend,
     target: Array,
@@ -271,11 +278,9 @@ def indices(
     ignored = ignore_index = spec.ignore_index
     if seen:
         values = backend.to_numpy(target)
-        wrong = (values < 0) | (values >= spec.classes)
-        if ignored is not None:
-            ignorable = values == ignored
-            wrong &= ~ignorable
-            ignored = ignored if ignorable.any() else None
+        wrong = impossible(values, spec)
+        if ignored is not None and not (values == ignored).any():
+            ignored = None
         if wrong.any():
             at = tuple(int(i) for i in np.argwhere(wrong)[0])
             msg = (

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentx._calls import Kind
+from xentx._calls import Kind, impossible
 from xentx._types import Array
 from xentx_jax import _rules  # noqa: F401 -- which gives the primitives their rules
 from xentx_jax._lowering import unusable
@@ -90,12 +90,7 @@ def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
         return False
     if not target.is_fully_addressable:
         return False
-    values = np.asarray(target)
-    wrong = values.view(f"u{values.itemsize}") >= kind.spec.classes
-    ignored = kind.spec.ignore_index
-    if ignored is not None:
-        wrong &= values != ignored
-    return bool(wrong.any())
+    return bool(impossible(np.asarray(target), kind.spec).any())
 
 
 def _is_plain(aval: Aval) -> bool:

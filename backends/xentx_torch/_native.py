@@ -22,7 +22,7 @@ import torch
 
 from xentx import _evaluate
 from xentx._backend import FUNCTIONS
-from xentx._calls import Kind, Problem
+from xentx._calls import Kind, Problem, impossible
 from xentx._core._spec import OPTIONS
 from xentx._native import KERNEL, NAME
 from xentx_torch import _arrays, _operators, _plans, _private
@@ -191,9 +191,7 @@ def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
     target = arrays[1]
     if target is None or kind.spec.soft or not kind.backend.is_concrete(target):
         return False
-    values, ignored = kind.backend.to_numpy(target), kind.spec.ignore_index
-    wrong = (values < 0) | (values >= kind.spec.classes)
-    return bool((wrong if ignored is None else wrong & (values != ignored)).any())
+    return bool(impossible(kind.backend.to_numpy(target), kind.spec).any())
 
 
 # Numbers that a graph can take as arrays.
