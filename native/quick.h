@@ -26,6 +26,8 @@ inline Shares shares_of(const Task& task) {
 inline bool is_quick(const Task& task) {
     if (task.exact || task.logits.dtype == DType::float64) return false;
     if (task.operation == Operation::log_softmax) return true;
+    // Of less than a vector, with q along a row, the general way makes more in less time.
+    if (shares_of(task) != Shares::none && task.classes < kLanes) return false;
     if (task.operation == Operation::log_softmax_pullback)
         return task.cotangent.dtype != DType::float64;
     if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0 ||
