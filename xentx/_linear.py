@@ -24,7 +24,7 @@ from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
 from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
-from xentx._native import KERNEL
+from xentx._native import KERNEL, takes
 from xentx._types import Array
 
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
@@ -244,7 +244,8 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
     """Make what computes tiles: the kernel where there is one, else the core."""
     backend, spec = linear.backend, prepared.spec
     portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
-    if KERNEL is None or not linear.by_classes or prepared.options:
+    # The target has a dtype by now that the kernel reads.
+    if KERNEL is None or not linear.by_classes or not takes(prepared.static, None, True):  # noqa: FBT003
         return portable
     adapter = backend.linear
     if adapter is None:

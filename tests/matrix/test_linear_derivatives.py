@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 import xentx
+from xentx._core import _spec
 from xentx.testing import requested_frameworks
 from xentx.testing._checks import draw_linear
 
@@ -216,7 +217,8 @@ class TestTorch:
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         array = None if smoothing == "number" else self.torch.tensor(0.1)
-        arrays = (hidden, head, bias, self.target, None, None, None, array, None, None, None)
+        scalars = (array if name == "label_smoothing" else None for name in _spec.OPTIONS)
+        arrays = (hidden, head, bias, self.target, None, None, None, *scalars)
         options = "operation=cross_entropy axis=1 reduction=mean"
         if array is None:
             options += " label_smoothing=0.1"
