@@ -81,7 +81,7 @@ def browser(chromium, page):
     set_scheme(chromium, "light")
     chromium.get(page.as_uri())
     # It is the script that fills the lists, the last of what it does at once.
-    WebDriverWait(chromium, 20).until(lambda b: b.find_elements("css selector", "#port-to option"))
+    WebDriverWait(chromium, 120).until(lambda b: b.find_elements("css selector", "#port-to option"))
     return chromium
 
 

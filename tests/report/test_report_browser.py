@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 
 def wait(browser):
-    return WebDriverWait(browser, 20)
+    return WebDriverWait(browser, 120)
 
 
 def text(browser, css):
