@@ -11,6 +11,10 @@ constexpr int kManyPicked = 64;  // rows in a batch
 template <class S> inline void pick(const Job& job, const Batch& batch) {
     const Task& task = job.task;
     const auto* y = static_cast<const S*>(task.logits.data);
+    auto loss_at = [&](int64_t outer, int64_t inner, int64_t index) {
+        const int64_t row = task.logits.at(batch.group, outer, inner);
+        return 0.0 - double(to_float(y[row + index * task.logits.classes]));
+    };
     if (job.losses && !task.gradient && !task.weight && !task.sample_weight) {
         // Nothing else is asked of a row, which takes less time than to describe it.
         const bool along_inner = task.inner > 1;
@@ -18,11 +22,10 @@ template <class S> inline void pick(const Job& job, const Batch& batch) {
             const int64_t outer = batch.outer + (along_inner ? 0 : i);
             const int64_t inner = batch.inner + (along_inner ? i : 0);
             const Target target = read_target(task, batch.group, outer, inner);
-            double loss = target.state == Target::ignored ? 0.0 : double(kNaN);
-            if (target.state == Target::kept)
-                loss = 0.0 - double(to_float(y[task.logits.at(batch.group, outer, inner) +
-                                               target.index * task.logits.classes]));
-            job.losses[batch.row + i] = loss;
+            job.losses[batch.row + i] = target.state == Target::kept
+                                            ? loss_at(outer, inner, target.index)
+                                        : target.state == Target::ignored ? 0.0
+                                                                          : double(kNaN);
         }
         return;
     }
@@ -31,8 +34,7 @@ template <class S> inline void pick(const Job& job, const Batch& batch) {
         Row& row = rows[i] = row_of(job, batch, i);
         double loss = 0.0;
         if (row.target.state == Target::kept) {
-            const int64_t at = task.logits.at(row.group, row.outer, row.inner);
-            loss = 0.0 - double(to_float(y[at + row.target.index * task.logits.classes]));
+            loss = loss_at(row.outer, row.inner, row.target.index);
             // Nothing times infinity is nothing.
             loss = row.weight == 0.0 && absolute(loss) == kInfinity ? 0.0 : row.weight * loss;
         }
@@ -71,7 +73,8 @@ template <class S> inline void weigh_row(const Job& job, const Row& row, void* m
     const Distribution q(task, row, buffer + kBlock);
     const S* y = static_cast<const S*>(task.logits.data) +
                  task.logits.at(row.group, row.outer, row.inner);
-    S* g = static_cast<S*>(task.gradient) + dense_at(task, row.group, row.outer, row.inner);
+    auto* g = static_cast<S*>(task.gradient);
+    const int64_t to = dense_at(task, row.group, row.outer, row.inner);
     const int64_t stride = task.logits.classes;
     double loss = 0.0;
     for (int64_t from = 0; task.value && from < task.classes; from += kBlock) {
@@ -85,8 +88,8 @@ template <class S> inline void weigh_row(const Job& job, const Row& row, void* m
         const int n = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         const Portion portion = q.block(from, n);
         auto write = [&](const auto& form) __attribute__((always_inline)) {
-            write_block(portion.q, n, form, -1, 0.0, job.streams, task.inner, g + from * task.inner,
-                        buffer);
+            write_block(portion.q, n, form, -1, 0.0, job.streams, task.inner,
+                        g + to + from * task.inner, buffer);
         };
         if (q.shares == Shares::given) {
             write([&](const Vec<float>& v, int, int) __attribute__((always_inline)) {

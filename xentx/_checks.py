@@ -236,7 +236,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_block(backend: Backend, start: Any, size: int | None, classes: object) -> Any:
-    """Check that a block of classes lies among all of them, if it can be seen to; return `start`.
+    """Check that a block of classes lies among all of them where `start` is concrete; return it.
 
     On many devices one program runs, where the number of the device is traced.
     """

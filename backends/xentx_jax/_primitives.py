@@ -183,7 +183,7 @@ def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
 
 
 def is_ones(array: Array) -> bool:
-    """Whether the values can be seen here, and are 1."""
+    """Whether the values are concrete, and all of them 1."""
     literal = getattr(array, "val", None)  # how jit traces the seed of jax.grad
     if isinstance(literal, Literal):
         array = literal.val
