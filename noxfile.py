@@ -44,12 +44,12 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 IN_TREE = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
 
 # For the build and for tests/conftest.py: no kernel is an error, and no fallback.
-REQUIRED = {"XENTX_REQUIRE_NATIVE": "1", "XENTX_NATIVE": None, "XENTX_ENGINE": None}
-NATIVE = {**REQUIRED, "XENTX_ENGINE": "native"}
+REQUIRED = {"XENTX_REQUIRE_KERNEL": "1", "XENTX_KERNEL": None, "XENTX_ENGINE": None}
+KERNEL = {**REQUIRED, "XENTX_ENGINE": "kernel"}
 PORTABLE = {**REQUIRED, "XENTX_ENGINE": "portable"}
 # For installing as anybody does, whatever the environment of who runs this, or without a kernel.
 UNASKED = dict.fromkeys(REQUIRED)
-PURE = {**UNASKED, "XENTX_NATIVE": "off"}
+PURE = {**UNASKED, "XENTX_KERNEL": "off"}
 
 # What is asked for is there, nothing else is, and xentx comes from the wheel.
 PROOF = """
@@ -135,7 +135,7 @@ def run_tests(
     session: nox.Session,
     frameworks: tuple[str, ...],
     *arguments: str,
-    env: Mapping[str, str | None] = NATIVE,
+    env: Mapping[str, str | None] = KERNEL,
 ) -> None:
     """Run tests on the installed wheel, with exactly these frameworks."""
     wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
@@ -222,12 +222,12 @@ def pythons(session: nox.Session) -> None:
     wheel = built(session, "[testing]", name="stable_wheel")
     if session.python == "3.12":
         install(session, wheel, groups=("matrix", "numpy"))
-        run_tests(session, ("numpy",), "tests/native", *SUITE)
+        run_tests(session, ("numpy",), "tests/kernel", *SUITE)
     else:
         # How a framework's arrays reach the kernel depends on Python; what the suite tests doesn't.
         frameworks = ("numpy", "jax", "tensorflow")
         install(session, wheel, groups=("matrix", *frameworks))
-        run_tests(session, frameworks, "tests/native")
+        run_tests(session, frameworks, "tests/kernel")
 
 
 @nox.session(requires=["wheel"])
@@ -237,7 +237,7 @@ def matrix(session: nox.Session) -> None:
     # Those sessions have run the rest on the kernel: what is left are test_across, test_bits,
     # Keras on all its backends, and the tools.
     done = (
-        *("matrix/test_[!a]*", "matrix/test_accuracy*", "native/test_[!b]*"),
+        *("matrix/test_[!a]*", "matrix/test_accuracy*", "kernel/test_[!b]*"),
         *("surfaces/test_[!k]*", "array_api", "drop_in", "examples", "test_native_deviations.py"),
     )
     run_tests(session, FRAMEWORKS, "tests", *(f"--ignore-glob=*/{pattern}" for pattern in done))
@@ -291,7 +291,7 @@ def sanitize(session: nox.Session) -> None:
         for name in ("libasan.so", "libstdc++.so")
     ]
     env = {
-        **NATIVE,
+        **KERNEL,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own, when it exits
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -299,7 +299,7 @@ def sanitize(session: nox.Session) -> None:
     }
     # --capture=sys leaves the sanitizers their stderr.
     options = ("-n", "0", "--capture=sys")
-    run_tests(session, ("numpy",), "tests/native", *options, env=env)
+    run_tests(session, ("numpy",), "tests/kernel", *options, env=env)
 
 
 @nox.session(requires=["wheel"], default=False)
@@ -341,7 +341,7 @@ def fuzz(session: nox.Session) -> None:
     """Check random problems on both engines: ``nox -s fuzz -- --seconds 600 --seed 1``."""
     install(session, built(session, "[testing]"), groups=FRAMEWORKS)
     chosen = {**SAFE_PATH, "XENTX_TEST_BACKENDS": ",".join(FRAMEWORKS)}
-    for engine in (NATIVE, PORTABLE):
+    for engine in (KERNEL, PORTABLE):
         env = {**chosen, **engine}
         session.run("python", "-m", "xentx.testing.fuzz", *session.posargs, env=env)
 
@@ -362,7 +362,7 @@ def drop_in(session: nox.Session, library: str) -> None:
     # git clone https://github.com/keras-team/keras; nox -s drop_in -- keras=keras
     checkouts = dict(argument.split("=", 1) for argument in session.posargs)
     here = Path.cwd() / "tests" / "drop_in"
-    env = {**SAFE_PATH, **NATIVE, "PYTHONPATH": str(here)}
+    env = {**SAFE_PATH, **KERNEL, "PYTHONPATH": str(here)}
     if library == "torch":
         install(session, built(session, "[testing]"), groups=("test", "torch"))
         env |= {"XENTX_TEST_BACKENDS": "torch", "XENTX_DROP_IN": "all"}
@@ -385,7 +385,7 @@ def newest(session: nox.Session) -> None:
     tensorflow = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
     frameworks = ("numpy", "torch", "jax", "flatbuffers", "optax", tensorflow, "keras")
     install(session, built(session, "[cli,report,testing]"), *frameworks, groups=("test",))
-    folders = ("tests/matrix", "tests/native", "tests/surfaces")
+    folders = ("tests/matrix", "tests/kernel", "tests/surfaces")
     run_tests(session, FRAMEWORKS, *folders, *SUITE, "-m", "not pinned")
 
 

@@ -35,12 +35,12 @@ def pytest_sessionstart() -> None:
         pytest.exit("no route to test: XENTX_TEST_BACKENDS names none", returncode=3)
     # Without it everything passes, on the portable core: a kernel that was not built would be
     # tested by nobody, and missed by nobody.
-    if os.environ.get("XENTX_REQUIRE_NATIVE", "0") not in {"", "0"}:
+    if os.environ.get("XENTX_REQUIRE_KERNEL", "0") not in {"", "0"}:
         try:
             importlib.import_module("xentx._kernel")
         except ImportError as error:
             pytest.exit(
-                f"XENTX_REQUIRE_NATIVE is set, but there is no kernel: {error}", returncode=3
+                f"XENTX_REQUIRE_KERNEL is set, but there is no kernel: {error}", returncode=3
             )
 
 

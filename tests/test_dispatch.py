@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 
 import xentx
-from xentx import _native
+from xentx import _kernel_engine
 
 B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 TARGET = np.array([1, 2])
-ENGINE = f"native ({_native.KERNEL.instruction_set()})" if _native.KERNEL else "portable"
+KERNEL = _kernel_engine.KERNEL
+ENGINE = f"kernel ({KERNEL.instruction_set()})" if KERNEL else "portable"
 
 
 def engine_of(framework):
     """The engine of arrays of this CPU, and what its reason starts with."""
     version = importlib.metadata.version("jax") if framework == "jax" else ""
-    if _native.KERNEL and version and tuple(map(int, version.split(".")[:2])) < (0, 7):
+    if KERNEL and version and tuple(map(int, version.split(".")[:2])) < (0, 7):
         return "portable", f"JAX {version} is older than 0.7"
     if framework == "strict":
-        return "portable", "the native kernel takes no arrays of array_api_strict"
-    return ENGINE, _native.NO_KERNEL or ""
+        return "portable", "the CPU kernel takes no arrays of array_api_strict"
+    return ENGINE, _kernel_engine.NO_KERNEL or ""
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_backend_of(eager):
     engine, reason = engine_of(eager.name)
     assert info.engine == engine
     assert (info.reason or "").startswith(reason)
-    assert (info.reason is None) == info.engine.startswith("native")
+    assert (info.reason is None) == info.engine.startswith("kernel")
     assert info.version
 
 

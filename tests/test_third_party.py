@@ -74,7 +74,7 @@ def test_found_by_its_arrays(run):
         class Derived(demo.Array): ...
         print(xentx.backend_of(Derived()))
     """
-    reason = "the native kernel takes no arrays of demo"
+    reason = "the CPU kernel takes no arrays of demo"
     info = f"BackendInfo(name='demo', version='1.5', engine='portable', reason='{reason}')"
     assert run(program) == [info, "False False", info]
 

@@ -1,6 +1,6 @@
 """One cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
 
-The functions live in `_losses`, which says where to read on, and those of rows in `_rows`.
+The functions live in `_losses`, which says where to read on, and those of rows in `_row_stats`.
 """
 
 from xentx._core.partials import Partials
@@ -14,7 +14,7 @@ from xentx._losses import (
     value_and_grad,
 )
 from xentx._registry import BackendInfo, backend_of, backends, installed_version
-from xentx._rows import (
+from xentx._row_stats import (
     RowStats,
     combine,
     finish,

@@ -1,6 +1,6 @@
 """Checked calls: their arrays, all else in a hashable form, and their layout for the core.
 
-The native kernel takes the arrays as they are; `prepare` lays them out for the core.
+The CPU kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -32,7 +32,7 @@ class Kind:
         What to compute.
     engines
         Those of the backend that have such a loss, in order of preference.
-    fits
+    target_dtype_supported
         Whether the target has a dtype that they read: int32, int64 or one of floats.
     is_sized
         Whether all sizes are known, as in a TensorFlow graph they may not be.
@@ -45,7 +45,7 @@ class Kind:
     backend: Backend
     spec: LossSpec
     engines: tuple[Engine, ...] = ()
-    fits: bool = True
+    target_dtype_supported: bool = True
     is_sized: bool = True
     plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     operation: Operation = field(init=False, compare=False, repr=False)
@@ -114,7 +114,7 @@ class Linear:
     narrow: bool
 
     @property
-    def is_early(self) -> bool:
+    def grads_in_forward(self) -> bool:
         """Whether gradients can be formed beside the value, before the cotangent is known.
 
         Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.

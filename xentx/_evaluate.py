@@ -44,12 +44,12 @@ def value_and_gradient(
 def _for_engines(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
     """Give the small arrays the dtypes that engines read."""
     logits, target, weight, sample_weight, normalizer = arrays  # they take no more
-    if kind.fits and weight is sample_weight is normalizer is None:
+    if kind.target_dtype_supported and weight is sample_weight is normalizer is None:
         return arrays
     backend = kind.backend
     compute = kind.spec.precision.compute
     xp = backend.namespace(logits)
-    if not kind.fits:
+    if not kind.target_dtype_supported:
         target = xp.astype(target, xp.int64 if backend.has_float64(logits) else xp.int32)
     if weight is not None:
         weight = xp.astype(weight, compute, copy=False)

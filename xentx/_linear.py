@@ -1,7 +1,7 @@
 """From a problem of `linear_cross_entropy` to its value, tile by tile.
 
 The algorithm is `xentx._core.linear`; a chunk's whole rows go to whatever computes a dense problem
-in this framework, which is the native kernel where there is one.
+in this framework, which is the CPU kernel where there is one.
 
 An adapter's ``_linear`` says how its framework takes tiles, and attaches the gradients that are
 formed here to its autodiff. Whatever needs more than those, such as second derivatives, starts from
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xentx import _blocks, _calls, _evaluate
+from xentx import _calls, _evaluate, _kernel_blocks
 from xentx._backend import Backend
 from xentx._calls import Kind, Linear, LinearProblem, Problem
 from xentx._core import linear as core
@@ -24,7 +24,7 @@ from xentx._core import reduction as reductions
 from xentx._core._distribution import keep_rows
 from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
-from xentx._native import KERNEL, takes
+from xentx._kernel_engine import KERNEL, takes
 from xentx._types import Array
 
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
@@ -249,8 +249,8 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
         return portable
     adapter = backend.linear
     if adapter is None:
-        return _blocks.engine(spec, portable, _numpy_view, backend.array, 0)
-    return _blocks.engine(spec, portable, adapter.view, backend.array, adapter.threads())
+        return _kernel_blocks.engine(spec, portable, _numpy_view, backend.array, 0)
+    return _kernel_blocks.engine(spec, portable, adapter.view, backend.array, adapter.threads())
 
 
 def _numpy_view(array: Array) -> Array | None:

@@ -22,8 +22,8 @@ from typing import Any
 
 from xentx import _backend
 from xentx._backend import Backend
+from xentx._kernel_engine import KERNEL, NAME, NO_KERNEL
 from xentx._namespace import is_array_api_obj
-from xentx._native import KERNEL, NAME, NO_KERNEL
 
 ENTRY_POINT_GROUP = "xentx.backends"
 
@@ -228,11 +228,11 @@ class BackendInfo:
     version : str or None
         Its version; None where it is not installed.
     engine : str or None
-        What computes: "native", the kernel, with the instruction set that it uses, such as
-        "native (avx2)"; or "portable", the core on the framework's own functions. None where the
+        What computes: "kernel", the CPU kernel, with the instruction set that it uses, such as
+        "kernel (avx2)"; or "portable", the core on the framework's own functions. None where the
         framework is not installed, or fails to be imported.
     reason : str or None
-        Why the engine is not "native", and what can be done about that. None where it is, and where
+        Why the engine is not "kernel", and what can be done about that. None where it is, and where
         the framework is not installed.
 
     Examples
@@ -256,7 +256,7 @@ def backends(*, load: bool = False) -> tuple[BackendInfo, ...]:
     ----------
     load : bool
         Whether to import the frameworks that are installed. By default none is imported, and the
-        native kernel is taken to serve the version of one that is not imported yet.
+        CPU kernel is taken to serve the version of one that is not imported yet.
 
     Returns
     -------
@@ -300,7 +300,7 @@ def _info(name: str, version: str | None, backend: Backend, array: Any = None) -
             return BackendInfo(name, version, _described(engine.name, engine.details))
         reasons.append(reason)
     if not reasons:
-        other = f"the native kernel takes no arrays of {name}"
+        other = f"the CPU kernel takes no arrays of {name}"
         reasons.append(NO_KERNEL if NO_KERNEL and name in _BY_ROOT else other)
     return BackendInfo(name, version, "portable", "; ".join(reasons))
 

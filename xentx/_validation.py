@@ -6,7 +6,7 @@ argument, what came, what was wanted.
 
 All but the class indices can be checked without seeing a value. That is done once for each kind of
 arguments, their dtypes, shapes and options, and remembered: for ten classes it takes longer than
-the loss. The native kernel takes the arrays as they are; `prepare` lays them out for the core.
+the loss. The CPU kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
 import contextlib
@@ -226,10 +226,10 @@ def _check_rowwise(
         **numbers,
     )
     dtype = backend.dtype_name(target)
-    fits = dtype in ("int32", "int64", *FLOATS)
+    supported = dtype in ("int32", "int64", *FLOATS)
     sized = (logits, target, weight, sample_weight)
     is_sized = all(array is None or None not in shape_of(array) for array in sized)
-    return Kind(backend, spec, engines_for(backend, spec, dtype, logits), fits, is_sized)
+    return Kind(backend, spec, engines_for(backend, spec, dtype, logits), supported, is_sized)
 
 
 def binary(

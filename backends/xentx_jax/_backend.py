@@ -1,10 +1,10 @@
 """JAX's backend: its arrays, and the engines that compute on them."""
 
-from xentx._native import engines
-from xentx_jax import _linear, _native
+from xentx._kernel_engine import engines
+from xentx_jax import _kernel, _linear
 from xentx_jax._arrays import BACKEND
 
 __all__ = ["BACKEND"]
 
-BACKEND.engines = engines(_native)
+BACKEND.engines = engines(_kernel)
 BACKEND.linear = _linear

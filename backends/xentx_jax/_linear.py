@@ -162,7 +162,7 @@ def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tup
     if any(tangent is not None for tangent in known[FACTORS:]):
         return _plain_jvp(lambda *given: _linear.plain(linear, given), arrays, known)
     moved = tuple(i for i, tangent in enumerate(known) if tangent is not None)
-    if not linear.is_early:
+    if not linear.grads_in_forward:
         present = [array for array in arrays if array is not None]
         given = tuple(array is not None for array in arrays)
         directions = [known[i] for i in moved]

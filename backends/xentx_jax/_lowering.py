@@ -13,7 +13,7 @@ import numpy as np
 from jax.interpreters import mlir
 
 from xentx._core._spec import encode
-from xentx._native import INSTALL, KERNEL
+from xentx._kernel_engine import INSTALL, KERNEL
 from xentx._types import Array
 from xentx_jax._primitives import (
     PORTABLE,
@@ -42,18 +42,18 @@ def unusable() -> str | None:
     XLA runs what was built for an FFI of its major version that is no newer than its own.
     """
     if not hasattr(KERNEL, "xla_handlers"):
-        return f"the native kernel was built without its part for JAX (hint: {INSTALL})"
+        return f"the CPU kernel was built without its part for JAX (hint: {INSTALL})"
     if jax.__version_info__ < OLDEST_JAX:
         oldest = ".".join(map(str, OLDEST_JAX))
         return (
-            f"JAX {jax.__version__} is older than {oldest}, the oldest that can call the native "
+            f"JAX {jax.__version__} is older than {oldest}, the oldest that can call the CPU "
             f"kernel (hint: pip install 'jax>={oldest}')"
         )
     built, running = KERNEL.xla_ffi_api_version, _running_api_version()
     if running is None or running[0] != built[0] or running[1] < built[1]:
         has = "no FFI that is known" if running is None else f"version {running[0]}.{running[1]}"
         return (
-            f"JAX {jax.__version__} has {has} where the native kernel was built for version "
+            f"JAX {jax.__version__} has {has} where the CPU kernel was built for version "
             f"{built[0]}.{built[1]} of XLA's FFI (hint: install another version of JAX, or of "
             "xentx)"
         )

@@ -1,7 +1,7 @@
 """xentx for NumPy: the functions of `xentx`, for its arrays alone and without dispatch.
 
-`_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients, `_native` hands
-arrays to the native kernel.
+`_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients, `_kernel` hands
+arrays to the CPU kernel.
 """
 
 from xentx_numpy._backend import BACKEND

@@ -212,7 +212,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
     # what nobody will use is removed from it.
     by_tape = others and tf.executing_eagerly()
     # Those of a soft target are formed in a pass of their own, for the cotangent.
-    early = linear.is_early and not by_tape and not needs[-1]
+    early = linear.grads_in_forward and not by_tape and not needs[-1]
     known: list[Array | None] = []
 
     def solve(*present: Array) -> tuple[Array]:

@@ -57,7 +57,7 @@ _apply = _private.plain_apply(_Attached)
 
 def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]) -> Array:
     """Value of the operation, differentiable to any order and by torch.func."""
-    observed = _private.is_observed()
+    observed = _private.needs_traceable_ops()
     plain = (
         (not observed or torch.compiler.is_compiling())
         and not any(a is not None and a.requires_grad for a in arrays)

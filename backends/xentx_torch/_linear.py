@@ -18,7 +18,7 @@ from xentx import _calls, _linear
 from xentx._calls import Linear
 from xentx._core._spec import OPERAND, OPTIONS, decode, encode
 from xentx._core.tiles import Tiles
-from xentx_torch import _arrays, _distributed, _native, _plans, _private
+from xentx_torch import _arrays, _distributed, _kernel, _plans, _private
 
 Array = torch.Tensor
 NumPyArray = np.ndarray[Any, Any]
@@ -48,12 +48,12 @@ def tiles(array: Array) -> Tiles:
 
 def _is_whole(array: Array) -> bool:
     """Whether all logits are formed at once: for who observes, and for DTensors."""
-    return _native.is_observed() or _distributed.namespace(array) is not _TILES.xp
+    return _kernel.needs_traceable_ops() or _distributed.namespace(array) is not _TILES.xp
 
 
 def view(array: Array) -> NumPyArray | None:
     """Memory of a plain tensor. What NumPy has no dtype for is widened: it is only to be read."""
-    if not _plans.is_plain(array) or _native.is_observed():
+    if not _plans.is_plain(array) or _kernel.needs_traceable_ops():
         return None
     seen = array.detach()
     return (seen.float() if seen.dtype == torch.bfloat16 else seen).numpy()
@@ -137,7 +137,7 @@ class _Attached(torch.autograd.Function):
         ctx.save_for_backward(*arrays)
         # Where saved tensors are packed, as in checkpointing, memory matters more than time.
         early = (
-            linear.is_early
+            linear.grads_in_forward
             and not any(needs[FACTORS:])
             and _private.saved_tensors_hooks(False) is None  # noqa: FBT003
         )
@@ -230,7 +230,7 @@ def _loss(*args: Any) -> tuple[Array, ...]:
     """Value, and the gradients for a cotangent of 1 where they are formed early; else nothing."""
     *options, needs = args[_COUNT:]
     linear, arrays = _problem_of(args[:_COUNT], options)
-    if not (linear.is_early and any(needs)):
+    if not (linear.grads_in_forward and any(needs)):
         return _linear.solve(linear, arrays), *_or_nothing((None,) * FACTORS, arrays[0])
     value, gradients = _linear.solve_with_gradients(linear, arrays, None, (*needs, False))
     return value, *_or_nothing(gradients[:FACTORS], arrays[0])
@@ -241,7 +241,7 @@ def _loss_shapes(*args: Any) -> tuple[Array, ...]:
     linear, arrays = _problem_of(args[:_COUNT], options)
     shape = linear.rows if linear.reduction == "none" else ()
     value = arrays[0].new_empty(cast("Sequence[int]", shape), dtype=linear.dtype)
-    return value, *_shapes(arrays, [linear.is_early and needed for needed in needs])
+    return value, *_shapes(arrays, [linear.grads_in_forward and needed for needed in needs])
 
 
 def _gradients(cotangent: Array, *args: Any) -> tuple[Array, ...]:
@@ -283,7 +283,7 @@ def _pull_back(ctx: Any, cotangent: Array | None, *_: Array | None) -> tuple[Arr
         return nothing
     arrays, known = ctx.saved_tensors[:_COUNT], ctx.saved_tensors[_COUNT:]
     *options, needs = ctx.options
-    if _problem_of(arrays, options)[0].is_early:
+    if _problem_of(arrays, options)[0].grads_in_forward:
         found = [(gradient * cotangent).to(gradient.dtype) for gradient in known]
     else:
         found = torch.ops.xentx.linear_gradients(cotangent, *arrays, *ctx.options)

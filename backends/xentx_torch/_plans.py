@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from xentx import _calls, _native
+from xentx import _calls, _kernel_engine
 from xentx._core._spec import LossSpec
 from xentx_torch import _layout, _private
 
 Array = torch.Tensor
-# Logits, target, weight, sample_weight and normalizer, as `native/kernel.h` says.
+# Logits, target, weight, sample_weight and normalizer, as `kernel/kernel.h` says.
 Arrays = Sequence[Array | None]
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -98,7 +98,7 @@ class Ready:
             if cotangent is not None and self.copied[-1]:
                 cotangent = cotangent.contiguous()
         bad = self.plan(value, gradient, cotangent, _get_num_threads(), *arrays)
-        if bad == _native.UNREADABLE:
+        if bad == _kernel_engine.UNREADABLE:
             arrays = [array if array is None else _readable(array) for array in arrays]
             cotangent = cotangent if cotangent is None else _readable(cotangent)
             return self.run(arrays, cotangent, value, gradient)
@@ -242,7 +242,7 @@ def _make(
     if cotangent is not None or not _calls.OPERATIONS[spec.operation].IS_ROWWISE:
         value_shape, value_strides = shape, layout.result
     return Ready(
-        plan=_native.plan(spec, layout.sizes, groups=layout.groups, **described),
+        plan=_kernel_engine.plan(spec, layout.sizes, groups=layout.groups, **described),
         copied=layout.copied if any(layout.copied) else None,
         scalar=torch.empty((), dtype=logits.dtype, device="cpu") if value_shape == () else None,
         shape=value_shape,

@@ -129,7 +129,7 @@ def is_recording() -> bool:
     return is_tracing() or get_proxy_mode() is not None
 
 
-def is_observed() -> bool:
+def needs_traceable_ops() -> bool:
     """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
     return bool(
         _is_compiling()

@@ -1,7 +1,7 @@
 """xentx as JAX's programs meet it: losses of Optax's signatures, in every transformation.
 
 That they pass Optax's own tests is shown by `nox -s drop_in`; that the functions below them stand
-every transformation, in tests/native. Here is what the signatures, and `where`, add.
+every transformation, in tests/kernel. Here is what the signatures, and `where`, add.
 """
 
 import functools
@@ -45,7 +45,7 @@ CLASSES = (RNG.random((4, 3, 5)) > 0.4) | (np.arange(5) == INDICES[..., None])
 CLASSES[0] = False
 
 
-@pytest.fixture(params=["native", "portable"], autouse=True)
+@pytest.fixture(params=["kernel", "portable"], autouse=True)
 def engine(request):
     """Both engines, whichever of them this run has."""
     backend = xentx_jax.BACKEND

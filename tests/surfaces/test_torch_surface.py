@@ -1,7 +1,7 @@
 """xentx as PyTorch's programs meet it: functions and modules in the place of torch.nn's.
 
 That they equal PyTorch's own on the cases PyTorch ships is shown in tests/drop_in; that the
-functions below them stand every transformation, in tests/native. Here is what a module and a
+functions below them stand every transformation, in tests/kernel. Here is what a module and a
 signature add.
 """
 
@@ -45,7 +45,7 @@ SOFT = torch.rand(6, 5, generator=GENERATOR)
 WEIGHT = torch.rand(5, generator=GENERATOR) + 0.5
 
 
-@pytest.fixture(params=["native", "portable"], autouse=True)
+@pytest.fixture(params=["kernel", "portable"], autouse=True)
 def engine(request):
     """Both engines, whichever of them this run has."""
     backend = xentx_torch.BACKEND

@@ -23,7 +23,7 @@ from xentx._core._spec import LossSpec, is_scaled
 from xentx._types import Array, Namespace
 
 
-class RowStats(NamedTuple):
+class MaxSum(NamedTuple):
     """What a row is reduced to, its class axis kept with length 1."""
 
     top: Array
@@ -80,12 +80,12 @@ def exponentials(xp: Namespace, spec: LossSpec, x: Array, top: Array) -> tuple[A
     return gap, e
 
 
-def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> RowStats:
+def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> MaxSum:
     """Reduce each row. A row that is all -inf, or holds +inf or NaN, has NaN for its statistics."""
     top = xp.max(x, axis=spec.axis, keepdims=True)
     _, e = exponentials(xp, spec, x, top)
     is_top = x == top
-    return RowStats(
+    return MaxSum(
         top,
         sum_classes(xp, spec, xp.where(is_top, 0.0, e)),
         sum_classes(xp, spec, xp.where(is_top, e, 0.0)),
@@ -98,25 +98,25 @@ def sum_classes(xp: Namespace, spec: LossSpec, x: Array) -> Array:
     return xp.astype(total, spec.precision.compute, copy=False)
 
 
-def log_tail(xp: Namespace, spec: LossSpec, stats: RowStats) -> Array:
+def log_tail(xp: Namespace, spec: LossSpec, stats: MaxSum) -> Array:
     """``lse - max / temperature``, at full relative precision however small it is."""
     # Wide, since it is one number a row and some frameworks' float32 log1p is off by 4 units.
     tail = xp.astype(stats.rest + (stats.ties - 1.0), spec.precision.accumulate, copy=False)
     return xp.astype(xp.log1p(tail), spec.precision.compute, copy=False)
 
 
-def is_leader(x: Array, stats: RowStats) -> Array:
+def is_leader(x: Array, stats: MaxSum) -> Array:
     """Entries with a probability above one half, whose complement is the number to compute with."""
     return (x == stats.top) & (stats.ties + stats.rest < 2.0)  # noqa: PLR2004
 
 
-def probabilities(e: Array, stats: RowStats) -> Array:
+def probabilities(e: Array, stats: MaxSum) -> Array:
     """Softmax."""
     return e / (stats.rest + stats.ties)
 
 
 def softmax_minus(
-    xp: Namespace, spec: LossSpec, x: Array, e: Array, stats: RowStats, q: Array, mass: Array
+    xp: Namespace, spec: LossSpec, x: Array, e: Array, stats: MaxSum, q: Array, mass: Array
 ) -> Array:
     """``mass * p - q`` with ``mass`` the row's sum of `q`: the gradient of every loss here.
 

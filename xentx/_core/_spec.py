@@ -128,7 +128,7 @@ class LossSpec:
         return tuple(name for name in OPTIONS if getattr(self, name) is OPERAND)
 
 
-# What is said of a loss where it leaves Python: in operators, and for the native kernel. All else
+# What is said of a loss where it leaves Python: in operators, and for the CPU kernel. All else
 # follows from the arrays.
 _WRITTEN: dict[str, Any] = {
     "operation": None,
@@ -152,7 +152,7 @@ _READ: dict[str, Callable[[str], Any]] = {
 def encode(spec: LossSpec, **changes: Any) -> str:
     """Write the fields that are not the default as text, ``"operation=cross_entropy axis=1"``.
 
-    `decode` reads it, and `native/options.h`. Options that are arrays are left out; `changes` are
+    `decode` reads it, and `kernel/options.h`. Options that are arrays are left out; `changes` are
     written in place of what the spec has.
     """
 

@@ -4,8 +4,8 @@ Each logit is a row of its own, ``x`` against 0. Its target holds the shares ``q
 negative and the positive class on the class axis, where the logits have length 1.
 """
 
-from xentx._core import _distribution, _rows
-from xentx._core._rows import Arrays, Needs
+from xentx._core import _distribution, _row_derivatives
+from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec
 from xentx._types import Array, Namespace
@@ -60,7 +60,7 @@ def pullback(
     needs: Needs = (True, True, True),
 ) -> Arrays:
     """Return the derivatives with respect to the logits and the shares, pulled back."""
-    return _rows.pullback(xp, spec, arrays, _slopes(xp, spec, arrays, needs), cotangent)
+    return _row_derivatives.pullback(xp, spec, arrays, _slopes(xp, spec, arrays, needs), cotangent)
 
 
 def jvp(
@@ -71,5 +71,5 @@ def jvp(
     tangents: Arrays,
 ) -> Array:
     """Return the tangent of each logit's loss."""
-    slopes = _slopes(xp, spec, arrays, _rows.needs_of(tangents))
-    return _rows.jvp(xp, spec, arrays[1], slopes, tangents)
+    slopes = _slopes(xp, spec, arrays, _row_derivatives.needs_of(tangents))
+    return _row_derivatives.jvp(xp, spec, arrays[1], slopes, tangents)

@@ -5,9 +5,9 @@ With ``A = sum_k q_k`` and the gaps and the ``log1p`` of `_softmax`, the sum is
 nothing cancels.
 """
 
-from xentx._core import _distribution, _rows, _softmax
-from xentx._core._rows import Arrays, Needs
-from xentx._core._softmax import RowStats
+from xentx._core import _distribution, _row_derivatives, _softmax
+from xentx._core._row_derivatives import Arrays, Needs
+from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, bound, is_given
 from xentx._types import Array, Namespace
 
@@ -22,7 +22,7 @@ def forward(
     target: Array,
     weight: Array | None,
     *options: Array,
-) -> tuple[Array, RowStats]:
+) -> tuple[Array, MaxSum]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1.
 
     `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
@@ -46,7 +46,7 @@ def forward(
 
 
 def _slopes(
-    xp: Namespace, static: LossSpec, arrays: Arrays, stats: RowStats, needs: Needs | None
+    xp: Namespace, static: LossSpec, arrays: Arrays, stats: MaxSum, needs: Needs | None
 ) -> Arrays:
     logits, target, weight, *options = arrays
     needs = (True,) * len(arrays) if needs is None else needs
@@ -84,7 +84,9 @@ def _slopes(
         by_option(name) if needed else None
         for name, needed in zip(static.operands, needs[3:], strict=True)
     )
-    slopes = _rows.slopes(xp, spec, (logits, target, weight), needs, by_logits, tail + gap)
+    slopes = _row_derivatives.slopes(
+        xp, spec, (logits, target, weight), needs, by_logits, tail + gap
+    )
     return *slopes, *by_options
 
 
@@ -97,13 +99,13 @@ def pullback(
     needs: Needs | None = None,
 ) -> Arrays:
     """Return ``A p - q`` and the derivatives with respect to the other arrays, pulled back."""
-    slopes = _slopes(xp, spec, arrays, RowStats(*residuals), needs)
-    return _rows.pullback(xp, spec, arrays, slopes, cotangent)
+    slopes = _slopes(xp, spec, arrays, MaxSum(*residuals), needs)
+    return _row_derivatives.pullback(xp, spec, arrays, slopes, cotangent)
 
 
 def jvp(
     xp: Namespace, spec: LossSpec, arrays: Arrays, residuals: tuple[Array, ...], tangents: Arrays
 ) -> Array:
     """Return the tangent of each row's loss."""
-    slopes = _slopes(xp, spec, arrays, RowStats(*residuals), _rows.needs_of(tangents))
-    return _rows.jvp(xp, spec, arrays[1], slopes, tangents)
+    slopes = _slopes(xp, spec, arrays, MaxSum(*residuals), _row_derivatives.needs_of(tangents))
+    return _row_derivatives.jvp(xp, spec, arrays[1], slopes, tangents)

@@ -1,7 +1,7 @@
 """``log_softmax``: ``y_k = x_k - lse``, computed as ``(x_k - max) - log1p(...)``."""
 
 from xentx._core import _softmax
-from xentx._core._softmax import RowStats
+from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec
 from xentx._types import Array, Namespace
 
@@ -9,7 +9,7 @@ NAME = "log_softmax"
 IS_ROWWISE = False
 
 
-def forward(xp: Namespace, spec: LossSpec, logits: Array) -> tuple[Array, RowStats]:
+def forward(xp: Namespace, spec: LossSpec, logits: Array) -> tuple[Array, MaxSum]:
     """Return the log-probabilities in the compute dtype, and the row statistics."""
     x = _softmax.capped(xp, spec, logits)
     stats = _softmax.row_stats(xp, spec, x)
@@ -26,7 +26,7 @@ def pullback(
 ) -> tuple[Array]:
     """``g - p sum(g)``: minus the gradient of a cross-entropy whose target distribution is g."""
     (logits,) = arrays
-    stats = RowStats(*residuals)
+    stats = MaxSum(*residuals)
     x = _softmax.capped(xp, spec, logits)
     _, e = _softmax.exponentials(xp, spec, x, stats.top)
     mass = _softmax.sum_classes(xp, spec, cotangent)
@@ -47,7 +47,7 @@ def jvp(
     letter, without cancellation.
     """
     (logits,) = arrays
-    stats = RowStats(*residuals)
+    stats = MaxSum(*residuals)
     x = _softmax.capped(xp, spec, logits)
     v = xp.astype(tangents[0], spec.precision.compute, copy=False)
     _, e = _softmax.exponentials(xp, spec, x, stats.top)

@@ -4,8 +4,8 @@ For an integer target it is one number a row, ``-w_t y_t``: nothing else of the 
 gradient is one write.
 """
 
-from xentx._core import _distribution, _pick, _rows
-from xentx._core._rows import Arrays, Needs
+from xentx._core import _distribution, _pick, _row_derivatives
+from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._softmax import sum_classes
 from xentx._core._spec import LossSpec, bound
 from xentx._types import Array, Namespace
@@ -41,7 +41,7 @@ def _soft_slopes(xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs) ->
     log_probs, target, weight = arrays
     losses = -xp.astype(log_probs, spec.precision.compute, copy=False)
     by_log_probs = -_distribution.distribution(xp, spec, target, weight)
-    return _rows.slopes(xp, spec, arrays, needs, by_log_probs, losses)
+    return _row_derivatives.slopes(xp, spec, arrays, needs, by_log_probs, losses)
 
 
 def _slope(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> Array:
@@ -66,7 +66,7 @@ def pullback(
     spec = bound(xp, spec, log_probs)
     if spec.soft:
         slopes = _soft_slopes(xp, spec, arrays, needs)
-        return _rows.pullback(xp, spec, arrays, slopes, cotangent)
+        return _row_derivatives.pullback(xp, spec, arrays, slopes, cotangent)
     cotangent = _distribution.keep_rows(xp, spec, target, cotangent)
     rows = xp.astype(cotangent * _slope(xp, spec, target, weight), log_probs.dtype, copy=False)
     gradient = _pick.placed(xp, spec, target, rows, log_probs, wrong=True)
@@ -75,7 +75,7 @@ def pullback(
         losses = _picked_losses(xp, spec, log_probs, target)
         shares = _distribution.along(xp, cotangent, losses)
         shares = _pick.placed(xp, spec, target, shares, log_probs)
-        weight_gradient = _rows.total_of_rows(xp, spec, shares, weight.dtype)
+        weight_gradient = _row_derivatives.total_of_rows(xp, spec, shares, weight.dtype)
     return gradient, None, weight_gradient
 
 
@@ -90,8 +90,8 @@ def jvp(
     log_probs, target, weight = arrays
     spec = bound(xp, spec, log_probs)
     if spec.soft:
-        slopes = _soft_slopes(xp, spec, arrays, _rows.needs_of(tangents))
-        return _rows.jvp(xp, spec, target, slopes, tangents)
+        slopes = _soft_slopes(xp, spec, arrays, _row_derivatives.needs_of(tangents))
+        return _row_derivatives.jvp(xp, spec, target, slopes, tangents)
     # Selected and not gathered: of what is transposed a compiler makes one pass with what follows.
     terms = []
     if tangents[0] is not None:

@@ -17,7 +17,7 @@ logits, so a framework may differentiate through it.
 from typing import Any, NamedTuple
 
 from xentx._core import _distribution, _softmax
-from xentx._core._softmax import RowStats
+from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, is_given
 from xentx._types import Array, Namespace
 
@@ -138,7 +138,7 @@ def gradient(
     whole = Partials(*(xp.expand_dims(field, axis=spec.axis) for field in state))
     tail = xp.astype(xp.log1p(whole.rest + (whole.ties - 1.0)), compute, copy=False)
     top, rest, ties, mass, _, kept = (xp.astype(f, compute, copy=False) for f in whole)
-    stats = RowStats(top, rest, ties)
+    stats = MaxSum(top, rest, ties)
     _, e = _softmax.exponentials(xp, scaled, x, top)
     size = block.shape[spec.axis]
     q = _distribution.distribution(xp, spec, target, weight, start, size)

@@ -1,4 +1,4 @@
-// The native kernel: one cross-entropy for CPUs, the same bits behind every framework.
+// The CPU kernel: one cross-entropy for CPUs, the same bits behind every framework.
 //
 // Start here. A Task says what to compute, on arrays that somebody else owns; run() computes it.
 //

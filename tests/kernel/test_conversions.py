@@ -15,12 +15,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xentx import _native
+from xentx import _kernel_engine
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks
 
 pytestmark = [
-    pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
+    pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
     pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
 ]
 
@@ -73,7 +73,7 @@ def rounded(values, name):
 def converted(values, name, *, vectors):
     """What the kernel makes of numbers; None where it has no such conversion."""
     to = np.zeros(values.shape, oracle.DTYPES[name])
-    there = _native.KERNEL.convert(
+    there = _kernel_engine.KERNEL.convert(
         source=values.dtype.name,
         from_=values,
         destination=name,
@@ -109,13 +109,13 @@ def check_all():
 @pytest.mark.parametrize("asked", ["avx512", "avx2", "neon", "baseline"])
 def test_every_conversion_rounds_once(asked):
     program = """
-from xentx import _native
+from xentx import _kernel_engine
 import test_conversions
-print(_native.KERNEL.instruction_set(), flush=True)
+print(_kernel_engine.KERNEL.instruction_set(), flush=True)
 test_conversions.check_all()
 """
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "native", "XENTX_ISA": asked}
+    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "kernel", "XENTX_ISA": asked}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=False
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import xentx
 import xentx_numpy
-from xentx import _blocks, _native
+from xentx import _kernel_blocks, _kernel_engine
 from xentx._core import linear as core_linear
 from xentx._core import partials as monoid
 from xentx._core._spec import LossSpec, Precision
@@ -30,7 +30,7 @@ from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 from xentx_numpy import _memory
 
 pytestmark = [
-    pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
+    pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
     pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
 ]
 
@@ -214,7 +214,7 @@ def block(seed):
     ignored = None if soft else -100
     spec = LossSpec("cross_entropy", 1, classes, wide, soft, ignore_index=ignored, **options)
     core = core_linear.portable(np, spec, None)
-    kernel = _blocks.engine(spec, core, lambda x: x, lambda x, _: x, 0)
+    kernel = _kernel_blocks.engine(spec, core, lambda x: x, lambda x, _: x, 0)
 
     given = (target, weight, first)
     exact = (target.astype(np.float64) if soft else target,)
@@ -248,8 +248,8 @@ PROGRAM = """
 import sys
 import test_kernel
 from xentx.testing import requested_frameworks
-from xentx import _native
-print(_native.KERNEL.instruction_set())
+from xentx import _kernel_engine
+print(_kernel_engine.KERNEL.instruction_set())
 print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
        for p in map(test_kernel.problem, range(120))])
 for kind in ["", *test_kernel.SHARED_OUT]:
@@ -277,7 +277,7 @@ def wide():
 def run(program, **environment):
     """What a program of its own prints, in an environment."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "native", **environment}
+    env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "kernel", **environment}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=False
     )
@@ -297,7 +297,7 @@ def test_every_instruction_set_and_number_of_threads_has_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    ("engine", "expected"), [("portable", "portable"), ("native", "native"), ("", "")]
+    ("engine", "expected"), [("portable", "portable"), ("kernel", "kernel"), ("", "")]
 )
 def test_the_engine_is_chosen_by_name(engine, expected):
     program = "import xentx; print(xentx.backends()[0].engine)"
@@ -328,8 +328,8 @@ sys.meta_path.insert(0, Broken())
     ("environment", "break_it", "reason"),
     [
         ({"XENTX_ENGINE": "portable"}, "", "XENTX_ENGINE=portable is set (hint: unset it to use"),
-        ({}, NOT_THERE, "this installation of xentx has no native kernel (hint: with GCC or Clang"),
-        ({}, NOT_LOADING, "the native kernel of this installation does not load: undefined symbol"),
+        ({}, NOT_THERE, "this installation of xentx has no CPU kernel (hint: with GCC or Clang"),
+        ({}, NOT_LOADING, "the CPU kernel of this installation does not load: undefined symbol"),
         pytest.param(
             {"XENTX_ISA": "baseline"},
             "",
@@ -351,8 +351,8 @@ def test_a_portable_engine_has_a_reason(environment, break_it, reason):
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
-        (NOT_THERE, "this installation of xentx has no native kernel"),
-        (NOT_LOADING, "the native kernel of this installation does not load: undefined symbol"),
+        (NOT_THERE, "this installation of xentx has no CPU kernel"),
+        (NOT_LOADING, "the CPU kernel of this installation does not load: undefined symbol"),
     ],
 )
 def test_a_kernel_that_is_asked_for_and_fails_is_an_error(break_it, reason):
@@ -360,8 +360,8 @@ def test_a_kernel_that_is_asked_for_and_fails_is_an_error(break_it, reason):
         "import numpy, xentx",
         "try:\n    import xentx\nexcept ImportError as error:\n    sys.exit(print(error))",
     )
-    (line,) = run(program, XENTX_ENGINE="native")
-    assert line.startswith(f"XENTX_ENGINE: got 'native', but {reason}")
+    (line,) = run(program, XENTX_ENGINE="kernel")
+    assert line.startswith(f"XENTX_ENGINE: got 'kernel', but {reason}")
 
 
 def test_an_unknown_engine_is_an_error():
@@ -371,7 +371,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    expected = "XENTX_ENGINE: got 'fast'; expected 'native', 'portable' or nothing"
+    expected = "XENTX_ENGINE: got 'fast'; expected 'kernel', 'portable' or nothing"
     assert run(program, XENTX_ENGINE="fast") == [expected]
 
 

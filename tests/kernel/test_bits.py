@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import xentx
-from xentx import _native
+from xentx import _kernel_engine
 from xentx.testing import _oracle as oracle
 from xentx.testing import requested_frameworks, routes
 from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 
 pytestmark = [
-    pytest.mark.skipif(_native.KERNEL is None, reason="xentx is without a kernel here"),
+    pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
     # A thousand problems take a minute, and need be solved once.
     pytest.mark.skipif(len(requested_frameworks()) < 2, reason="one framework was asked for"),
 ]

@@ -1,4 +1,4 @@
-"""TensorFlow's tensors to the native kernel, by operators that are differentiated here.
+"""TensorFlow's tensors to the CPU kernel, by operators that are differentiated here.
 
 Eager calls are about time. An operator that was registered through TensorFlow's C API is called in
 microseconds, and a tape records it, and calls its registered gradient, like one of TensorFlow's
@@ -30,7 +30,7 @@ import tensorflow as tf
 from xentx import _calls, _evaluate
 from xentx._calls import Kind, Problem
 from xentx._core._spec import decode, encode
-from xentx._native import INSTALL, KERNEL, NO_KERNEL
+from xentx._kernel_engine import INSTALL, KERNEL, NO_KERNEL
 from xentx._types import Array
 from xentx_tensorflow import _arrays, _autodiff, _private
 
@@ -93,7 +93,7 @@ _WEIGHTS = ("weight", "sample_weight", "normalizer")
 
 
 def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
-    """Write what `native/tensorflow_op.cpp` and `_problem_of` read."""
+    """Write what `kernel/tensorflow_op.cpp` and `_problem_of` read."""
     _, _, weight, sample_weight, normalizer = arrays
     given = (weight is not None, sample_weight is not None, normalizer is not None)
     options: str | None = kind.plans.get((given, strict))
@@ -275,9 +275,9 @@ def _differentiable(
 # ---- graphs: gradients of a choice
 
 
-def _either(native: Callable[[], Any], portable: Callable[[], Any]) -> Any:
+def _either(kernel: Callable[[], Any], portable: Callable[[], Any]) -> Any:
     """Take the kernel where a graph may."""
-    return _autodiff.unless_xla(native, portable, ("CPU",))
+    return _autodiff.unless_xla(kernel, portable, ("CPU",))
 
 
 def _by_core(kind: Kind, arrays: Arrays, cotangent: Array | None = None) -> list[Array]:
@@ -352,7 +352,7 @@ def declines(array: Array) -> str | None:
     if tf.executing_eagerly():
         if array.device.startswith("/job:localhost/replica:0/task:0/device:CPU:"):
             return None
-        return f"the tensor is on {array.device}; the native kernel takes those of this CPU"
+        return f"the tensor is on {array.device}; the CPU kernel takes those of this CPU"
     # What is known to be compiled by XLA needs no choice. Other processes of a cluster may be sent
     # a graph, and need not have loaded the operators. DTensor can't split what it doesn't know.
     names = [device.name for device in tf.config.list_logical_devices()]

@@ -3,7 +3,7 @@
 // This library holds no kernel. Python hands it the address of the one in xentx/_kernel, so that a
 // process has one kernel and one pool of threads, whatever frameworks it uses.
 //
-// There are six operators, and backends/xentx_tensorflow/_native.py says how they form gradients:
+// There are six operators, and backends/xentx_tensorflow/_kernel.py says how they form gradients:
 //
 //   XentxLoss              the reduced loss
 //   XentxLossAndGradient   the same, with its gradient from the same pass over the logits
@@ -324,7 +324,7 @@ void compute(void* kernel, TF_OpKernelContext* context) {
 
 void destroy(void* kernel) { delete static_cast<Operator*>(kernel); }
 
-// ---- Shapes. The C API shows no attribute but dtypes here, so that Python helps out (_native.py).
+// ---- Shapes. The C API shows no attribute but dtypes here, so that Python helps out (_kernel.py).
 
 void is_scalar(TF_ShapeInferenceContext* context, TF_Status* status) {
     const Shape scalar(TF_ShapeInferenceContextScalar(context));

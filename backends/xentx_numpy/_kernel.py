@@ -1,4 +1,4 @@
-"""NumPy's arrays to the native kernel, as they lie: with any strides, without a copy."""
+"""NumPy's arrays to the CPU kernel, as they lie: with any strides, without a copy."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from xentx._calls import Kind
-from xentx._native import UNREADABLE, Layout, plan
+from xentx._kernel_engine import UNREADABLE, Layout, plan
 from xentx_numpy import _memory
 
 Array = np.ndarray[Any, Any]

@@ -1,4 +1,4 @@
-"""PyTorch's tensors on the native kernel: plain, transformed, traced and compiled.
+"""PyTorch's tensors on the CPU kernel: plain, transformed, traced and compiled.
 
 That the bits are those of the other frameworks is shown in test_bits too, and that derivatives of
 every order are right in tests/matrix, which runs on the kernel where there is one. Here is what
@@ -37,15 +37,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import xentx_torch
-from xentx import _evaluate, _native, _validation
-from xentx_torch import _native as adapter
+from xentx import _evaluate, _kernel_engine, _validation
+from xentx_torch import _kernel as adapter
 from xentx_torch import _operators, _private
 from xentx_torch.testing import Torch
 
-if _native.KERNEL is None:
+if _kernel_engine.KERNEL is None:
     pytest.skip("xentx is without a kernel here", allow_module_level=True)
 
-from xentx_torch._native import OPERATOR_PAYS
+from xentx_torch._kernel import OPERATOR_PAYS
 
 BACKEND = xentx_torch.BACKEND
 RNG = np.random.default_rng(RNG_SEED)
@@ -125,7 +125,7 @@ def assert_near(found, expected, rtol=1e-9, atol=1e-12):
 def calls(monkeypatch):
     """What each call of the kernel is asked for, in letters: cotangent, value, gradient."""
     made = []
-    plan = _native.KERNEL.plan
+    plan = _kernel_engine.KERNEL.plan
 
     def spy(**layout):
         ready = plan(**layout)
@@ -141,7 +141,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(_validation, "_KINDS", {})
     monkeypatch.setattr(_operators, "_KNOWN", {})
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
-    monkeypatch.setattr(_native, "KERNEL", SimpleNamespace(plan=spy))
+    monkeypatch.setattr(_kernel_engine, "KERNEL", SimpleNamespace(plan=spy))
     return made
 
 
@@ -814,15 +814,15 @@ class Labelled(torch.Tensor):
     [
         (lambda: torch.ones(2), None),
         (lambda: torch.nn.Parameter(torch.ones(2)), None),
-        (lambda: torch.ones(2, device="meta"), "the tensor is on device meta; the native kernel"),
-        (lambda: torch.eye(2).to_sparse(), "the tensor has layout torch.sparse_coo; the native"),
+        (lambda: torch.ones(2, device="meta"), "the tensor is on device meta; the CPU kernel"),
+        (lambda: torch.eye(2).to_sparse(), "the tensor has layout torch.sparse_coo; the CPU"),
         (lambda: torch.ones(2).as_subclass(Labelled), "the tensor is a Labelled, a subclass of"),
         (lambda: torch.ones(2, dtype=torch.cfloat).conj().imag, "the tensor is a view that negate"),
     ],
 )
 def test_why_a_tensor_takes_the_core(tensor, reason):
     info = xentx.backend_of(tensor())
-    assert info.engine.split()[0] == ("native" if reason is None else "portable")
+    assert info.engine.split()[0] == ("kernel" if reason is None else "portable")
     assert (info.reason or "").startswith(reason or "")
     assert (info.reason is None) == (reason is None)
 
@@ -1443,9 +1443,9 @@ def test_private_names_may_be_gone():
         with mock.patch("operator.attrgetter", lambda name: lambda x: getattr(x, name)):
             spec.loader.exec_module(private)
         assert len(private.MISSING) == inspect.getsource(private).count("_find(") - 1
-        from xentx_torch import _native
+        from xentx_torch import _kernel
 
-        assert _native._private is private
+        assert _kernel._private is private
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-k", {chosen!r}]
         code = pytest.main([*options, {__file__!r}])
         print("code", int(code))
@@ -1512,7 +1512,7 @@ def test_memory():
         assert 0.9 < float(ratio) < 1.05
 
 
-@pytest.mark.parametrize("engine", ["portable", "native"])
+@pytest.mark.parametrize("engine", ["portable", "kernel"])
 def test_the_engine_is_chosen_by_name(engine):
     program = """
     x, t = torch.arange(30.0).reshape(6, 5).sin(), torch.arange(6) % 5
@@ -1520,5 +1520,5 @@ def test_the_engine_is_chosen_by_name(engine):
     print(bool(xentx_torch.BACKEND.engines), "xentx._kernel" in sys.modules)
     print(abs(gradient - torch.func.grad(xentx_torch.cross_entropy)(x, t)).max().item() < 1e-6)
     """
-    by_kernel = str(engine == "native")
+    by_kernel = str(engine == "kernel")
     assert run(program, XENTX_ENGINE=engine) == [by_kernel, by_kernel, "True"]

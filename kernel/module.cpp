@@ -112,7 +112,7 @@ class Calls {
 
     // What a call like one that is remembered needs; or its value, if a plan was remembered with
     // it, and autograd has no part in it; or None.
-    nb::object recall(nb::handle function, nb::tuple args, nb::dict kwargs) const {
+    nb::object lookup(nb::handle function, nb::tuple args, nb::dict kwargs) const {
         Form form(tensor_types_);
         if (!form.add(function, args, kwargs)) return nb::none();
         const auto found = known_.find(form.bytes());
@@ -201,7 +201,7 @@ NB_MODULE(_kernel, m) {
     if (import_numpy() < 0) nb::raise_python_error();
     // What a framework still holds when a program ends, such as a graph of PyTorch's, is no leak.
     nb::set_leak_warnings(false);
-    m.doc() = "The native kernel. Its users are the adapters' modules called _native.";
+    m.doc() = "The CPU kernel. Its users are the adapters' modules called _kernel.";
     nb::class_<Plan>(m, "Plan")
         .def("__call__", &Plan::operator(), nb::arg("value").none(), nb::arg("gradient").none(),
              nb::arg("cotangent").none(), nb::arg("threads"), nb::arg("arrays"));
@@ -213,7 +213,7 @@ NB_MODULE(_kernel, m) {
     nb::class_<Calls>(m, "Calls")
         .def(nb::init<nb::tuple, nb::object, nb::object, nb::object>(), nb::arg("tensor_types"),
              nb::arg("is_grad_enabled"), nb::arg("num_threads"), nb::arg("empty_like"))
-        .def("recall", &Calls::recall, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"))
+        .def("lookup", &Calls::lookup, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"))
         .def("remember", &Calls::remember, nb::arg("function"), nb::arg("args"), nb::arg("kwargs"),
              nb::arg("what"), nb::arg("plan").none(), nb::arg("scalar").none());
     m.def("is_one", &is_tensor_of_one, nb::arg("tensor_types"), nb::arg("tensor"));

@@ -1,10 +1,10 @@
-"""The native kernel, if there is one, and plans for it.
+"""The CPU kernel, if there is one, and plans for it.
 
-`native/kernel.h` says what the kernel computes. Each adapter's ``_native`` hands it arrays. Where
+`kernel/kernel.h` says what the kernel computes. Each adapter's ``_kernel`` hands it arrays. Where
 it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core;
 `NO_KERNEL` says why.
 
-The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "native" for the kernel
+The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "kernel" for the kernel
 or an error, nothing for the kernel where it is.
 """
 
@@ -16,7 +16,7 @@ from xentx._backend import Engine, EngineAdapter
 from xentx._core._spec import LossSpec, encode
 
 INSTALL = (
-    "XENTX_REQUIRE_NATIVE=1 pip install --force-reinstall --no-deps --no-cache-dir "
+    "XENTX_REQUIRE_KERNEL=1 pip install --force-reinstall --no-deps --no-cache-dir "
     "--no-binary xentx xentx"
 )
 
@@ -24,30 +24,30 @@ INSTALL = (
 def _find() -> tuple[Any, str | None]:
     """Import the kernel if it is there and wanted, or say why not. An explicit request raises."""
     engine = os.environ.get("XENTX_ENGINE", "auto")
-    if engine not in ("auto", "native", "portable"):
-        msg = f"XENTX_ENGINE: got {engine!r}; expected 'native', 'portable' or nothing"
+    if engine not in ("auto", "kernel", "portable"):
+        msg = f"XENTX_ENGINE: got {engine!r}; expected 'kernel', 'portable' or nothing"
         raise ValueError(msg)
     if engine == "portable":
-        return None, "XENTX_ENGINE=portable is set (hint: unset it to use the native kernel)"
+        return None, "XENTX_ENGINE=portable is set (hint: unset it to use the CPU kernel)"
     try:
         kernel = importlib.import_module("xentx._kernel")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            reason = "this installation of xentx has no native kernel"
+            reason = "this installation of xentx has no CPU kernel"
         else:
-            reason = f"the native kernel of this installation does not load: {error}"
-        if engine == "native":
-            msg = f"XENTX_ENGINE: got 'native', but {reason}"
+            reason = f"the CPU kernel of this installation does not load: {error}"
+        if engine == "kernel":
+            msg = f"XENTX_ENGINE: got 'kernel', but {reason}"
             raise ImportError(msg) from error
         return None, f"{reason} (hint: with GCC or Clang, {INSTALL})"
     # Without fused multiply-add, of which there are five in an exponential, the core is quicker.
-    if kernel.is_fast() or engine == "native":
+    if kernel.is_fast() or engine == "kernel":
         return kernel, None
     isa = os.environ.get("XENTX_ISA")
     limit = "this CPU has" if isa is None else f"XENTX_ISA={isa} leaves"
     return None, (
         f"{limit} no fused multiply-add, without which the portable core is quicker "
-        "(hint: XENTX_ENGINE=native uses the native kernel all the same)"
+        "(hint: XENTX_ENGINE=kernel uses the CPU kernel all the same)"
     )
 
 
@@ -59,7 +59,7 @@ UNREADABLE = -2
 
 
 # As XENTX_ENGINE and `xentx.backend_of` name it.
-NAME = "native"
+NAME = "kernel"
 
 
 def engines(adapter: EngineAdapter) -> tuple[Engine, ...]:
@@ -96,7 +96,7 @@ def plan(
     first_class: int = 0,
     all_classes: int = 0,
 ) -> Any:
-    """Make what is then called with addresses or NumPy arrays, as `native/module.cpp` says.
+    """Make what is then called with addresses or NumPy arrays, as `kernel/module.cpp` says.
 
     Parameters
     ----------

@@ -30,10 +30,10 @@ import jax.export
 import jax.numpy as jnp
 
 from xentx_jax import BACKEND, _lowering
-from xentx_jax import _native as native
+from xentx_jax import _kernel as adapter
 from xentx_jax.testing import enable_x64
 
-if native.unusable():
+if adapter.unusable():
     pytest.skip("no kernel for this JAX", allow_module_level=True)
 
 VALUE_UNITS = 6
@@ -464,7 +464,7 @@ def test_same_bits_as_numpy(dtype, reduction):
 
     def beside(x, t, w, u=None):
         problem = cross_entropy_problem(x, t, weight=w, reduction=reduction)
-        return native.solve_with_gradient(*problem, u)
+        return adapter.solve_with_gradient(*problem, u)
 
     def pulled_back(x, t, w, u=None):
         value, pull = jax.vjp(lambda x: cross_entropy(x, t, weight=w, reduction=reduction), x)
@@ -491,7 +491,7 @@ def test_gradient_beside_the_value():
     with enable_x64():
         target, seed = jnp.asarray(TARGET), jnp.asarray([1.0, 2.0, 3.0, 4.0])
 
-        def beside(x, u, solve=native.solve_with_gradient):
+        def beside(x, u, solve=adapter.solve_with_gradient):
             return solve(*cross_entropy_problem(x, target, reduction="none"), u)
 
         core = functools.partial(beside, solve=_evaluate.portable_with_gradient)
@@ -521,8 +521,8 @@ def test_wrong_index_is_seen():
 
 def test_what_it_declines():
     logits = jnp.zeros((2, 3))
-    assert native.declines(logits) is None
-    assert jax.jit(lambda x: x + (native.declines(x) is None))(logits)[0, 0] == 1
+    assert adapter.declines(logits) is None
+    assert jax.jit(lambda x: x + (adapter.declines(x) is None))(logits)[0, 0] == 1
     seen = []
 
     def look(x):
@@ -531,7 +531,7 @@ def test_what_it_declines():
 
     (size,) = jax.export.symbolic_shape("b")
     jax.export.export(jax.jit(look))(jax.ShapeDtypeStruct((size, 3), jnp.float32))
-    assert seen == ["the array has the symbolic shape (b, 3); the native kernel takes known sizes"]
+    assert seen == ["the array has the symbolic shape (b, 3); the CPU kernel takes known sizes"]
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     explicit = jax.device_put(logits, jax.NamedSharding(mesh, jax.P("x")))
     assert xentx.backend_of(explicit).reason.startswith("the array's sharding is explicit")
@@ -540,16 +540,16 @@ def test_what_it_declines():
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("OLDEST_JAX", (99, 1), "is older than 99.1, the oldest that can call the native kernel"),
-        ("_running_api_version", lambda: (0, 0), "has version 0.0 where the native kernel was"),
-        ("_running_api_version", lambda: None, "has no FFI that is known where the native kernel"),
+        ("OLDEST_JAX", (99, 1), "is older than 99.1, the oldest that can call the CPU kernel"),
+        ("_running_api_version", lambda: (0, 0), "has version 0.0 where the CPU kernel was"),
+        ("_running_api_version", lambda: None, "has no FFI that is known where the CPU kernel"),
     ],
 )
 def test_versions_of_jax_that_the_kernel_does_not_serve(name, value, reason, monkeypatch):
     logits, target = jnp.asarray([[0.0, 1.0]]), jnp.asarray([0])
     expected = cross_entropy(logits, target)
     monkeypatch.setattr(_lowering, name, value)
-    monkeypatch.setattr(native, "unusable", native.unusable.__wrapped__)
+    monkeypatch.setattr(adapter, "unusable", adapter.unusable.__wrapped__)
     for info in (xentx.backend_of(logits), xentx.backends()[2]):
         assert info.engine == "portable"
         assert f"JAX {jax.__version__} {reason}" in info.reason
@@ -864,8 +864,8 @@ def test_pmap():
 
 
 GUARD = """
-    import xentx._native
-    kernel = xentx._native.KERNEL
+    import xentx._kernel_engine
+    kernel = xentx._kernel_engine.KERNEL
     registered = []
     import jax
     register = jax.ffi.register_ffi_target
@@ -878,7 +878,7 @@ GUARD = """
     from xentx import _evaluate, _validation
     from xentx._core import cross_entropy
     from xentx_jax import BACKEND
-    from xentx_jax import _native as native
+    from xentx_jax import _kernel as adapter
     def loss(x):
         return _evaluate.value(_validation.rowwise(BACKEND, cross_entropy, x, jnp.zeros(2, int),
             axis=-1, weight=None, ignore_index=-100, reduction="mean"))
@@ -900,7 +900,7 @@ REGISTER = "return register(name, handler, **options)"
         ("kernel.xla_ffi_api_version = (0, 1000)", REGISTER, "0 portable"),
         ("kernel.xla_ffi_api_version = (1, 0)", REGISTER, "0 portable"),
         ("jax.ffi.include_dir = lambda: '/nowhere'", REGISTER, "0 portable"),
-        ("xentx._native.KERNEL = None", REGISTER, "0 portable"),
+        ("xentx._kernel_engine.KERNEL = None", REGISTER, "0 portable"),
         ("", "raise ValueError(name)", "1 portable"),
     ],
     ids=["as it is", "newer kernel", "older XLA", "unknown XLA", "no kernel", "refused"],

@@ -1,4 +1,4 @@
-"""The native kernel under JAX, as primitives that every transformation knows what to do with.
+"""The CPU kernel under JAX, as primitives that every transformation knows what to do with.
 
 On CPUs three of the four primitives call the kernel. ``tangent``, every other platform, and
 whatever XLA is to partition itself are the portable core. So is each derivative that the kernel
@@ -29,15 +29,15 @@ def declines(array: Array) -> str | None:
     aval = jax.typeof(array)
     if not _is_plain(aval):
         if all(isinstance(size, int) for size in aval.shape):
-            return "the array's sharding is explicit; the native kernel takes arrays of one CPU"
-        return f"the array has the symbolic shape {aval.shape}; the native kernel takes known sizes"
+            return "the array's sharding is explicit; the CPU kernel takes arrays of one CPU"
+        return f"the array has the symbolic shape {aval.shape}; the CPU kernel takes known sizes"
     if isinstance(array, jax.core.Tracer):
         return None  # on CPUs, as will be seen when it is compiled
     platforms = sorted(device.platform for device in array.devices())
     if platforms == ["cpu"]:
         return None
     where = f"{len(platforms)} devices" if platforms[1:] else f"a device of {platforms[0]}"
-    return f"the array is on {where}; the native kernel takes arrays of one CPU"
+    return f"the array is on {where}; the CPU kernel takes arrays of one CPU"
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:

@@ -1,4 +1,4 @@
-"""TensorFlow's tensors on the native kernel: eager and in graphs, wherever those may run.
+"""TensorFlow's tensors on the CPU kernel: eager and in graphs, wherever those may run.
 
 That the bits are those of the other frameworks is shown in test_bits, and that derivatives of every
 order are right in tests/matrix, which runs on the kernel where there is one. Here is what
@@ -27,9 +27,9 @@ if "tensorflow" not in requested_frameworks():
 import tensorflow as tf
 
 import xentx_tensorflow
-from xentx_tensorflow import _native
+from xentx_tensorflow import _kernel
 
-if _native.operators() is None:
+if _kernel.operators() is None:
     pytest.skip("xentx is without a kernel for TensorFlow here", allow_module_level=True)
 
 BACKEND = xentx_tensorflow.BACKEND
@@ -88,14 +88,14 @@ def operators_in(function, *args):
 def calls(monkeypatch):
     """Names of the operators that are called, whether in a graph or at once."""
     called = []
-    loaded = _native.operators()
+    loaded = _kernel.operators()
     names = [name for name in dir(loaded) if name.startswith("xentx_")]
 
     def spy(name):
         return lambda *args: called.append(name) or getattr(loaded, name)(*args)
 
     spies = SimpleNamespace(**{name: spy(name) for name in names})
-    monkeypatch.setattr(_native, "operators", lambda: spies)
+    monkeypatch.setattr(_kernel, "operators", lambda: spies)
     return called
 
 
@@ -127,7 +127,7 @@ def test_a_tape_that_watches_the_logits_has_the_gradient_formed_with_the_loss(ca
 def test_the_gradient_for_a_cotangent_of_one_is_not_copied():
     logits = tensor(RNG.normal(size=(64, 1000)), tf.float32)
     target, options = tensor(np.zeros(64, np.int64)), "axis=1 reduction=mean"
-    operators = _native.operators()
+    operators = _kernel.operators()
     _, known = operators.xentx_loss_and_gradient(logits, target, [], options)
     one, two = tf.constant(1.0), tf.constant(2.0)
     same = operators.xentx_loss_gradient(logits, target, [], one, [known], options)
@@ -293,7 +293,7 @@ def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
 
 
 def test_operators_fail_where_a_graph_is_wrong_and_harm_nobody():
-    operators = _native.operators()
+    operators = _kernel.operators()
     logits, target = tensor(LOGITS), tensor(TARGET)
     for arguments, message in (
         ((logits, target[:3], [], [], "axis=1 reduction=mean"), "target: got another size"),
@@ -624,21 +624,21 @@ def test_why_a_tensor_takes_the_core(monkeypatch):
     tf.function(look)(tensor(LOGITS))
     tf.function(look, jit_compile=True)(tensor(LOGITS))
     assert seen == [None, "the function is compiled by XLA, which has no operator of xentx"]
-    monkeypatch.setattr(_native, "_path", lambda: None)
-    monkeypatch.setattr(_native, "_load", _native._load.__wrapped__)  # noqa: SLF001
+    monkeypatch.setattr(_kernel, "_path", lambda: None)
+    monkeypatch.setattr(_kernel, "_load", _kernel._load.__wrapped__)  # noqa: SLF001
     for info in (xentx.backend_of(tensor(LOGITS)), xentx.backends()[3]):
         assert info.engine == "portable"
         assert "has no operators for TensorFlow (hint: on Linux and macOS, XENTX_" in info.reason
-    monkeypatch.setattr(_native, "_path", lambda: Path(__file__))
+    monkeypatch.setattr(_kernel, "_path", lambda: Path(__file__))
     (info,) = (info for info in xentx.backends() if info.name == "tensorflow")
     assert f"TensorFlow {tf.__version__} does not load xentx's operators: " in info.reason
 
 
 def test_other_devices_take_the_core(monkeypatch):
     elsewhere = SimpleNamespace(device="/job:localhost/replica:0/task:0/device:GPU:0")
-    assert "device:GPU:0" in _native.declines(elsewhere)
+    assert "device:GPU:0" in _kernel.declines(elsewhere)
     remote = SimpleNamespace(device="/job:worker/replica:0/task:1/device:CPU:0")
-    assert "job:worker" in _native.declines(remote)
+    assert "job:worker" in _kernel.declines(remote)
     # A graph goes where TensorFlow places it: the choice in it is made by kind of device.
     devices = [SimpleNamespace(name=f"/device:{name}") for name in ("CPU:0", "GPU:0")]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)

@@ -1,4 +1,4 @@
-"""Blocks of the classes by the native kernel, for arrays whose memory NumPy can see.
+"""Blocks of the classes by the CPU kernel, for arrays whose memory NumPy can see.
 
 What `_core.partials` computes of a block, in one pass over it and not in thirty: for the way of
 `_core.linear` that goes by classes. The kernel computes in float64, and rounds once.
@@ -12,7 +12,7 @@ import numpy as np
 from xentx._core import linear as core
 from xentx._core._spec import LossSpec
 from xentx._core.partials import Partials
-from xentx._native import UNREADABLE, Layout, plan
+from xentx._kernel_engine import UNREADABLE, Layout, plan
 from xentx._types import Array
 
 NumPyArray = np.ndarray[Any, Any]

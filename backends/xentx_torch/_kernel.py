@@ -1,4 +1,4 @@
-"""The native kernel under PyTorch: its autograd, torch.func, torch.compile and torch.export.
+"""The CPU kernel under PyTorch: its autograd, torch.func, torch.compile and torch.export.
 
 There are two ways to the kernel. Plain tensors in plain eager mode take `_Eager`, an
 autograd.Function in the older of PyTorch's two styles: the newer one, and the dispatcher, each cost
@@ -24,7 +24,7 @@ from xentx import _evaluate
 from xentx._backend import FUNCTIONS
 from xentx._calls import Kind, Problem, impossible
 from xentx._core._spec import OPTIONS
-from xentx._native import KERNEL, NAME
+from xentx._kernel_engine import KERNEL, NAME
 from xentx_torch import _arrays, _operators, _plans, _private
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
@@ -42,21 +42,21 @@ def unusable() -> str | None:
 def declines(array: Array) -> str | None:
     """Say why the kernel computes no loss of `array`, in the order in which it is looked at."""
     if array.device.type != "cpu":
-        return f"the tensor is on device {array.device}; the native kernel runs on the CPU"
+        return f"the tensor is on device {array.device}; the CPU kernel runs on the CPU"
     if array.layout is not torch.strided:
         return (
-            f"the tensor has layout {array.layout}; the native kernel takes dense tensors "
+            f"the tensor has layout {array.layout}; the CPU kernel takes dense tensors "
             "(hint: array.to_dense())"
         )
     if not _operators.takes((array,)):
         return (
-            f"the tensor is a {type(array).__qualname__}, a subclass of torch.Tensor; the native "
+            f"the tensor is a {type(array).__qualname__}, a subclass of torch.Tensor; the CPU "
             "kernel takes torch.Tensor and torch.nn.Parameter "
             "(hint: array.as_subclass(torch.Tensor))"
         )
     if array.is_neg():
         return (
-            "the tensor is a view that negates its memory; the native kernel reads the memory "
+            "the tensor is a view that negates its memory; the CPU kernel reads the memory "
             "(hint: array.resolve_neg())"
         )
     return None
@@ -64,7 +64,7 @@ def declines(array: Array) -> str | None:
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
     """Value, differentiable to any order, in both modes, and by torch.func; None to decline."""
-    if is_observed():
+    if needs_traceable_ops():
         return _operators.forward(kind.spec, arrays) if _suits_operators(kind, arrays) else None
     ready = _plans.prepare(kind.plans, kind.spec, arrays)
     return None if ready is None else _run((kind, ready), arrays)
@@ -105,8 +105,8 @@ def lookup(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arra
     if _is_dynamo_compiling():
         node: Array = _in_graph(function.name, *args, **kwargs)
         return node
-    if _calls is not None and not is_observed():
-        found: Array | Known | None = _calls.recall(function, args, kwargs)
+    if _calls is not None and not needs_traceable_ops():
+        found: Array | Known | None = _calls.lookup(function, args, kwargs)
         if found is not None:
             return _run(found, args) if type(found) is tuple else found  # type: ignore[return-value]
     if args and isinstance(args[0], torch.fx.Proxy) and function.public is not None:
@@ -118,7 +118,11 @@ def lookup(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arra
 def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Problem) -> None:
     """Keep what is known of a call whose arrays the kernel took as they were given."""
     kind, arrays = problem
-    if _calls is None or is_observed() or not (kind.fits and kind.taken_by(NAME)):
+    if (
+        _calls is None
+        or needs_traceable_ops()
+        or not (kind.target_dtype_supported and kind.taken_by(NAME))
+    ):
         return
     if any(a is not b for a, b in zip(arrays, _all(args), strict=True)):
         return
@@ -134,7 +138,7 @@ def solve_with_gradient(
 ) -> tuple[Array, Array] | None:
     """Value and gradient, in one pass if neither is to be differentiated; None to decline."""
     spec, logits = kind.spec, _plans.first(arrays)
-    observed = is_observed()
+    observed = needs_traceable_ops()
     ready = None if observed else _plans.prepare(kind.plans, spec, arrays)
     if ready is None and not (observed and _suits_operators(kind, arrays)):
         return None
@@ -168,7 +172,7 @@ _is_compiling = torch.compiler.is_compiling
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _saved_tensors_hooks = _private.saved_tensors_hooks
-is_observed = _private.is_observed
+needs_traceable_ops = _private.needs_traceable_ops
 
 
 def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
@@ -273,7 +277,7 @@ class _Eager(torch.autograd.Function):
         spec = ctx.kind.spec
         if (
             _is_grad_enabled()
-            or is_observed()
+            or needs_traceable_ops()
             or not _plans.is_plain(cotangent)
             # That of is_grads_batched is neither functorch's nor another type, but not in memory.
             or not _private.has_storage(cotangent)
