@@ -16,7 +16,7 @@ logits, so a framework may differentiate through it.
 
 from typing import Any, NamedTuple
 
-from xentx._core import _distribution, _softmax
+from xentx._core import _distribution, _pick, _softmax
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, is_given
 from xentx._types import Array, Namespace
@@ -143,10 +143,14 @@ def gradient(
     size = block.shape[spec.axis]
     q = _distribution.distribution(xp, spec, target, weight, start, size)
     p = _softmax.probabilities(e, stats)
-    # As in softmax_minus, but for what the other blocks hold of q, which is what is not here.
     complement = rest / (rest + ties)
     leader = _softmax.is_leader(x, stats)
-    slope = xp.where(leader, (mass - q) - mass * complement, mass * p - q)
+    others = mass - q  # exact for one class
+    if not _pick.is_one_class(spec):
+        # As in softmax_minus: the sum of what q has beside the leader, here and in other blocks.
+        others = _sum(xp, spec, xp.where(leader, 0.0, q)) + (whole.mass - _sum(xp, spec, q))
+        others = xp.astype(others, compute, copy=False)
+    slope = xp.where(leader, others - mass * complement, mass * p - q)
     if is_given(spec.z_loss):
         slope = slope + (2.0 * spec.z_loss) * (top + tail) * p
     slope = _softmax.divided(spec, slope)

@@ -83,6 +83,16 @@ def test_mixed_dtypes(route, dtypes):
     check_linear(route, arrays, {**options, "chunk": 3}, cotangent)
 
 
+def test_nearly_one_class(route):
+    """The leader's gradient is the mass of the others: nothing is left of it where it cancels."""
+    if "float16" not in route.dtypes:
+        pytest.skip(f"{route} has no float16")
+    hidden = np.asarray([[-2.0, -12.0, 0.5]], np.float16)
+    head = np.asarray([[6.5, -10.5, 12.0], [-9.0, 12.0, 0.75], [13.0, -7.0, -7.0]], np.float16)
+    target = np.asarray([[0.25, 0.0, 1e-6]], np.float32)
+    check_linear(route, (hidden, head, target), {"reduction": "sum"}, np.asarray(1, np.float32))
+
+
 def test_chunk_of_more_rows_than_there_are(route):
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
