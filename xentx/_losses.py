@@ -565,7 +565,7 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
     array([[ 0.115612, -0.185734,  0.070122],
            [ 0.05448 ,  0.081274, -0.135754]])
     """
-    if not isinstance(getattr(loss_fn, "loss", None), Loss):
+    if not isinstance(getattr(loss_fn, "computes", None), Loss):
         functions = (
             log_softmax,
             nll_loss,

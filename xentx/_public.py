@@ -40,6 +40,17 @@ class Function:
         self.public: Callable[..., Any] | None = None  # the function that dispatches
         _backend.FUNCTIONS[name] = self
 
+    @property
+    def like(self) -> Callable[..., Any]:
+        """The function whose signature, without the backend, is that of the public ones."""
+        return self.compute
+
+    def function(self, find: Find) -> Callable[..., Any]:
+        """Make a public function, which carries this object as its attribute ``computes``."""
+        made: Any = self.dispatched(find, self.like)
+        made.computes = self
+        return made
+
     def dispatched(self, find: Find, like: Callable[..., Any]) -> Callable[..., Any]:
         """Make the public function that finds the backend by its first argument.
 
@@ -73,6 +84,10 @@ class Loss(Function):
         self.validate = validate
         self.solver = solver
         self.gradient = Function(f"{self.name} and its gradient", self.value_and_grad)
+
+    @property
+    def like(self) -> Callable[..., Any]:
+        return self.validate
 
     def value(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
         """Value for the arguments, with its normalizer if that is asked for."""
@@ -118,12 +133,11 @@ class Loss(Function):
         value, gradient = self.solver.value_and_gradient(problem, seed)
         return ((value, self.solver.normalizer(problem)) if counted else value), gradient
 
-    def loss_function(self, find: Find) -> Callable[..., Any]:
-        """Make the public function, which carries this object as its attribute ``loss``."""
-        evaluated: Any = self.dispatched(find, self.validate)
+    def function(self, find: Find) -> Callable[..., Any]:
+        """Make a public function, and the one that returns its gradient too."""
+        evaluated: Any = super().function(find)
         signature = inspect.signature(evaluated)
         evaluated.__signature__ = signature.replace(return_annotation=Array)
-        evaluated.loss = self
         gradient: Any = self.gradient.dispatched(find, self.validate)
         cotangent = inspect.Parameter("cotangent", inspect.Parameter.KEYWORD_ONLY, default=None)
         gradient.__signature__ = signature.replace(
@@ -150,49 +164,41 @@ def _first(function: Callable[..., Any]) -> str:
     return list(inspect.signature(function).parameters)[1]
 
 
-def _search(function: Callable[..., Any]) -> Find:
-    """Find the backend that owns the first array of a function's call."""
-    return functools.partial(_registry.require, _first(function))
-
-
-def _loss(validate: Callable[..., Any], solver: Any) -> Callable[..., Any]:
-    made = Loss(validate, solver)
-    made.public = made.loss_function(_search(validate))
+def _published(made: Function) -> Callable[..., Any]:
+    """Make the function that finds the backend that owns the first array of its call."""
+    made.public = made.function(functools.partial(_registry.require, _first(made.like)))
     return made.public
 
 
 def loss(validate: Callable[Concatenate[Backend, P], Problem | Counted]) -> Callable[P, Array]:
     """Make a function that validates the arguments of a loss the public function."""
-    return _loss(validate, _evaluate)
+    return _published(Loss(validate, _evaluate))
 
 
 def linear_loss(
     validate: Callable[Concatenate[Backend, P], LinearProblem | Counted],
 ) -> Callable[P, Array]:
     """Do the same for a loss of the last layer."""
-    return _loss(validate, _linear)
+    return _published(Loss(validate, _linear))
 
 
 def binary_loss(validate: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
     """Do the same for a loss of each logit."""
-    return _loss(validate, _binary)
+    return _published(Loss(validate, _binary))
 
 
 def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
     """Make the public function of one that takes the backend first, and computes."""
-    made = Function(compute.__name__, compute)
-    made.public = made.dispatched(_search(compute), compute)
-    return made.public
+    return _published(Function(compute.__name__, compute))
 
 
 def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
-    """Bind the public function of a loss to one backend.
+    """Bind a public function to one backend.
 
     Parameters
     ----------
     function : callable
-        `xentx.log_softmax`, `xentx.nll_loss`, `xentx.cross_entropy`,
-        `xentx.binary_cross_entropy` or `xentx.linear_cross_entropy`.
+        One whose first argument is an array, such as `xentx.cross_entropy` or `xentx.per_row`.
     backend : Backend
         The only one whose arrays the result takes.
 
@@ -212,8 +218,8 @@ def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     >>> log_softmax(np.asarray([[0.0, 0.0]])).round(6)
     array([[-0.693147, -0.693147]])
     """
-    made: Loss = function.loss  # type: ignore[attr-defined]
-    first = _first(made.validate)
+    made: Function = function.computes  # type: ignore[attr-defined]
+    first = _first(made.like)
 
     def find(array: object) -> Backend:
         if not backend.owns(array):
@@ -221,4 +227,4 @@ def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
             raise TypeError(msg)
         return backend
 
-    return made.loss_function(find)
+    return made.function(find)

@@ -4,25 +4,24 @@
 programs that are written for Optax's.
 """
 
+from xentx import combine, finish, value_and_grad
+from xentx._bound import Functions
 from xentx_jax._backend import BACKEND
-from xentx_jax._functions import (
-    binary_cross_entropy,
-    combine,
-    cross_entropy,
-    finish,
-    linear_cross_entropy,
-    linear_per_row,
-    log_softmax,
-    nll_loss,
-    partials,
-    per_row,
-    value_and_grad,
-)
 from xentx_jax.losses import (
     safe_softmax_cross_entropy,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
+
+_bound = Functions(BACKEND)
+binary_cross_entropy = _bound.binary_cross_entropy
+cross_entropy = _bound.cross_entropy
+linear_cross_entropy = _bound.linear_cross_entropy
+linear_per_row = _bound.linear_per_row
+log_softmax = _bound.log_softmax
+nll_loss = _bound.nll_loss
+partials = _bound.partials
+per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentx._backend import plain
-from xentx_jax import _functions
+from xentx._bound import Functions
+from xentx_jax._backend import BACKEND
 
 __all__ = [
     "safe_softmax_cross_entropy",
@@ -20,6 +21,8 @@ __all__ = [
 
 Array = jax.Array
 Axis = int | tuple[int, ...]
+
+_FUNCTIONS = Functions(BACKEND)
 
 
 def softmax_cross_entropy(
@@ -74,7 +77,7 @@ def softmax_cross_entropy(
     axis = axis if isinstance(axis, int) else -1
     if mask is not None:
         logits, labels = _excluding(logits, mask, axis), jnp.where(mask, labels, 0)
-    return _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+    return _FUNCTIONS.cross_entropy(logits, labels, axis=axis, reduction="none")
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -132,14 +135,14 @@ def softmax_cross_entropy_with_integer_labels(
     axis = axis if isinstance(axis, int) else -1
     if mask is None:
         # NumPy's labels are left so: JAX's integers may be too narrow to hold a wrong one.
-        return _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+        return _FUNCTIONS.cross_entropy(logits, labels, axis=axis, reduction="none")
     kept = jnp.any(mask, axis)
     if isinstance(labels, np.ndarray) and not isinstance(kept, jax.core.Tracer):
         labels = np.where(kept, labels, 0)
     else:
         labels = jnp.where(kept, _array(labels), 0)
     logits = _excluding(logits, mask, axis)
-    losses = _functions.cross_entropy(logits, labels, axis=axis, reduction="none")
+    losses = _FUNCTIONS.cross_entropy(logits, labels, axis=axis, reduction="none")
     return jnp.where(kept, losses, 0)
 
 

@@ -3,20 +3,19 @@
 `_backend` answers for TensorFlow's arrays, `_autodiff` attaches the core's gradients.
 """
 
+from xentx import combine, finish, value_and_grad
+from xentx._bound import Functions
 from xentx_tensorflow._backend import BACKEND
-from xentx_tensorflow._functions import (
-    binary_cross_entropy,
-    combine,
-    cross_entropy,
-    finish,
-    linear_cross_entropy,
-    linear_per_row,
-    log_softmax,
-    nll_loss,
-    partials,
-    per_row,
-    value_and_grad,
-)
+
+_bound = Functions(BACKEND)
+binary_cross_entropy = _bound.binary_cross_entropy
+cross_entropy = _bound.cross_entropy
+linear_cross_entropy = _bound.linear_cross_entropy
+linear_per_row = _bound.linear_per_row
+log_softmax = _bound.log_softmax
+nll_loss = _bound.nll_loss
+partials = _bound.partials
+per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from xentx_torch import _functions
+from xentx._bound import Functions
+from xentx_torch._backend import BACKEND
 
 __all__ = ["cross_entropy", "linear_cross_entropy", "log_softmax", "nll_loss"]
 
 Array = torch.Tensor
+
+_FUNCTIONS = Functions(BACKEND)
 
 
 def log_softmax(
@@ -63,7 +66,7 @@ def log_softmax(
         return _recorded(log_softmax, locals())
     if dim is None:
         dim = _implicit_axis(input, _stacklevel)
-    return _functions.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
+    return _FUNCTIONS.log_softmax(input if dtype is None else input.to(dtype), axis=dim)
 
 
 def nll_loss(
@@ -126,7 +129,7 @@ def nll_loss(
     """
     if isinstance(input, torch.fx.Proxy):
         return _recorded(nll_loss, locals())
-    return _functions.nll_loss(
+    return _FUNCTIONS.nll_loss(
         _autocast(input),
         target,
         axis=_class_axis(input),
@@ -206,7 +209,7 @@ def cross_entropy(
     """
     if isinstance(input, torch.fx.Proxy):
         return _recorded(cross_entropy, locals())
-    return _functions.cross_entropy(
+    return _FUNCTIONS.cross_entropy(
         _autocast(input),
         target,
         axis=_class_axis(input),
@@ -307,7 +310,7 @@ def linear_cross_entropy(
     if not positions:
         if options is not None and options.batch_chunk_size is not None:
             more["chunk"] = options.batch_chunk_size
-        return _functions.linear_cross_entropy(
+        return _FUNCTIONS.linear_cross_entropy(
             input, linear_weight, target, bias=linear_bias, **more
         )
     if input.dim() != 2:  # noqa: PLR2004
@@ -319,7 +322,7 @@ def linear_cross_entropy(
     bias = None if linear_bias is None else linear_bias.flatten()
     logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
     logits = logits.unflatten(-1, linear_weight.shape[:-1])
-    return _functions.cross_entropy(widened(logits), target, axis=1, **more)
+    return _FUNCTIONS.cross_entropy(widened(logits), target, axis=1, **more)
 
 
 def widened(array: Array) -> Array:

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
-from xentx_torch import _functions
+from xentx._bound import Functions
+from xentx_torch._backend import BACKEND
 from xentx_torch.functional import widened
 
 __all__ = ["compute_loss_func"]
 
 Array = torch.Tensor
+
+_FUNCTIONS = Functions(BACKEND)
 
 
 def compute_loss_func(
@@ -63,6 +66,6 @@ def compute_loss_func(
     if isinstance(num_items_in_batch, torch.Tensor):
         # For several devices the Trainer makes it an array of one number.
         num_items_in_batch = num_items_in_batch.to(logits.device).squeeze()
-    return _functions.cross_entropy(
+    return _FUNCTIONS.cross_entropy(
         widened(logits), target, axis=-1, normalizer=num_items_in_batch, **options
     )

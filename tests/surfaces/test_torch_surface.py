@@ -225,7 +225,7 @@ def test_layers_of_every_position(positions, soft):
 def test_rows_at_a_time_are_taken_from_the_options(monkeypatch):
     chunks = []
     monkeypatch.setattr(
-        functional._functions,  # noqa: SLF001
+        functional._FUNCTIONS,  # noqa: SLF001
         "linear_cross_entropy",
         lambda *_, chunk="auto", **__: chunks.append(chunk),
     )

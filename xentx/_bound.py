@@ -1,0 +1,30 @@
+"""The public functions for the arrays of one backend, as its package exports them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from xentx import _losses, _row_stats
+from xentx._backend import Backend
+from xentx._public import bind
+
+Bound = Callable[..., Any]
+
+
+class Functions:
+    """The functions of `xentx` without a search for the backend.
+
+    Parameters
+    ----------
+    backend
+        The only one whose arrays they take.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.binary_cross_entropy: Bound = bind(_losses.binary_cross_entropy, backend)
+        self.cross_entropy: Bound = bind(_losses.cross_entropy, backend)
+        self.linear_cross_entropy: Bound = bind(_losses.linear_cross_entropy, backend)
+        self.linear_per_row: Bound = bind(_row_stats.linear_per_row, backend)
+        self.log_softmax: Bound = bind(_losses.log_softmax, backend)
+        self.nll_loss: Bound = bind(_losses.nll_loss, backend)
+        self.partials: Bound = bind(_row_stats.partials, backend)
+        self.per_row: Bound = bind(_row_stats.per_row, backend)
