@@ -27,7 +27,8 @@ class RowStats(NamedTuple):
     Parameters
     ----------
     loss : array
-        As `cross_entropy` with ``reduction="none"`` gives it, bit for bit.
+        As `cross_entropy` with ``reduction="none"`` gives it, bit for bit; what a compiler makes of
+        the portable core may differ by one unit in the last place.
     lse : array
         Logarithm of the sum of the exponentials of the logits.
     log_prob : array

@@ -34,7 +34,8 @@ def test_per_row(route, options, soft):
     loss = route.value(xentx.cross_entropy, logits, target, **options)
     del options["reduction"]
     found = route.value(stats_of, logits, target, **options)
-    np.testing.assert_array_equal(found[0], loss)
+    # A compiler may join a field with what is computed beside it, and round it otherwise.
+    np.testing.assert_array_max_ulp(found[0], loss, 1 if route.traced else 0)
     check_rows(found, row_truth(logits, target, **options), VALUE_UNITS)
 
 
