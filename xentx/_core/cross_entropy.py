@@ -6,8 +6,8 @@ nothing cancels. A class index without smoothing takes the shorter way of `_one_
 """
 
 from xentx._core import _distribution, _one_class, _pick, _row_derivatives, _softmax
-from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._one_class import TargetSum
+from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, bound, is_given
 from xentx._types import Array, Namespace
