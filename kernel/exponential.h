@@ -48,13 +48,14 @@ XENTX_INLINE double scale_of(double top) {
 }
 
 template <class Real> struct Reference {
-    Vec<Real> magic, floor;
+    Vec<Real> magic, lowest, floor;  // the n below which an exponential is 0, and its logit
 
     XENTX_INLINE explicit Reference(const Vec<Real>& n, int bias = Form<Real>::bias) {
         using F = Form<Real>;
         // The exponent's own bias goes in here too: what is rounded is then the exponent's bits.
         magic = Vec<Real>(F::magic + F::exponent + bias) - n;
-        floor = (n - Vec<Real>(F::exponent + bias)) * Vec<Real>(Real(0.693147180559945309));
+        lowest = n - Vec<Real>(F::exponent + bias);
+        floor = lowest * Vec<Real>(Real(0.693147180559945309));
     }
 };
 

@@ -83,18 +83,9 @@ struct Factor {
         return fma(x, high, fma(x, low, and_add));
     }
 };
-// Doubles in two floats each.
-XENTX_INLINE void in_two(const Vec<double>& low, const Vec<double>& high, Vec<float>& rounded,
-                         Vec<float>& lost) {
-    Vec<double> l, h;
-    rounded = narrow(low, high);
-    widen(rounded, l, h);
-    lost = narrow(low - l, high - h);
-}
-
 // Exponentials of up to 16 logits, which are the k-th of a block and those after it. What is returned
-// is the exponential times the cap's slope, for the gradient. Changed logits are two floats: an error
-// of half a unit in a logit of 20 is one of sixteen in its exponential.
+// is the exponential times the cap's slope, for the gradient. Changed logits are not rounded to floats:
+// an error of half a unit in a logit of 20 is one of sixteen in its exponential.
 struct PlainLogits {
     XENTX_INLINE Vec<float> raise(const Vec<float>& x, int, int, const Reference<float>& to,
                                   Vec<float>& value, Vec<float>& error) const {
@@ -120,25 +111,33 @@ struct CappedLogits {
 
     XENTX_INLINE Vec<float> raise(const Vec<float>& x, int k, int n, const Reference<float>& to,
                                   Vec<float>& value, Vec<float>& error) const {
-        Vec<double> low, high, slope_low, slope_high;
+        using V = Vec<double>;
+        V low, high, slope_low, slope_high;
         widen(x, low, high);
         change.apply_cap(low, slope_low);
         change.apply_cap(high, slope_high);
-        Vec<float> logit, logit_lost, slope, slope_lost;
-        in_two(low, high, logit, logit_lost);
-        in_two(slope_low, slope_high, slope, slope_lost);
         if (changed) {
             store(changed + k, low);
             store(changed + k + 8, high);
         }
-        if (slopes) store(slopes + k, slope);
+        if (slopes) store(slopes + k, narrow(slope_low, slope_high));
+
+        // Reduced in double, which costs less than logits of two floats.
+        const V log2e(Form<double>::log2e), magic(Form<double>::magic), minus_ln2(-0x1.62e42fefa39efp-1);
+        const V n_low = fma(low, log2e, magic) - magic, n_high = fma(high, log2e, magic) - magic;
+        const Vec<float> r = narrow(fma(n_low, minus_ln2, low), fma(n_high, minus_ln2, high));
+        Vec<float> power = narrow(n_low, n_high);
         if (n != kLanes) {  // what pads a block has no share in anything
             float lanes[kLanes];
-            store(lanes, logit);
-            logit = load_first(lanes, n, -kInfinity);
+            store(lanes, power);
+            power = load_first(lanes, n, -kInfinity);
         }
-        exponential(logit, logit_lost, to, value, error);
-        return fma(value, slope, fma(value, slope_lost, error * slope));
+        reduced_exponential(r, max(to.lowest, power) + to.magic, value, error);
+
+        V e_low, e_high, lost_low, lost_high;
+        widen(value, e_low, e_high);
+        widen(error, lost_low, lost_high);
+        return narrow((e_low + lost_low) * slope_low, (e_high + lost_high) * slope_high);
     }
 };
 // Calls run(logits), for the logits of a task.
