@@ -165,18 +165,16 @@ def truth_of_changed(logits, target, *, logit_softcap=None, temperature=1.0, axi
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
 @pytest.mark.parametrize("kind", ["", *SHARED_OUT])
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_changed_logits_are_as_accurate(name, kind, change, dtype):
-    case = REGIMES[name].case(dtype, RNG_SEED)
-    logits = case.logits.astype(oracle.DTYPES[dtype])[:60]
+def test_changed_logits_are_as_accurate(name, kind, change):
+    case = REGIMES[name].case("float32", RNG_SEED)
+    logits = case.logits.astype(np.float32)[:60]
     target, options = shared_out(kind, logits, case.target[:60])
     truth = truth_of_changed(logits, target, **CHANGES[change], **options)
     value, gradient = both(logits, target, reduction="none", **CHANGES[change], **options)
-    assert oracle.ulps(value, truth.value).max() <= (1 if dtype == "float32" else 0.501)
+    assert oracle.ulps(value, truth.value).max() <= 1
     if not kind:
         normal = np.abs(truth.gradient) >= oracle.tiny(gradient.dtype)
-        units = oracle.ulps(gradient, truth.gradient)[normal].max(initial=0)
-        assert units <= (2 if dtype == "float32" else 0.501)
+        assert oracle.ulps(gradient, truth.gradient)[normal].max(initial=0) <= 2
     oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 2)
 
 
