@@ -155,10 +155,10 @@ XENTX_INLINE void with_logits(const Change& change, float* slopes, double* chang
 constexpr double kLeads = 0.999999;
 
 struct Finish {
-    // In: the maximum of the logits as they are given, and the sum of exponentials over 2^n of all but the leader; the sum of q but
-    // for the leader's, that of the leader, and the sum of q_k (m - x_k), all without the target's
-    // own share of q; the target's logit, that share, and what else of q is at the target; the
-    // row's unit.
+    // In: the maximum of the logits as they are given, and the sum of exponentials over 2^n of all but
+    // the leader; the sum of q but for the leader's, that of the leader, and the sum of q_k (m - x_k), all
+    // without the target's own share of q; the target's logit as it is given, that share, and what else
+    // of q is at the target; the row's unit.
     double top[kLanes], sum[kLanes];
     double others[kLanes], at_leader[kLanes], gaps[kLanes];
     double picked[kLanes], own[kLanes], base[kLanes], unit[kLanes];
