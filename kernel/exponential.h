@@ -19,6 +19,7 @@ template <> struct Form<float> {
     static constexpr float log2e = 0x1.715476p0f;
     // ln 2 in two parts. Of the first so few bits that n times it is exact.
     static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
+    static constexpr float ln2_lost = 0x1.cf79acp-40f;  // by these two
     static constexpr int exponent = 127, mantissa = 23, bias = 24;
     // (exp r - 1 - r) / r^2 on |r| <= ln 2 / 2, minimax, to 2^-28 of exp r
     static constexpr float terms[] = {0x1.6a31d0p-10f, 0x1.1236aep-7f, 0x1.5558c8p-5f,
@@ -47,27 +48,23 @@ XENTX_INLINE double scale_of(double top) {
 }
 
 template <class Real> struct Reference {
-    Vec<Real> magic, floor;
+    Vec<Real> magic, lowest, floor;  // the n below which an exponential is 0, and its logit
 
     XENTX_INLINE explicit Reference(const Vec<Real>& n, int bias = Form<Real>::bias) {
         using F = Form<Real>;
         // The exponent's own bias goes in here too: what is rounded is then the exponent's bits.
         magic = Vec<Real>(F::magic + F::exponent + bias) - n;
-        floor = (n - Vec<Real>(F::exponent + bias)) * Vec<Real>(Real(0.693147180559945309));
+        lowest = n - Vec<Real>(F::exponent + bias);
+        floor = lowest * Vec<Real>(Real(0.693147180559945309));
     }
 };
 
-// `value` is the exponential, rounded, and `error` what rounding it lost.
+// The exponential of r + n ln 2, where t is n and the magic number.
 template <class Real>
-XENTX_INLINE void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value,
-                        Vec<Real>& error) {
+XENTX_INLINE void reduced_exponential(const Vec<Real>& r, const Vec<Real>& t, Vec<Real>& value,
+                                      Vec<Real>& error) {
     using F = Form<Real>;
     using V = Vec<Real>;
-    x = max(to.floor, x);  // NaN stays
-    V t = fma(x, V(F::log2e), to.magic);
-    V n = t - to.magic;
-    V r = fma(n, V(-F::ln2_high), x);
-    r = fma(n, V(-F::ln2_low), r);
     V q(F::terms[0]);
     for (unsigned i = 1; i < sizeof(F::terms) / sizeof(Real); i++) q = fma(q, r, V(F::terms[i]));
     V z = fma(r * r, q, r);
@@ -76,6 +73,32 @@ XENTX_INLINE void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>&
     V s = reinterpret<Real>(shift_left<F::mantissa>(bits));
     value = fma(z, s, s);
     error = fma(z, s, s - value);
+}
+
+// `value` is the exponential, rounded, and `error` what rounding it lost.
+template <class Real>
+XENTX_INLINE void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value,
+                              Vec<Real>& error) {
+    using F = Form<Real>;
+    using V = Vec<Real>;
+    x = max(to.floor, x);  // NaN stays
+    V t = fma(x, V(F::log2e), to.magic);
+    V n = t - to.magic;
+    V r = fma(n, V(-F::ln2_high), x);
+    reduced_exponential(fma(n, V(-F::ln2_low), r), t, value, error);
+}
+// The exponential of x + lost, where x is that sum, rounded.
+XENTX_INLINE void exponential(Vec<float> x, Vec<float> lost, const Reference<float>& to,
+                              Vec<float>& value, Vec<float>& error) {
+    using F = Form<float>;
+    using V = Vec<float>;
+    lost = select(x < to.floor, V(0.0f), lost);
+    x = max(to.floor, x);
+    V t = fma(x, V(F::log2e), to.magic);
+    V n = t - to.magic;
+    V r = fma(n, V(-F::ln2_high), x);
+    lost = fma(n, V(-F::ln2_lost), lost);
+    reduced_exponential(fma(n, V(-F::ln2_low), r) + lost, t, value, error);
 }
 
 // exp of each lane, for lanes that are not positive.

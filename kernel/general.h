@@ -84,8 +84,12 @@ inline void read_logits(const Task& task, const Row& row, const General& s) {
 }
 
 inline double maximum(const double* x, int64_t all) {
-    Vec<double> highest(-__builtin_inf());
-    for (int64_t k = 0; k < all; k += 8) highest = max(load(x + k), highest);
+    Vec<double> highest(-__builtin_inf()), other = highest;
+    for (int64_t k = 0; k < all; k += 16) {
+        highest = max(load(x + k), highest);
+        other = max(load(x + k + 8), other);
+    }
+    highest = max(highest, other);
     double top = -__builtin_inf();
     for (int lane = 0; lane < 8; lane++) top = highest[lane] > top ? highest[lane] : top;
     return top;
@@ -109,19 +113,21 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     const double scale = shift == 0.0 ? scale_of(top) : 0.0;
     const Reference<double> reference{V(scale)};
     ExactSum sum;
-    double ties = 0.0;
+    Vec<int64_t> tied(0), last(-1);  // of each lane
     for (int64_t k = 0; k < all; k += 8) {
         V value, error, x = load(s.x + k) - V(shift), zero(0.0);
         auto is_top = x == V(top - shift);
         exponential(x, reference, value, error);
-        store(s.e + k, value);
+        if (task.gradient) store(s.e + k, value);
         sum.add(select(is_top, zero, value));
         sum.lost = sum.lost + select(is_top, zero, error);
-        for (int lane = 0; lane < 8; lane++)
-            if (is_top[lane]) {
-                ties += 1.0;
-                leader = k + lane;
-            }
+        tied = tied - is_top;  // where it is set, -1
+        last = select(is_top, Vec<int64_t>(k), last);
+    }
+    double ties = 0.0;
+    for (int lane = 0; lane < 8; lane++) {
+        ties += double(tied[lane]);
+        if (last[lane] >= 0) leader = last[lane] + lane;
     }
     const Tail t(V(top - shift), Reference<double>(V(scale), 0),
                  V(sum.total() * 0x1p-53), V(ties));

@@ -23,6 +23,12 @@ inline Shares shares_of(const Task& task) {
     return !smooth ? Shares::none : task.weight ? Shares::given : Shares::equal;
 }
 
+// Whether logits stay within what two floats hold, capped and over the temperature.
+inline bool is_moderate(const Task& task) {
+    auto moderate = [](double x) { return 0x1p-10 <= x && x <= 0x1p10; };
+    return (task.logit_softcap == 0.0 || moderate(task.logit_softcap)) &&
+           moderate(task.temperature);
+}
 inline bool is_quick(const Task& task) {
     if (task.exact || task.logits.dtype == DType::float64) return false;
     if (task.operation == Operation::log_softmax) return true;
@@ -30,9 +36,7 @@ inline bool is_quick(const Task& task) {
     if (shares_of(task) != Shares::none && task.classes < kLanes) return false;
     if (task.operation == Operation::log_softmax_pullback)
         return task.cotangent.dtype != DType::float64;
-    if (task.operation != Operation::cross_entropy || task.logit_softcap != 0.0 ||
-        task.temperature != 1.0)
-        return false;
+    if (task.operation != Operation::cross_entropy || !is_moderate(task)) return false;
     // What is read by vectors is read as floats.
     if (is_soft(task) && task.target.dtype == DType::float64) return false;
     return shares_of(task) == Shares::none || task.weight.dtype != DType::float64;
@@ -43,6 +47,107 @@ inline bool goes_across(const Task& task) {
            task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
 }
 
+// ---- What logits become: capped, and over the temperature.
+
+struct Change {
+    double cap, over;  // no cap: 0; one over the temperature
+
+    explicit Change(const Task& task) : cap(task.logit_softcap), over(1.0 / task.temperature) {}
+    bool caps() const { return cap != 0.0; }
+    // c tanh(x / c) as in `soft_cap`, to what floats need of it, by one division; and its slope.
+    XENTX_INLINE void apply_cap(Vec<double>& x, Vec<double>& slope) const {
+        using V = Vec<double>;
+        const Vec<int64_t> sign_bit(INT64_MIN), bits = reinterpret<int64_t>(x);
+        const V t = exp_negative(reinterpret<double>(bits | sign_bit) * V(2.0 / cap));
+        const V one(1.0), r = one / (one + t), magnitude = ((one - t) * r) * V(cap * over);
+        x = reinterpret<double>(reinterpret<int64_t>(magnitude) | (bits & sign_bit));
+        slope = V(4.0) * t * (r * r);
+    }
+    XENTX_INLINE void apply(Vec<double>& x, Vec<double>& slope) const {
+        if (caps()) apply_cap(x, slope);
+        else x = x * Vec<double>(over);
+    }
+    double of(float logit) const {
+        Vec<double> x{double(logit)}, slope;
+        apply(x, slope);
+        return x[0];
+    }
+};
+
+// A double in two floats.
+struct Factor {
+    Vec<float> high, low;
+    explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
+    XENTX_INLINE Vec<float> times(const Vec<float>& x) const { return fma(x, high, x * low); }
+    XENTX_INLINE Vec<float> times(const Vec<float>& x, const Vec<float>& and_add) const {
+        return fma(x, high, fma(x, low, and_add));
+    }
+};
+// Exponentials of up to 16 logits, which are the k-th of a block and those after it. What is returned
+// is the exponential times the cap's slope, for the gradient. Changed logits are not rounded to floats:
+// an error of half a unit in a logit of 20 is one of sixteen in its exponential.
+struct PlainLogits {
+    XENTX_INLINE Vec<float> raise(const Vec<float>& x, int, int, const Reference<float>& to,
+                                  Vec<float>& value, Vec<float>& error) const {
+        exponential(x, to, value, error);
+        return value;
+    }
+};
+struct DividedLogits {
+    Factor over;
+
+    XENTX_INLINE Vec<float> raise(const Vec<float>& x, int, int, const Reference<float>& to,
+                                  Vec<float>& value, Vec<float>& error) const {
+        const Vec<float> high = x * over.high;
+        const Vec<float> low = fma(x, over.low, fma(x, over.high, Vec<float>(0.0f) - high));
+        exponential(high, low, to, value, error);
+        return value;
+    }
+};
+struct CappedLogits {
+    Change change;
+    float* slopes;  // of a block, and its changed logits: to be kept where they are not null
+    double* changed;
+
+    XENTX_INLINE Vec<float> raise(const Vec<float>& x, int k, int n, const Reference<float>& to,
+                                  Vec<float>& value, Vec<float>& error) const {
+        using V = Vec<double>;
+        V low, high, slope_low, slope_high;
+        widen(x, low, high);
+        change.apply_cap(low, slope_low);
+        change.apply_cap(high, slope_high);
+        if (changed) {
+            store(changed + k, low);
+            store(changed + k + 8, high);
+        }
+        if (slopes) store(slopes + k, narrow(slope_low, slope_high));
+
+        // Reduced in double, which costs less than logits of two floats.
+        const V log2e(Form<double>::log2e), magic(Form<double>::magic), minus_ln2(-0x1.62e42fefa39efp-1);
+        const V n_low = fma(low, log2e, magic) - magic, n_high = fma(high, log2e, magic) - magic;
+        const Vec<float> r = narrow(fma(n_low, minus_ln2, low), fma(n_high, minus_ln2, high));
+        Vec<float> power = narrow(n_low, n_high);
+        if (n != kLanes) {  // what pads a block has no share in anything
+            float lanes[kLanes];
+            store(lanes, power);
+            power = load_first(lanes, n, -kInfinity);
+        }
+        reduced_exponential(r, max(to.lowest, power) + to.magic, value, error);
+
+        V e_low, e_high, lost_low, lost_high;
+        widen(value, e_low, e_high);
+        widen(error, lost_low, lost_high);
+        return narrow((e_low + lost_low) * slope_low, (e_high + lost_high) * slope_high);
+    }
+};
+// Calls run(logits), for the logits of a task.
+template <class Run>
+XENTX_INLINE void with_logits(const Change& change, float* slopes, double* changed, const Run& run) {
+    if (change.caps()) run(CappedLogits{change, slopes, changed});
+    else if (change.over != 1.0) run(DividedLogits{Factor(change.over)});
+    else run(PlainLogits());
+}
+
 // ---- From sums to losses, for up to 16 rows at a time.
 
 // A leader is the first entry of a row that is at its maximum. Where its p is above one half by
@@ -50,10 +155,10 @@ inline bool goes_across(const Task& task) {
 constexpr double kLeads = 0.999999;
 
 struct Finish {
-    // In: the maximum, and the sum of exponentials over 2^n of all but the leader; the sum of q but
-    // for the leader's, that of the leader, and the sum of q_k (m - x_k), all without the target's
-    // own share of q; the target's logit, that share, and what else of q is at the target; the
-    // row's unit.
+    // In: the maximum of the logits as they are given, and the sum of exponentials over 2^n of all but
+    // the leader; the sum of q but for the leader's, that of the leader, and the sum of q_k (m - x_k), all
+    // without the target's own share of q; the target's logit as it is given, that share, and what else
+    // of q is at the target; the row's unit.
     double top[kLanes], sum[kLanes];
     double others[kLanes], at_leader[kLanes], gaps[kLanes];
     double picked[kLanes], own[kLanes], base[kLanes], unit[kLanes];
@@ -69,7 +174,7 @@ struct Finish {
         own[i] = unit[i] = 1.0;
     }
 
-    void compute(int count, double z_loss) {
+    void compute(int count, const Change& change, double z_loss) {
         using V = Vec<double>;
         auto fits = [](const V& x) __attribute__((always_inline)) {
             V magnitude = max(x, V(0.0) - x);
@@ -77,6 +182,10 @@ struct Finish {
         };
         for (int i = 0; i < count; i += V::kLanes) {
             V zero(0.0), one(1.0), m = load(top + i), x = load(picked + i), w = load(own + i);
+            V m_slope, x_slope;
+            const auto leads = x == m, is_there = V(-kInfinity) < m;
+            change.apply(m, m_slope);
+            change.apply(x, x_slope);
             V n = (m * V(Form<double>::log2e) + V(Form<double>::magic)) - V(Form<double>::magic);
             Reference<double> reference(n, 0);
             Tail t(m, reference, load(sum + i), one);
@@ -97,13 +206,16 @@ struct Finish {
             store(loss + i, l);
             store(factor + i, f);
             store(rest + i, t.rest);
-            store(unfit + i, (fits(f) & fits(u) & (max(m, zero - m) < V(kLargest))) ==
+            store(unfit + i, (fits(f) & fits(u) & is_there & (max(m, zero - m) < V(kLargest))) ==
                                  Vec<int64_t>(0));
-            auto leads = x == m;
             V rest_of_q = below + select(leads, zero, w);
             V at_lead = u * ((rest_of_q - mass * t.rest / all) + extra / all);
             V p = select(leads, one / all, at_picked / (t.at_top * all));
             V at_target = u * ((mass * p - (w + load(base + i))) + extra * p);
+            if (change.caps()) {
+                at_lead = at_lead * m_slope;
+                at_target = at_target * x_slope;
+            }
             store(leader_gradient + i, at_lead);
             store(picked_gradient + i, select(leads & (t.rest < V(kLeads)), at_lead, at_target));
         }
@@ -126,6 +238,11 @@ XENTX_INLINE void widen_up_to(const float* from, int n, float rest, Vec<double>&
                              Vec<double>& high) {
     if (n == kLanes) widen(from, low, high);
     else widen(load_first(from, n, rest), low, high);
+}
+XENTX_INLINE void widen_up_to(const double* from, int n, double rest, Vec<double>& low,
+                             Vec<double>& high) {
+    low = n < 8 ? load_first(from, n, rest) : load(from);
+    high = n == kLanes ? load(from + 8) : load_first(from + 8, n < 8 ? 0 : n - 8, rest);
 }
 // Calls step(k, n, lane) for each n <= 16 entries of a block from k on. The leader is in `lane`,
 // which is -1 where it is elsewhere.
@@ -188,9 +305,9 @@ inline int position(const float* x, int n, float number) {
 }
 
 // Exponentials of a block. The leader's is not summed.
-template <bool kKeep>
-inline void exponentials(const float* x, int n, const Reference<float>& reference, int leader,
-                         Sums& sums, float* kept) {
+template <bool kKeep, class Logits>
+inline void exponentials(const Logits& logits, const float* x, int n, const Reference<float>& reference,
+                         int leader, Sums& sums, float* kept) {
     // Locals, which live in registers: `kept` might otherwise be where a sum is.
     const Reference<float> to = reference;
     Vec<double> low(0.0), high(0.0);
@@ -198,8 +315,9 @@ inline void exponentials(const float* x, int n, const Reference<float>& referenc
     for_vectors(n, leader, [&](int k, int count, int lane) __attribute__((always_inline)) {
         Vec<float> value, error;
         __builtin_prefetch(x + k + kBlock);
-        exponential(load_up_to(x + k, count, -kInfinity), to, value, error);
-        if (kKeep) store(kept + k, value);
+        const Vec<float> v = load_up_to(x + k, count, -kInfinity);
+        const Vec<float> sloped = logits.raise(v, k, count, to, value, error);
+        if (kKeep) store(kept + k, sloped);
         if (lane >= 0) {
             value = without(value, lane);
             error = without(error, lane);
@@ -250,8 +368,8 @@ struct Masses {
     double others, at_leader, gaps;
 };
 
-template <bool kMixed, bool kGaps, bool kMasked>
-inline Masses weigh(const float* x, const Portion& portion, int n, int leader, float level) {
+template <bool kMixed, bool kGaps, bool kMasked, class Real>
+inline Masses weigh(const Real* x, const Portion& portion, int n, int leader, Real level) {
     using V = Vec<double>;
     const Portion from = portion;
     const V m(level), zero(0.0);
@@ -287,7 +405,7 @@ inline Masses weigh(const float* x, const Portion& portion, int n, int leader, f
 }
 
 // The sum of the gaps of a block.
-inline double gaps_of(const float* x, int n, float level) {
+template <class Real> inline double gaps_of(const Real* x, int n, Real level) {
     const Vec<double> m(level);
     Vec<double> low(0.0), high(0.0), l, h;
     for_vectors(n, -1, [&](int k, int count, int) __attribute__((always_inline)) {
@@ -339,7 +457,8 @@ struct Distribution {
             portion.weights = read(weights, first, n, buffer + kBlock);
         return portion;
     }
-    Masses weigh_block(const float* x, int64_t first, int n, int leader, float level) const {
+    template <class Real>
+    Masses weigh_block(const Real* x, int64_t first, int n, int leader, Real level) const {
         const Portion q = block(first, n);
         if (!has_gaps) return weigh<false, false, false>(x, q, n, leader, level);
         const bool mixed = shares == Shares::mixed;
@@ -367,29 +486,38 @@ struct Distribution {
     }
 };
 
-// A double in two floats.
-struct Factor {
-    Vec<float> high, low;
-    explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
-    XENTX_INLINE Vec<float> times(const Vec<float>& x) const { return fma(x, high, x * low); }
-    XENTX_INLINE Vec<float> times(const Vec<float>& x, const Vec<float>& and_add) const {
-        return fma(x, high, fma(x, low, and_add));
-    }
-};
-
 // One row after its first pass.
 struct Along {
-    float* exponentials;  // of the whole row; each block's over 2^(its own n)
+    float* exponentials;  // of the whole row; each block's over 2^(its own n), times a cap's slope
+    float* slopes;        // of a cap, where q needs them; else null
+    double* changed;      // capped logits of a block, where q needs them; else null
     double* scales;       // the n of each block
-    double top, sum, scale;
+    float top;            // of the logits as they are given
+    double sum, scale;
     double others, at_leader, gaps;  // as `Finish` has them, but in units of what is read
     int64_t leader;
 };
 
+// Exponentials of a block, kept where the row keeps them.
+inline Sums raise_block(const Change& change, const float* block, int64_t from, int n, double scale,
+                        int leader, bool keep, const Along& row) {
+    const Reference<float> reference{Vec<float>(float(scale))};
+    Sums sums;
+    with_logits(change, keep && row.slopes ? row.slopes + from : nullptr, row.changed,
+                [&](const auto& logits) {
+                    float* kept = row.exponentials + from;
+                    if (keep) exponentials<true>(logits, block, n, reference, leader, sums, kept);
+                    else exponentials<false>(logits, block, n, reference, leader, sums, kept);
+                });
+    return sums;
+}
+
 template <class S>
 inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, float* buffer,
-                       const Distribution& q, Along& row) {
-    float top = -kInfinity, level = 0.0f;  // the maximum, and that or 0 where it is -inf
+                       const Change& change, const Distribution& q, Along& row) {
+    // The maximum so far, as it is given and changed, and what gaps are measured from.
+    float top = -kInfinity;
+    double changed_top = 0.0, level = 0.0;
     double n = 0.0, sum = 0.0;
     row.others = row.at_leader = row.gaps = 0.0;
     row.leader = -1;
@@ -398,9 +526,11 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
         const float* block = floats(x + from * stride, stride, count, buffer);
         float highest = maximum(block, count);
         if (highest > top) {
-            double before = n;
-            n = scale_of(highest);
-            if (!(absolute(highest) <= kLargest)) {  // for the general way
+            const double before = n, last_top = changed_top, last_level = level;
+            changed_top = change.of(highest);
+            level = change.caps() ? changed_top : double(highest);
+            n = scale_of(changed_top);
+            if (!(absolute(changed_top) <= kLargest)) {  // for the general way
                 row.top = highest;
                 row.sum = 1.0;
                 return;
@@ -408,32 +538,36 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
             if (top > -kInfinity) {
                 // The leader so far joins the others, and all go over the new power of 2.
                 Vec<double> e, error;
-                exponential(Vec<double>(top), Reference<double>(Vec<double>(before), 0), e, error);
+                exponential(Vec<double>(last_top), Reference<double>(Vec<double>(before), 0), e,
+                            error);
                 sum = (sum + e[0]) * power_of_2(before - n);
             }
             row.others += row.at_leader;
             row.gaps += (q.shares == Shares::equal ? double(from) : row.others) *
-                        (double(highest) - double(level));
+                        (level - last_level);
             leader = position(block, count, highest);
             row.leader = from + leader;
-            top = level = highest;
+            top = highest;
+        } else if (change.caps() && row.leader < 0) {  // -inf, which a cap makes finite
+            break;
         }
-        Reference<float> reference{Vec<float>(float(n))};
-        float* kept = row.exponentials + from;
-        Sums sums;
-        if (keep) exponentials<true>(block, count, reference, leader, sums, kept);
-        else exponentials<false>(block, count, reference, leader, sums, kept);
-        sum += sums.total() * 0x1p-24;  // the bias of Form<float>
+        // The bias of Form<float>.
+        sum += raise_block(change, block, from, count, n, leader, keep, row).total() * 0x1p-24;
         row.scales[from / kBlock] = n;
         if (q.shares == Shares::equal) {
-            if (q.has_gaps) row.gaps += gaps_of(block, count, level);
+            if (q.has_gaps)
+                row.gaps += change.caps() ? gaps_of(row.changed, count, level)
+                                          : gaps_of(block, count, float(level));
         } else if (q.shares != Shares::none) {
-            const Masses masses = q.weigh_block(block, from, count, leader, level);
+            const Masses masses =
+                change.caps() ? q.weigh_block(row.changed, from, count, leader, level)
+                              : q.weigh_block(block, from, count, leader, float(level));
             row.others += masses.others;
             row.gaps += masses.gaps;
             if (leader >= 0) row.at_leader = masses.at_leader;
         }
     }
+    if (!change.caps()) row.gaps *= change.over;
     if (q.shares == Shares::equal) {
         row.others = double(classes - 1);
         row.at_leader = 1.0;
@@ -496,7 +630,8 @@ inline void write_block(const float* e, int n, const Form& form, int64_t picked,
 }
 
 template <class S>
-inline void write_along(const Task& task, const S* x, const Along& row, const Distribution& q,
+inline void write_along(const Task& task, const S* x, const Along& row, const Change& change,
+                        const Distribution& q,
                         const Finish& finish, int i, int64_t picked, bool streams, float* buffer,
                         S* g) {
     const Factor whole(finish.factor[i] * 0x1p-24), minus_given(-finish.unit[i] * q.unit);
@@ -505,15 +640,13 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Di
     const bool pullback = task.operation == Operation::log_softmax_pullback;  // whose unit is -1
     const int64_t stride = task.logits.classes;
     const int64_t leader = finish.misled(i, picked >= 0) ? row.leader : -1;
-    Reference<float> reference{Vec<float>(float(row.scale))};
     for (int64_t from = 0; from < task.classes; from += kBlock) {
         const int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         float* e = row.exponentials + from;
         if (row.scales[from / kBlock] != row.scale) {
             // Formed when the maximum so far was lower: again, so that the bits are the row's own.
             const float* block = floats(x + from * stride, stride, count, buffer);
-            Sums ignored;
-            exponentials<true>(block, count, reference, -1, ignored, e);
+            raise_block(change, block, from, count, row.scale, -1, true, row);
         }
         const bool leads_here = from <= leader && leader < from + count;
         auto write = [&](const auto& form) __attribute__((always_inline)) {
@@ -522,6 +655,10 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Di
         };
         using F = Vec<float>;
         const Portion portion = q.block(from, count);
+        const float* slopes = row.slopes ? row.slopes + from : nullptr;
+        auto sloped = [&](const F& v, int k, int n) __attribute__((always_inline)) {
+            return slopes ? v * load_up_to(slopes + k, n, 0.0f) : v;
+        };
         switch (q.shares) {
             case Shares::none:
                 write([&](const F& v, int, int) __attribute__((always_inline)) {
@@ -529,8 +666,8 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Di
                 });
                 break;
             case Shares::equal:
-                write([&](const F& v, int, int) __attribute__((always_inline)) {
-                    return whole.times(v, minus_equal);
+                write([&](const F& v, int k, int n) __attribute__((always_inline)) {
+                    return whole.times(v, sloped(minus_equal, k, n));
                 });
                 break;
             case Shares::given:
@@ -541,14 +678,14 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Di
                     break;
                 }
                 write([&](const F& v, int k, int n) __attribute__((always_inline)) {
-                    return whole.times(v, minus_given.times(portion.read(k, n)));
+                    return whole.times(v, sloped(minus_given.times(portion.read(k, n)), k, n));
                 });
                 break;
             case Shares::mixed:
                 write([&](const F& v, int k, int n) __attribute__((always_inline)) {
                     Vec<double> low, high, unit(-finish.unit[i]);
                     portion.read<true>(k, n, low, high);
-                    return whole.times(v, narrow(unit * low, unit * high));
+                    return whole.times(v, sloped(narrow(unit * low, unit * high), k, n));
                 });
         }
         if (leads_here) put(g + leader * task.inner, finish.leader_gradient[i]);
@@ -560,7 +697,7 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Di
 template <class S>
 inline void write_log_softmax(const Task& task, const S* x, const Along& row, double tail,
                               bool streams, float* buffer, S* to) {
-    const Vec<double> lse(row.top + tail);
+    const Vec<double> lse(double(row.top) + tail);
     for (int64_t from = 0; from < task.classes; from += kBlock) {
         int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         const float* block =
@@ -580,6 +717,8 @@ inline void write_log_softmax(const Task& task, const S* x, const Along& row, do
 struct Quick {
     double* scales;       // [rows of a batch][blocks]
     float* exponentials;  // [rows of a batch][classes], or [classes][16] across
+    float* slopes;        // likewise, or null
+    double* changed;      // a block of capped logits, or null
     float* buffer;        // blocks of logits and for q, or [tiles][classes][16] across
     void* general;        // for the rows that turn out to need it
 
@@ -602,15 +741,28 @@ struct Quick {
         return shares_of(task) == Shares::none ? kBlock : 3 * kBlock;
     }
     static int64_t scales_size(const Task& task) { return padded(rows(task) * blocks(task)); }
+    // Whether q, too, is multiplied by the cap's slopes, and the gaps are of capped logits.
+    static bool keeps_capped(const Task& task) {
+        return task.logit_softcap != 0.0 && shares_of(task) != Shares::none;
+    }
     static int64_t bytes(const Task& task) {
-        return scales_size(task) * 8 + (exponentials_size(task) + buffer_size(task)) * 4 +
+        const int64_t capped = keeps_capped(task) ? exponentials_size(task) * 4 + kBlock * 8 : 0;
+        return scales_size(task) * 8 + (exponentials_size(task) + buffer_size(task)) * 4 + capped +
                General::bytes(task);
     }
     Quick(const Task& task, void* memory) {
         scales = static_cast<double*>(memory);
         exponentials = reinterpret_cast<float*>(scales + scales_size(task));
         buffer = exponentials + exponentials_size(task);
-        general = buffer + buffer_size(task);
+        float* rest = buffer + buffer_size(task);
+        slopes = nullptr;
+        changed = nullptr;
+        if (keeps_capped(task)) {
+            changed = reinterpret_cast<double*>(rest);
+            slopes = rest + 2 * kBlock;
+            rest = slopes + exponentials_size(task);
+        }
+        general = rest;
     }
 };
 
@@ -618,6 +770,7 @@ template <class S>
 inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     const Task& task = job.task;
     const Quick scratch(task, memory);
+    const Change change(task);
     const auto* logits = static_cast<const S*>(task.logits.data);
     const Shares shares = shares_of(task);
     const bool pullback = task.operation == Operation::log_softmax_pullback;
@@ -631,6 +784,9 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     for (int i = 0; i < batch.count; i++) {
         rows[i] = row_of(job, batch, i);
         along[i].exponentials = scratch.exponentials + i * padded(task.classes);
+        along[i].slopes =
+            scratch.slopes ? scratch.slopes + i * padded(task.classes) : nullptr;
+        along[i].changed = scratch.changed;
         along[i].scales = scratch.scales + i * Quick::blocks(task);
         finish.clear(i);
         const Row& row = rows[i];
@@ -638,7 +794,7 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         const S* x = logits + task.logits.at(row.group, row.outer, row.inner);
         const Distribution q = distribution(row);
         read_along(x, task.logits.classes, task.classes, task.gradient != nullptr, scratch.buffer,
-                   q, along[i]);
+                   change, q, along[i]);
         finish.top[i] = along[i].top;
         finish.sum[i] = along[i].sum;
         finish.picked[i] = along[i].top;
@@ -646,14 +802,14 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         finish.others[i] = q.unit * along[i].others;
         finish.at_leader[i] = q.unit * along[i].at_leader;
         finish.gaps[i] = q.unit * along[i].gaps;
-        finish.unit[i] = pullback ? -1.0 : row.unit;
+        finish.unit[i] = pullback ? -1.0 : row.unit * change.over;
         finish.own[i] = 0.0;
         if (!picks) continue;
         finish.picked[i] = to_float(x[row.target.index * task.logits.classes]);
         finish.own[i] = q.keep * row.weight;
         if (shares != Shares::none) finish.base[i] = q.share * row.weight;
     }
-    finish.compute(batch.count, task.z_loss);
+    finish.compute(batch.count, change, task.z_loss);
     for (int i = 0; i < batch.count; i++) {
         const Row& row = rows[i];
         if (row.target.state == Target::kept && finish.unfit[i]) {
@@ -669,7 +825,7 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
         }
         if (!pullback) write_loss(job, row, finish.loss[i]);
         if (!task.gradient || write_trivial_gradient(task, row)) continue;
-        write_along(task, logits + from, along[i], distribution(row), finish, i,
+        write_along(task, logits + from, along[i], change, distribution(row), finish, i,
                     picks ? row.target.index : -1, job.streams, scratch.buffer,
                     static_cast<S*>(task.gradient) + to);
     }
@@ -677,14 +833,10 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
 }
 
 // Sums of 16 rows at once, a lane each, by what `read_along` does and in its order: with its bits.
-inline void sum_across(const float* tile, int classes, const Vec<float>& top, float* kept,
-                       Finish& finish, int32_t* leaders) {
-    float scales[kLanes];
-    for (int i = 0; i < kLanes; i++) {
-        finish.top[i] = top[i];
-        scales[i] = absolute(finish.top[i]) <= kLargest ? float(scale_of(finish.top[i])) : 0.0f;
-    }
-    const Reference<float> reference{load(scales)};
+template <class Logits>
+inline void sum_across(const Logits& logits, const float* tile, int classes, const Vec<float>& top,
+                       const Reference<float>& reference, float* kept, Finish& finish,
+                       int32_t* leaders) {
     // A sum for each lane that the row would have along its classes.
     double sums[kLanes][kLanes];
     float lost[kLanes][kLanes];
@@ -696,8 +848,7 @@ inline void sum_across(const float* tile, int classes, const Vec<float>& top, fl
     Vec<int32_t> leader(-1);
     for (int k = 0; k < classes; k++) {
         Vec<float> v = load(tile + k * kLanes), value, error;
-        exponential(v, reference, value, error);
-        store(kept + k * kLanes, value);
+        store(kept + k * kLanes, logits.raise(v, 0, kLanes, reference, value, error));
         auto leads = (v == top) & (leader < Vec<int32_t>(0));
         leader = select(leads, Vec<int32_t>(k), leader);
         value = select(leads, zero, value);
@@ -741,8 +892,18 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
     Vec<float> top(-kInfinity);
     for (int k = 0; k < classes; k++) top = max(load(tile + k * kLanes), top);
     Finish finish;
+    float scales[kLanes];
+    const Change change(task);
+    for (int i = 0; i < kLanes; i++) {
+        const double changed = change.of(top[i]);
+        finish.top[i] = top[i];
+        scales[i] = absolute(changed) <= kLargest ? float(scale_of(changed)) : 0.0f;
+    }
+    const Reference<float> reference{load(scales)};
     int32_t leaders[kLanes];
-    sum_across(tile, classes, top, kept, finish, leaders);
+    with_logits(change, nullptr, nullptr, [&](const auto& logits) {
+        sum_across(logits, tile, classes, top, reference, kept, finish, leaders);
+    });
     Row rows[kLanes];
     for (int i = 0; i < kLanes; i++) {
         finish.others[i] = finish.at_leader[i] = finish.gaps[i] = 0.0;
@@ -753,9 +914,9 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
         if (rows[i].target.state != Target::kept) continue;
         finish.picked[i] = tile[rows[i].target.index * kLanes + i];
         finish.own[i] = rows[i].weight;
-        finish.unit[i] = rows[i].unit;
+        finish.unit[i] = rows[i].unit * change.over;
     }
-    finish.compute(kLanes, task.z_loss);
+    finish.compute(kLanes, change, task.z_loss);
     for (int i = 0; i < count; i++) {
         general[i] = rows[i].target.state == Target::kept && finish.unfit[i];
         if (!general[i]) write_loss(job, rows[i], finish.loss[i]);

@@ -1,5 +1,6 @@
 """The kernel itself, through NumPy, which adds nothing: bits, accuracy, odd input, threads."""
 
+import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -139,6 +140,44 @@ def test_shares_of_every_class_are_as_accurate(name, kind, dtype):
     oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 2)
 
 
+CHANGES = {
+    "temperature": {"temperature": 0.7},
+    "cap": {"logit_softcap": 30.0},
+    "cap, temperature": {"logit_softcap": 5.0, "temperature": 1.5},
+    "low cap": {"logit_softcap": 0.01},
+}
+
+
+def truth_of_changed(logits, target, *, logit_softcap=None, temperature=1.0, axis=-1, **options):
+    """The truth, with the scale of a loss alone: the change is to add no error of its own."""
+    x, slope = logits.astype(np.longdouble), np.longdouble(1)
+    if logit_softcap is not None:
+        x, slope, _ = oracle.softcap(x, np.longdouble(logit_softcap))
+    over = 1 / np.longdouble(temperature)
+    truth = oracle.cross_entropy(x * over, target, axis=axis, reduction="none", **options)
+    return dataclasses.replace(
+        truth,
+        gradient=truth.gradient * (slope * over),
+        gradient_scale=truth.gradient_scale * (slope * over),
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
+@pytest.mark.parametrize("kind", ["", *SHARED_OUT])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_logits_are_as_accurate(name, kind, change):
+    case = REGIMES[name].case("float32", RNG_SEED)
+    logits = case.logits.astype(np.float32)[:60]
+    target, options = shared_out(kind, logits, case.target[:60])
+    truth = truth_of_changed(logits, target, **CHANGES[change], **options)
+    value, gradient = both(logits, target, reduction="none", **CHANGES[change], **options)
+    assert oracle.ulps(value, truth.value).max() <= 1
+    if not kind:
+        normal = np.abs(truth.gradient) >= oracle.tiny(gradient.dtype)
+        assert oracle.ulps(gradient, truth.gradient)[normal].max(initial=0) <= 2
+    oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 2)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_log_softmax_and_its_pullback_are_as_accurate(name, dtype):
@@ -163,10 +202,13 @@ def test_a_misled_row_has_no_probability_above_one():
     assert gradient.max() <= 1
 
 
+@pytest.mark.parametrize(
+    "change", [{}, CHANGES["temperature"], CHANGES["cap, temperature"]], ids=str
+)
 @pytest.mark.parametrize("seed", range(60))
-def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
+def test_a_row_has_its_bits_in_any_batch_and_layout(seed, change):
     logits, target, options, _ = problem(seed)
-    options = {**options, "reduction": "none"}
+    options = {**options, "reduction": "none", **change}
     options.pop("normalizer", None)
     axis = options.pop("axis")
     whole = both(logits, target, axis=axis, **options)
@@ -255,7 +297,8 @@ print([test_kernel.digest(test_kernel.both(*p[:2], cotangent=p[3], **p[2]))
 for kind in ["", *test_kernel.SHARED_OUT]:
     logits, target = test_kernel.wide()
     target, options = test_kernel.shared_out(kind, logits, target)
-    print(test_kernel.digest(test_kernel.both(logits, target, **options)))
+    for change in [{}, *test_kernel.CHANGES.values()]:
+        print(test_kernel.digest(test_kernel.both(logits, target, **options, **change)))
 print(test_kernel.digest(test_kernel.log_softmax_of(logits, target)))
 blocks = [test_kernel.block(seed)[0] for seed in range(40)]
 print([test_kernel.digest([*state, gradient]) for state, gradient in blocks])
@@ -387,9 +430,10 @@ SPECIAL = st.sampled_from(
     reduction=st.sampled_from(REDUCTIONS),
     smoothing=st.sampled_from([0.0, 0.0, 0.1]),
     transposed=st.booleans(),
+    change=st.sampled_from([{}, {"temperature": 1.5}, {"logit_softcap": 20.0}]),
 )
 def test_odd_logits_come_out_as_the_core_has_them(
-    data, shape, dtype, reduction, smoothing, transposed
+    data, shape, dtype, reduction, smoothing, transposed, change
 ):
     values = hnp.arrays(np.float64, shape, elements=st.one_of(SPECIAL, st.floats(-30, 30)))
     with np.errstate(over="ignore"):
@@ -397,7 +441,7 @@ def test_odd_logits_come_out_as_the_core_has_them(
     target = data.draw(hnp.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
     if transposed:
         logits = np.asfortranarray(logits)
-    options = {"reduction": reduction, "label_smoothing": smoothing}
+    options = {"reduction": reduction, "label_smoothing": smoothing, **change}
     value, gradient = both(logits, target, **options)
     expected_value, expected_gradient = portable(logits, target, **options)
     eps = oracle.epsilon(dtype)
@@ -433,8 +477,34 @@ def test_sizes_at_the_edges_of_vectors_and_blocks(rows, classes, axis):
         oracle.assert_within(gradient, true, scale, 4)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 64, 65, 2047, 2048, 2049, 4100])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_logits_at_the_edges_of_vectors_and_blocks(classes, axis, change):
+    rng = np.random.default_rng(RNG_SEED)
+    x = rng.normal(0, 3, (17, classes)).astype(np.float32)
+    # Infinities, of which a cap makes numbers; and rows of nothing else in their first block.
+    infinite = rng.random(x.shape) < 0.1
+    infinite[3] = infinite[5, :2048] = True
+    x[infinite] = -np.inf
+    x[7] = np.finfo(np.float32).min
+    for kind in ["", *SHARED_OUT]:
+        q, options = shared_out(kind, x, rng.integers(0, classes, 17))
+        if "soft" in kind:
+            q[np.isinf(x)] = 0
+        truth = truth_of_changed(x, q, **options, **CHANGES[change])
+        if "soft" in kind:
+            q = np.moveaxis(q, -1, axis)
+        logits = np.moveaxis(x, -1, axis)
+        value, gradient = both(logits, q, axis=axis, reduction="none", **options, **CHANGES[change])
+        oracle.assert_within(value, truth.value, truth.value_scale, 2)
+        true, scale = (np.moveaxis(a, -1, axis) for a in (truth.gradient, truth.gradient_scale))
+        oracle.assert_within(gradient, true, scale, 4)
+
+
 @pytest.mark.parametrize("kind", ["", *SHARED_OUT])
-def test_maxima_that_rise_from_block_to_block(kind):
+@pytest.mark.parametrize("change", ["", *CHANGES])
+def test_maxima_that_rise_from_block_to_block(kind, change):
     """Each block has a maximum of its own, so that what came before is put over another power."""
     rising = np.linspace(-300, 300, 20_000, dtype=np.float32)[None, :]
     masked = np.where(np.arange(20_000) < 5000, -np.inf, rising).astype(np.float32)
@@ -442,14 +512,16 @@ def test_maxima_that_rise_from_block_to_block(kind):
         target, options = shared_out(kind, x, np.array([index]))
         if "soft" in kind:
             target[np.isinf(x)] = 0
-        truth = oracle.cross_entropy(x, target, reduction="none", **options)
+        options |= CHANGES.get(change, {})
+        truth = truth_of_changed(x, target, **options)
         value, gradient = both(x, target, reduction="none", **options)
         oracle.assert_within(value, truth.value, truth.value_scale, 2)
         oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 4)
 
 
+@pytest.mark.parametrize("change", ["", "temperature", "cap"])
 @pytest.mark.parametrize("kind", ["", *SHARED_OUT])
-def test_gradients_past_the_caches_have_the_same_bits(kind):
+def test_gradients_past_the_caches_have_the_same_bits(kind, change):
     """Of 16 MB and more a gradient is streamed, but for its entries of higher accuracy."""
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (900, 5003)).astype(np.float32)
@@ -457,6 +529,7 @@ def test_gradients_past_the_caches_have_the_same_bits(kind):
     logits[np.arange(900), leaders] += 30
     target = np.where(rng.random(900) < 0.5, leaders, rng.integers(0, 5003, 900))
     target, options = shared_out(kind, logits, target)
+    options |= CHANGES.get(change, {})
     whole = both(logits, target, reduction="none", **options)
     parts = [
         both(logits[i : i + 300], target[i : i + 300], reduction="none", **options)
