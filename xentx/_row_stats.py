@@ -135,7 +135,7 @@ def per_row(
         temperature=temperature,
         reduction="none",
     )
-    return _stats(problem)
+    return RowStats(*_evaluate.row_stats(problem))
 
 
 @public
@@ -212,23 +212,10 @@ def linear_per_row(
         chunk=chunk,
     )
 
-    def of_chunk(kind: Kind, *arrays: Array | None) -> RowStats:
-        return _stats(_linear.dense_problem(kind, *arrays))
+    def of_chunk(kind: Kind, *arrays: Array | None) -> tuple[Array, ...]:
+        return _evaluate.row_stats(_linear.dense_problem(kind, *arrays))
 
     return RowStats(*_linear.of_rows(linear, arrays, of_chunk))
-
-
-def _stats(problem: Problem) -> RowStats:
-    loss = _evaluate.value(problem)
-    prepared = _calls.prepare(problem)
-    logits: Any
-    logits, target, *_ = prepared.arrays
-    backend = problem.kind.backend
-    xp = backend.namespace(logits)
-    with backend.evaluating():
-        *fields, correct, prediction = _per_row.forward(xp, prepared.bound, logits, target)
-        lse, log_prob, entropy = (xp.astype(field, logits.dtype, copy=False) for field in fields)
-    return RowStats(loss, lse, log_prob, entropy, correct, prediction)
 
 
 @public

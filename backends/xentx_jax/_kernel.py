@@ -48,6 +48,11 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
     return loss_p.bind(*present, call=_call_for(kind, arrays))[0]
 
 
+def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:  # noqa: ARG001
+    """Fields of RowStats: none yet."""
+    return None
+
+
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:

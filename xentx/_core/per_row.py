@@ -14,7 +14,7 @@ from xentx._types import Array, Namespace
 def forward(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Return lse, log-probability, entropy, whether the largest logit is the target's, and its class.
+    """Return lse, log-probability, entropy, whether the prediction is right, and the prediction.
 
     Each has the rows' shape. All are 0 or false where a row is ignored.
     """
