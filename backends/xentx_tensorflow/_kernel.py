@@ -328,15 +328,17 @@ def _either(kernel: Callable[[], Any], portable: Callable[[], Any]) -> Any:
 
 def _by_core(kind: Kind, arrays: Arrays) -> list[Array]:
     """Value and gradient by the core, where nothing is recorded."""
-    value = _evaluate.portable(kind, arrays)
-    return [value, *tf.gradients(value, arrays[0])]
+    logits = tf.identity(arrays[0])  # an eager tensor would be nothing that the value depends on
+    value = _evaluate.portable(kind, (logits, *arrays[1:]))
+    return [value, *tf.gradients(value, logits)]
 
 
 def _gradient_by_core(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> Array:
     """Gradient by the core, where nothing is recorded."""
-    values = _values(kind, arrays, cotangents)
+    logits = tf.identity(arrays[0])
+    values = _values(kind, (logits, *arrays[1:]), cotangents)
     seeds = [tf.cast(seed, value.dtype) for seed, value in zip(cotangents, values, strict=True)]
-    return tf.gradients(values, arrays[0], seeds)[0]
+    return tf.gradients(values, logits, seeds)[0]
 
 
 def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Array, list[Array]]:
