@@ -109,9 +109,9 @@ inline void compute_general_stats(const Job& job, const Row& row, const Cotangen
     auto gap_of = [&](int64_t k) __attribute__((always_inline)) {
         return select(load(s.e + k) == zero, zero, top - load(s.x + k));
     };
-    V sum(0.0);
-    for (int64_t k = 0; k < all; k += 8) sum = sum + load(s.e + k) * gap_of(k);
-    const double gap = sum_of_lanes(sum) * 0x1p-53 / r.all_over_top, lse = r.top + r.tail;
+    ExactSum gaps;
+    for (int64_t k = 0; k < all; k += 8) gaps.add(load(s.e + k) * gap_of(k));
+    const double gap = gaps.total() * 0x1p-53 / r.all_over_top, lse = r.top + r.tail;
 
     if (task.value) {
         ExactSum products;
