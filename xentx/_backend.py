@@ -87,9 +87,7 @@ class EngineAdapter(Protocol):
         It is for a cotangent, ones if None. None to decline.
         """
 
-    def row_stats(
-        self, kind: Any, arrays: tuple[Array | None, ...]
-    ) -> tuple[Array, ...] | None:
+    def row_stats(self, kind: Any, arrays: tuple[Array | None, ...]) -> tuple[Array, ...] | None:
         """Fields of `xentx.RowStats`, of which the framework can differentiate the first four.
 
         ``kind`` is that of the loss. None to decline.

@@ -7,14 +7,13 @@ tasks; what carries the states between them is the caller's.
 """
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from xentx import _calls, _checks, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
-from xentx._core import per_row as _per_row
 from xentx._core._spec import LossSpec, Precision
 from xentx._core.partials import Partials
 from xentx._public import public

@@ -18,7 +18,7 @@ from xentx_jax import _rules  # noqa: F401 -- which gives the primitives their r
 from xentx_jax._lowering import unusable
 from xentx_jax._primitives import Call, call_of, loss_and_gradient_p, loss_p, pullback_p, stats_p
 
-__all__ = ["declines", "solve", "solve_with_gradient", "unusable"]
+__all__ = ["declines", "row_stats", "solve", "solve_with_gradient", "unusable"]
 
 Aval = Any
 Arrays = tuple[Array | None, ...]

@@ -80,7 +80,7 @@ def _run(
     fields: Arrays = (),
 ) -> int:
     """Call the kernel, and return the first row with a class index that is out of range, or -1."""
-    x, t, w, s, n, u = given = (*arrays, seed)
+    x, t, w, s, _, u = given = (*arrays, seed)
     key = (
         operation,
         x.strides,
