@@ -95,15 +95,15 @@ inline double maximum(const double* x, int64_t all) {
     return top;
 }
 
-inline void compute_general(const Job& job, const Row& row, void* memory) {
-    using V = Vec<double>;
-    const Task& task = job.task;
-    const General s(task, memory);
-    const int64_t all = padded(task.classes);
-    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
-    const bool capped = task.logit_softcap != 0.0;
-    read_logits(task, row, s);
+// A row after its logits have become exponentials, which are over 2^n, and times 2^53.
+struct Reduced {
+    double top, rest, tail, ties;
+    double all_over_top;  // the sum of the exponentials over 2^n
+    int64_t leader;       // an entry at the maximum
+};
 
+inline Reduced reduce(const General& s, int64_t all) {
+    using V = Vec<double>;
     const double top = maximum(s.x, all);
     int64_t leader = -1;
 
@@ -131,7 +131,19 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     }
     const Tail t(V(top - shift), Reference<double>(V(scale), 0),
                  V(sum.total() * 0x1p-53), V(ties));
-    const double rest = t.rest[0], tail = t.tail[0], all_over_top = t.at_top[0] * (1.0 + rest);
+    const double rest = t.rest[0];
+    return {top, rest, t.tail[0], ties, t.at_top[0] * (1.0 + rest), leader};
+}
+
+inline void compute_general(const Job& job, const Row& row, void* memory) {
+    using V = Vec<double>;
+    const Task& task = job.task;
+    const General s(task, memory);
+    const int64_t all = padded(task.classes);
+    const int64_t out = dense_at(task, row.group, row.outer, row.inner);
+    const bool capped = task.logit_softcap != 0.0;
+    read_logits(task, row, s);
+    const auto [top, rest, tail, ties, all_over_top, leader] = reduce(s, all);
     if (task.operation == Operation::log_softmax) {
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, (load(s.x + k) - V(top)) - V(tail));
         return write_row(task, task.value, out, s.e);

@@ -44,7 +44,8 @@ struct Target {
 
 // What has a loss a row, and a reduction over the rows.
 static inline bool is_loss(const Task& task) {
-    return task.operation == Operation::cross_entropy || task.operation == Operation::nll_loss;
+    return task.operation == Operation::cross_entropy || task.operation == Operation::nll_loss ||
+           task.operation == Operation::row_stats;
 }
 
 static inline bool is_block(const Task& task) {

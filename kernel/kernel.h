@@ -3,7 +3,8 @@
 // Start here. A Task says what to compute, on arrays that somebody else owns; run() computes it.
 //
 //   rows.h        the row formula of SEMANTICS, in vectors: the mathematics is in it, and in what it
-//                 includes: quick.h and general.h, two ways to compute a row, and nll_loss.h
+//                 includes: quick.h and general.h, two ways to compute a row, nll_loss.h and
+//                 row_stats.h
 //   exponential.h exp, log1p and tanh, which are the same on every machine
 //   simd.h        64-byte vectors on whatever instruction set there is
 //   isa_*.cpp     rows.h compiled once for each instruction set
@@ -49,6 +50,7 @@ enum class Operation : int32_t {
     log_softmax,           // value in the shape of the logits
     log_softmax_pullback,  // gradient, for a cotangent in the shape of the logits
     nll_loss,              // as cross_entropy, of log-probabilities in the place of the logits
+    row_stats,             // of each row its loss and the fields of RowStats, or the gradient of all
     // Of a block of the classes, beside others: what cross_entropy is made of.
     block_state,     // value: six doubles a row, as _core/partials.py has them
     block_gradient,  // gradient, from the rows' states of all classes
@@ -93,10 +95,19 @@ struct Task {
     int64_t first_class = 0, all_classes = 0;
     Array state;  // six doubles a row, along the axis of the classes
 
+    // Of row_stats: as `cotangent`, which is that of the losses. None is as if it were 0, whatever the
+    // row; so is an empty one of the losses, there.
+    Array lse_cotangent, log_prob_cotangent, entropy_cotangent;
+
     // Results, dense in [group, outer, (classes,) inner]; those that are left empty are not wanted.
     // A gradient may be written over the logits.
     void* value = nullptr;     // dtype of the logits; states: [6][rows] doubles
     void* gradient = nullptr;  // dtype of the logits
+    // Of row_stats, where the value is the loss: one a row.
+    void *lse = nullptr, *log_prob = nullptr, *entropy = nullptr;  // dtype of the logits
+    bool* correct = nullptr;
+    void* prediction = nullptr;
+    DType prediction_dtype = DType::int64;  // or int32
 
     int threads = 0;  // at the most; 0: one for each processor that this process may use
 };

@@ -68,9 +68,39 @@ class Plan {
         return compute(addresses, seed, address_of(value), address_of(gradient), threads);
     }
 
+    // Of row_stats: the fields of RowStats in their order, or none of them; a gradient, or None; and
+    // the cotangents of the first four fields, each of which may be None.
+    int64_t row_stats(nb::tuple fields, nb::handle gradient, nb::tuple cotangents, int threads,
+                      nb::handle logits, nb::handle target, nb::handle weight) const {
+        if ((fields.size() != 0 && fields.size() != 6) || cotangents.size() != 4)
+            throw nb::type_error("expected six fields or none, and four cotangents");
+        Task task = task_;
+        if (fields.size()) {
+            task.lse = address_of(fields[1]);
+            task.log_prob = address_of(fields[2]);
+            task.entropy = address_of(fields[3]);
+            task.correct = static_cast<bool*>(address_of(fields[4]));
+            task.prediction = address_of(fields[5]);
+        }
+        Array* const seeds[] = {&task.lse_cotangent, &task.log_prob_cotangent,
+                                &task.entropy_cotangent};
+        for (size_t i = 0; i < 3; i++) {
+            seeds[i]->data = address_of(cotangents[i + 1]);
+            if (is_misaligned(*seeds[i])) return kUnreadable;
+        }
+        return compute(task, {address_of(logits), address_of(target), address_of(weight)},
+                       address_of(cotangents[0]), fields.size() ? address_of(fields[0]) : nullptr,
+                       address_of(gradient), threads);
+    }
+
     int64_t compute(const std::array<void*, kArrays>& arrays, void* cotangent, void* value,
                     void* gradient, int threads) const {
-        Task task = task_;
+        return compute(task_, arrays, cotangent, value, gradient, threads);
+    }
+
+  private:
+    int64_t compute(Task task, const std::array<void*, kArrays>& arrays, void* cotangent,
+                    void* value, void* gradient, int threads) const {
         Array* const places[] = {&task.logits, &task.target, &task.weight, &task.sample_weight,
                                  &task.normalizer, &task.state};
         for (size_t i = 0; i < kArrays; i++) {
@@ -88,7 +118,6 @@ class Plan {
         return run(task);
     }
 
-  private:
     static bool is_misaligned(const Array& array) {
         return reinterpret_cast<uintptr_t>(array.data) % uintptr_t(size_of(array.dtype)) != 0;
     }
@@ -177,6 +206,8 @@ Plan make_plan(const std::string& options, int64_t groups, int64_t outer, int64_
     task.normalizer = array_of(normalizer);
     task.state = array_of(state);
     task.cotangent = array_of(cotangent);
+    // All of row_stats lie alike.
+    task.lse_cotangent = task.log_prob_cotangent = task.entropy_cotangent = task.cotangent;
     task.first_class = first_class;
     task.all_classes = all_classes;
     return Plan(task, {true, target.has_value(), weight.has_value(), sample_weight.has_value(),
@@ -204,7 +235,10 @@ NB_MODULE(_kernel, m) {
     m.doc() = "The CPU kernel. Its users are the adapters' modules called _kernel.";
     nb::class_<Plan>(m, "Plan")
         .def("__call__", &Plan::operator(), nb::arg("value").none(), nb::arg("gradient").none(),
-             nb::arg("cotangent").none(), nb::arg("threads"), nb::arg("arrays"));
+             nb::arg("cotangent").none(), nb::arg("threads"), nb::arg("arrays"))
+        .def("row_stats", &Plan::row_stats, nb::arg("fields"), nb::arg("gradient").none(),
+             nb::arg("cotangents"), nb::arg("threads"), nb::arg("logits"), nb::arg("target"),
+             nb::arg("weight").none());
     m.def("plan", &make_plan, nb::kw_only(), nb::arg("options"), nb::arg("groups"),
           nb::arg("outer"), nb::arg("classes"), nb::arg("inner"), nb::arg("logits").none(),
           nb::arg("target").none(), nb::arg("weight").none(), nb::arg("sample_weight").none(),

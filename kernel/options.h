@@ -24,6 +24,7 @@ constexpr Name<Operation> kOperations[] = {
     {"log_softmax", Operation::log_softmax},
     {"log_softmax_pullback", Operation::log_softmax_pullback},
     {"nll_loss", Operation::nll_loss},
+    {"row_stats", Operation::row_stats},
     {"block_state", Operation::block_state},
     {"block_gradient", Operation::block_gradient},
 };

@@ -15,16 +15,24 @@
 #include "general.h"
 #include "nll_loss.h"
 #include "quick.h"
+#include "row_stats.h"
 
 namespace xentx {
 namespace {
 
 inline int rows_in_batch(const Task& task) {
+    if (task.operation == Operation::row_stats) return rows_in_stats_batch(task);
     if (task.operation == Operation::nll_loss) return is_soft(task) ? 1 : kManyPicked;
     return is_quick(task) ? Quick::rows(task) : 1;
 }
 
 inline int64_t scratch_bytes(const Task& task) {
+    if (task.operation == Operation::row_stats) {
+        const int64_t more = padded(task.classes) * 8;
+        if (has_quick_stats(task)) return Quick::bytes(task) + more;
+        const int64_t loss = scratch_bytes(loss_of(task)), own = General::bytes(task) + more;
+        return loss < own ? own : loss;
+    }
     if (is_quick(task)) return Quick::bytes(task);
     // nll_loss has a buffer of its own for three blocks of floats.
     const int64_t least = 3 * kBlock * int64_t(sizeof(float)), general = General::bytes(task);
@@ -39,6 +47,14 @@ inline void compute_batch(const Job& job, const Batch& batch, void* memory) {
             case DType::bfloat16: return compute_nll_loss<Brain>(job, batch, memory);
             case DType::float32: return compute_nll_loss<float>(job, batch, memory);
             default: return compute_nll_loss<double>(job, batch, memory);
+        }
+    }
+    if (task.operation == Operation::row_stats) {
+        switch (task.logits.dtype) {
+            case DType::float16: return compute_row_stats<Half>(job, batch, memory);
+            case DType::bfloat16: return compute_row_stats<Brain>(job, batch, memory);
+            case DType::float32: return compute_row_stats<float>(job, batch, memory);
+            default: return compute_row_stats<double>(job, batch, memory);
         }
     }
     if (is_quick(task)) {

@@ -32,6 +32,7 @@ enum TF_DataType : int {
     TF_DOUBLE = 2,
     TF_INT32 = 3,
     TF_INT64 = 9,
+    TF_BOOL = 10,
     TF_BFLOAT16 = 14,
     TF_HALF = 19,
 };

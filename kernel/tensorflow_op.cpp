@@ -3,12 +3,14 @@
 // This library holds no kernel. Python hands it the address of the one in xentx/_kernel, so that a
 // process has one kernel and one pool of threads, whatever frameworks it uses.
 //
-// There are six operators, and backends/xentx_tensorflow/_kernel.py says how they form gradients:
+// There are eight operators, and backends/xentx_tensorflow/_kernel.py says how they form gradients:
 //
 //   XentxLoss              the reduced loss
 //   XentxLossAndGradient   the same, with its gradient from the same pass over the logits
 //   XentxRowLosses         the losses of the rows
 //   XentxLossGradient      what a cotangent of either is pulled back to
+//   XentxRowStats          the fields of RowStats
+//   XentxRowStatsGradient  what cotangents of the first four are pulled back to
 //   XentxLogSoftmax, XentxLogSoftmaxGradient
 //
 // What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". Usual would
@@ -95,7 +97,9 @@ DType dtype_of(const Tensor& tensor) {
 
 // ---- Operators
 
-enum class Kind { loss, row_losses, loss_and_gradient, loss_gradient, log_softmax, pullback };
+enum class Kind {
+    loss, row_losses, loss_and_gradient, loss_gradient, row_stats, stats_gradient, log_softmax, pullback
+};
 
 // Shape of the logits, and as the kernel sees it.
 struct Layout {
@@ -154,7 +158,7 @@ class Arguments {
   private:
     TF_OpKernelContext* context_;
     const Layout& layout_;
-    Tensor tensors_[6];
+    Tensor tensors_[9];
     int next_ = 0;
 };
 
@@ -179,7 +183,11 @@ class Operator {
     xentx::Options options_;  // after what it sets
 
     bool softmax() const { return kind_ == Kind::log_softmax || kind_ == Kind::pullback; }
-    bool has_cotangent() const { return kind_ == Kind::loss_gradient || kind_ == Kind::pullback; }
+    bool stats() const { return kind_ == Kind::row_stats || kind_ == Kind::stats_gradient; }
+    bool has_cotangent() const {
+        return kind_ == Kind::loss_gradient || kind_ == Kind::stats_gradient ||
+               kind_ == Kind::pullback;
+    }
     bool has_gradient() const { return kind_ == Kind::loss_and_gradient || has_cotangent(); }
 
     // Which input is what is known: after logits, target, the weights there are, and cotangent.
@@ -189,8 +197,8 @@ class Operator {
     }
 
     bool hands_out_what_is_known(TF_OpKernelContext* context) const;
-    Tensor allocate_value(TF_OpKernelContext* context, const Layout& layout,
-                          TF_DataType dtype) const;
+    Tensor allocate_value(TF_OpKernelContext* context, const Layout& layout, TF_DataType dtype,
+                          int output = 0) const;
     Tensor allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const;
 
     // Which weights there are, and the rest that is an operator's own.
@@ -215,18 +223,20 @@ bool Operator::hands_out_what_is_known(TF_OpKernelContext* context) const {
 }
 
 Tensor Operator::allocate_value(TF_OpKernelContext* context, const Layout& layout,
-                                TF_DataType dtype) const {
+                                TF_DataType dtype, int output) const {
     int64_t dims[Layout::max_rank], size = 1;
     int rank = 0;
-    if (kind_ == Kind::row_losses || kind_ == Kind::log_softmax) {
+    const bool of_rows = kind_ == Kind::row_losses || kind_ == Kind::row_stats;
+    if (of_rows || kind_ == Kind::log_softmax) {
         for (int i = 0; i < layout.rank; ++i) {
-            if (i == layout.axis && kind_ == Kind::row_losses) continue;
+            if (i == layout.axis && of_rows) continue;
             size *= dims[rank++] = layout.dims[i];
         }
     }
-    const size_t bytes = size * (dtype == TF_DOUBLE ? 8 : dtype == TF_FLOAT ? 4 : 2);
+    const bool wide = dtype == TF_DOUBLE || dtype == TF_INT64;
+    const size_t bytes = size * (wide ? 8 : dtype == TF_FLOAT ? 4 : dtype == TF_BOOL ? 1 : 2);
     const Status status = new_status();
-    Tensor value(TF_AllocateOutput(context, 0, dtype, dims, rank, bytes, status.get()));
+    Tensor value(TF_AllocateOutput(context, output, dtype, dims, rank, bytes, status.get()));
     check(status);
     return value;
 }
@@ -234,7 +244,8 @@ Tensor Operator::allocate_value(TF_OpKernelContext* context, const Layout& layou
 // Over the logits, or over a gradient that is known but for another cotangent, if nobody else will
 // read them. TensorFlow can tell only before the inputs are taken from it.
 Tensor Operator::allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const {
-    const int candidates[] = {0, known()}, count = TF_NumInputs(context) > known() ? 2 : 1;
+    const int candidates[] = {0, known()};
+    const int count = !stats() && TF_NumInputs(context) > known() ? 2 : 1;
     const Status status = new_status();
     Tensor gradient(TF_ForwardInputOrAllocateOutput(
         context, candidates, count, kind_ == Kind::loss_and_gradient ? 1 : 0, layout.dims,
@@ -255,6 +266,18 @@ void Operator::compute(TF_OpKernelContext* context) const {
     if (has_gradient()) gradient = allocate_gradient(context, layout);
 
     Task task = options_.task;
+    if (stats()) task.operation = Operation::row_stats;
+    Tensor fields[5];
+    if (kind_ == Kind::row_stats) {
+        const TF_DataType dtypes[] = {dtype, dtype, dtype, TF_BOOL, TF_INT64};
+        void* data[5];
+        for (int i = 0; i < 5; ++i) {
+            fields[i] = allocate_value(context, layout, dtypes[i], i + 1);
+            data[i] = TF_TensorData(fields[i].get());
+        }
+        task.lse = data[0], task.log_prob = data[1], task.entropy = data[2];
+        task.correct = static_cast<bool*>(data[3]), task.prediction = data[4];
+    }
     task.outer = layout.outer;
     task.classes = layout.classes;
     task.inner = layout.inner;
@@ -286,8 +309,12 @@ void Operator::compute(TF_OpKernelContext* context) const {
     }
     if (has_cotangent()) {
         const bool rows = task.reduction == Reduction::none;
-        task.cotangent = arguments.next(softmax() ? Axes::all : rows ? Axes::row : Axes::scalar,
-                                        "cotangent: got another size than the value has");
+        const Axes axes = softmax() ? Axes::all : rows ? Axes::row : Axes::scalar;
+        Array* const seeds[] = {&task.cotangent, &task.lse_cotangent, &task.log_prob_cotangent,
+                                &task.entropy_cotangent};
+        require(!stats() || TF_NumInputs(context) == known() + 3, "cotangents: got not four");
+        for (int i = 0; i < (stats() ? 4 : 1); ++i)
+            *seeds[i] = arguments.next(axes, "cotangent: got another size than the value has");
     }
 
     const int64_t wrong = run(task, nullptr);
@@ -348,12 +375,13 @@ void is_scalar_and_logits(TF_ShapeInferenceContext* context, TF_Status* status) 
     if (TF_GetCode(status) == TF_OK) copy_shape(context, 0, 1, status);
 }
 
-void is_rows(TF_ShapeInferenceContext* context, TF_Status* status) {
+template <int outputs> void is_rows(TF_ShapeInferenceContext* context, TF_Status* status) {
     TF_DataType target{};
     TF_ShapeInferenceContext_GetAttrType(context, "U", &target, status);
     if (TF_GetCode(status) != TF_OK) return;
     if (target == TF_INT32 || target == TF_INT64) {
-        copy_shape(context, 1, 0, status);
+        for (int i = 0; i < outputs && TF_GetCode(status) == TF_OK; ++i)
+            copy_shape(context, 1, i, status);
     } else {
         TF_ShapeInferenceContextSetUnknownShape(context, status);
     }
@@ -366,19 +394,25 @@ struct Definition {
     TF_Create* create;
     TF_InferShape* shape;
     const char* inputs[5];  // null from some point on
-    const char* outputs[2];
+    const char* outputs[6];
 };
 
 constexpr const char *logits = "logits: T", *target = "target: U", *weights = "weights: W",
-                     *cotangent = "cotangent: V", *known = "known: count * T";
+                     *cotangent = "cotangent: V", *known = "known: count * T",
+                     *cotangents = "cotangents: count * T";
 
 const Definition definitions[] = {
     {"XentxLoss", create<Kind::loss>, is_scalar, {logits, target, weights, known}, {"value: T"}},
     {"XentxLossAndGradient", create<Kind::loss_and_gradient>, is_scalar_and_logits,
      {logits, target, weights}, {"value: T", "gradient: T"}},
-    {"XentxRowLosses", create<Kind::row_losses>, is_rows, {logits, target, weights}, {"losses: T"}},
+    {"XentxRowLosses", create<Kind::row_losses>, is_rows<1>, {logits, target, weights},
+     {"losses: T"}},
     {"XentxLossGradient", create<Kind::loss_gradient>, is_logits,
      {logits, target, weights, cotangent, known}, {"gradient: T"}},
+    {"XentxRowStats", create<Kind::row_stats>, is_rows<6>, {logits, target, weights},
+     {"loss: T", "lse: T", "log_prob: T", "entropy: T", "correct: bool", "prediction: int64"}},
+    {"XentxRowStatsGradient", create<Kind::stats_gradient>, is_logits,
+     {logits, target, weights, cotangents}, {"gradient: T"}},
     {"XentxLogSoftmax", create<Kind::log_softmax>, is_logits, {logits}, {"log_probs: T"}},
     {"XentxLogSoftmaxGradient", create<Kind::pullback>, is_logits, {logits, cotangent},
      {"gradient: T"}},
@@ -400,7 +434,9 @@ void register_operator(const Definition& definition, TF_Status* status) {
         if (input == cotangent) {
             TF_OpDefinitionBuilderAddAttr(builder, "V: {half, bfloat16, float, double}");
         }
-        if (input == known) TF_OpDefinitionBuilderAddAttr(builder, "count: int >= 0");
+        if (input == known || input == cotangents) {
+            TF_OpDefinitionBuilderAddAttr(builder, "count: int >= 0");
+        }
     }
     for (const char* output : definition.outputs) {
         if (output) TF_OpDefinitionBuilderAddOutput(builder, output);

@@ -166,17 +166,24 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
                                     : task.reduction == Reduction::none               ? rows
                                                                                       : scalar);
     const Array known = arguments.next(everything);  // the gradient for a cotangent of ones
+    task.lse_cotangent = arguments.next(rows);
+    task.log_prob_cotangent = arguments.next(rows);
+    task.entropy_cotangent = arguments.next(rows);
 
     int position = 0;
-    void** const places[] = {&task.value, &task.gradient};
+    void* correct = nullptr;
+    void** const places[] = {&task.value,   &task.gradient, &task.lse,       &task.log_prob,
+                             &task.entropy, &correct,       &task.prediction};
     size_t gradient_bytes = 0;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 7; i++) {
         if (!(wanted >> i & 1)) continue;
         auto result = results.get<ffi::AnyBuffer>(position++);
         if (!result.has_value()) return result.error();
         *places[i] = (*result)->untyped_data();
-        gradient_bytes = (*result)->size_bytes();
+        if (places[i] == &task.gradient) gradient_bytes = (*result)->size_bytes();
+        if (places[i] == &task.prediction) convert((*result)->element_type(), task.prediction_dtype);
     }
+    task.correct = static_cast<bool*>(correct);
     if (arguments.failed()) return ffi::Error::InvalidArgument("xentx: unexpected arrays");
 
     if (known && all_ones(task.cotangent, groups)) {

@@ -87,6 +87,12 @@ class EngineAdapter(Protocol):
         It is for a cotangent, ones if None. None to decline.
         """
 
+    def row_stats(self, kind: Any, arrays: tuple[Array | None, ...]) -> tuple[Array, ...] | None:
+        """Fields of `xentx.RowStats`, of which the framework can differentiate the first four.
+
+        ``kind`` is that of the loss. None to decline.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from xentx import _calls
 from xentx._calls import Kind, Prepared, Problem
+from xentx._core import per_row
 from xentx._core import reduction as reductions
 from xentx._types import Array
 
@@ -92,6 +93,33 @@ def portable_with_gradient(
         first = tuple(i == 0 for i in range(len(inputs)))
         gradients = operation.pullback(xp, spec, inputs, residuals, seed, first)
     return result, gradients[0]
+
+
+def row_stats(problem: Problem) -> tuple[Array, ...]:
+    """Fields of `xentx.RowStats` of a cross-entropy without a reduction."""
+    kind, arrays = problem
+    for engine in kind.engines:
+        fields = engine.adapter.row_stats(kind, _for_engines(kind, arrays))
+        if fields is not None:
+            return fields
+    return value(problem), *_other_stats(problem)
+
+
+def portable_row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...]:
+    """Fields of `xentx.RowStats` by the core."""
+    return portable(kind, arrays), *_other_stats(Problem(kind, tuple(arrays)))
+
+
+def _other_stats(problem: Problem) -> tuple[Array, ...]:
+    """Fields but the loss, by the core's expressions, which the framework differentiates."""
+    prepared = _calls.prepare(problem)
+    logits: Array = prepared.arrays[0]
+    backend = problem.kind.backend
+    xp = backend.namespace(logits)
+    with backend.evaluating():
+        *fields, correct, prediction = per_row.forward(xp, prepared.bound, *prepared.arrays[:2])
+        rounded = (xp.astype(field, logits.dtype, copy=False) for field in fields)
+        return *rounded, correct, prediction
 
 
 def value_shape(problem: Problem) -> tuple[int | None, ...]:

@@ -7,14 +7,13 @@ tasks; what carries the states between them is the caller's.
 """
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from xentx import _calls, _checks, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Kind, Problem
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
-from xentx._core import per_row as _per_row
 from xentx._core._spec import LossSpec, Precision
 from xentx._core.partials import Partials
 from xentx._public import public
@@ -37,7 +36,11 @@ class RowStats(NamedTuple):
     entropy : array
         Entropy of the softmax, in nats.
     correct : array of bool
-        Whether the largest logit is the target's; of equal ones the first counts.
+        Whether `prediction` is the target's class; for class probabilities, that of the largest.
+    prediction : array of int
+        Class of the largest logit: of equal ones the first, in a row with NaN the first NaN, and 0
+        for an ignored row. The dtype is that of the framework's own ``argmax``: int64, and int32 in
+        JAX without 64-bit integers.
 
     Examples
     --------
@@ -52,6 +55,7 @@ class RowStats(NamedTuple):
     log_prob: Array
     entropy: Array
     correct: Array
+    prediction: Array
 
 
 @public
@@ -69,7 +73,7 @@ def per_row(
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
 ) -> RowStats:
-    r"""Loss, log-sum-exp, log-probability of the target, entropy and correctness of each row.
+    r"""Loss, log-sum-exp, log-probability of the target, entropy and prediction of each row.
 
     .. math::
         \mathrm{lse} = \log \sum_j e^{x_j} \qquad \log p_t = x_t - \mathrm{lse} \qquad
@@ -97,7 +101,8 @@ def per_row(
     Returns
     -------
     RowStats
-        The fields in the dtype of `logits`, and ``correct``. An ignored row is 0 and false.
+        The fields in the dtype of `logits`, ``correct`` and ``prediction``. An ignored row is 0 and
+        false.
 
     Raises
     ------
@@ -106,15 +111,15 @@ def per_row(
 
     Notes
     -----
-    All but ``correct`` are differentiable by the logits, to any order.
+    All but ``correct`` and ``prediction`` are differentiable by the logits, to any order.
 
     Examples
     --------
     >>> import numpy as np
     >>> import xentx
     >>> stats = xentx.per_row(np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]), [1, 0])
-    >>> stats.entropy.round(6), stats.correct
-    (array([0.905959, 0.767625]), array([ True, False]))
+    >>> stats.entropy.round(6), stats.correct, stats.prediction
+    (array([0.905959, 0.767625]), array([ True, False]), array([1, 2]))
     """
     problem = _validation.rowwise(
         backend,
@@ -130,7 +135,7 @@ def per_row(
         temperature=temperature,
         reduction="none",
     )
-    return _stats(problem)
+    return RowStats(*_evaluate.row_stats(problem))
 
 
 @public
@@ -174,7 +179,7 @@ def linear_per_row(
     Returns
     -------
     RowStats
-        The fields in float32, and float64 where an operand is; and ``correct``.
+        The fields in float32, and float64 where an operand is; ``correct`` and ``prediction``.
 
     Raises
     ------
@@ -207,23 +212,10 @@ def linear_per_row(
         chunk=chunk,
     )
 
-    def of_chunk(kind: Kind, *arrays: Array | None) -> RowStats:
-        return _stats(_linear.dense_problem(kind, *arrays))
+    def of_chunk(kind: Kind, *arrays: Array | None) -> tuple[Array, ...]:
+        return _evaluate.row_stats(_linear.dense_problem(kind, *arrays))
 
     return RowStats(*_linear.of_rows(linear, arrays, of_chunk))
-
-
-def _stats(problem: Problem) -> RowStats:
-    loss = _evaluate.value(problem)
-    prepared = _calls.prepare(problem)
-    logits: Any
-    logits, target, *_ = prepared.arrays
-    backend = problem.kind.backend
-    xp = backend.namespace(logits)
-    with backend.evaluating():
-        *fields, correct = _per_row.forward(xp, prepared.bound, logits, target)
-        lse, log_prob, entropy = (xp.astype(field, logits.dtype, copy=False) for field in fields)
-    return RowStats(loss, lse, log_prob, entropy, correct)
 
 
 @public

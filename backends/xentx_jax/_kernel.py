@@ -1,7 +1,7 @@
 """The CPU kernel under JAX, as primitives that every transformation knows what to do with.
 
-On CPUs three of the four primitives call the kernel. ``tangent``, every other platform, and
-whatever XLA is to partition itself are the portable core. So is each derivative that the kernel
+On CPUs all primitives but the tangents' call the kernel. Those, every other platform, and whatever
+XLA is to partition itself are the portable core. So is each derivative that the kernel
 lacks: the second, and those by targets and weights.
 """
 
@@ -16,9 +16,9 @@ from xentx._calls import Kind, impossible
 from xentx._types import Array
 from xentx_jax import _rules  # noqa: F401 -- which gives the primitives their rules
 from xentx_jax._lowering import unusable
-from xentx_jax._primitives import Call, call_of, loss_and_gradient_p, loss_p, pullback_p
+from xentx_jax._primitives import Call, call_of, loss_and_gradient_p, loss_p, pullback_p, stats_p
 
-__all__ = ["declines", "solve", "solve_with_gradient", "unusable"]
+__all__ = ["declines", "row_stats", "solve", "solve_with_gradient", "unusable"]
 
 Aval = Any
 Arrays = tuple[Array | None, ...]
@@ -46,6 +46,12 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
     if present is None:
         return None
     return loss_p.bind(*present, call=_call_for(kind, arrays))[0]
+
+
+def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
+    """Fields of RowStats; None as `solve` has it."""
+    present = _present(kind, arrays)
+    return None if present is None else tuple(stats_p.bind(*present, call=_call_for(kind, arrays)))
 
 
 def solve_with_gradient(

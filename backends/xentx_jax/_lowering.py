@@ -17,6 +17,7 @@ from xentx._kernel_engine import INSTALL, KERNEL
 from xentx._types import Array
 from xentx_jax._primitives import (
     PORTABLE,
+    REAL_FIELDS,
     Call,
     by_portable_core,
     is_ones,
@@ -24,6 +25,9 @@ from xentx_jax._primitives import (
     loss_and_gradient_p,
     loss_p,
     pullback_p,
+    stats_p,
+    stats_pullback_p,
+    stats_tangent_p,
     tangent_p,
 )
 
@@ -117,7 +121,13 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     logits = logits_shape(call, ctx.avals_in[0])
     seeds = len(operands) - call.count
     pulls = not call.kind.operation.IS_ROWWISE and seeds > 0
+    operation = spec.operation + "_pullback" * pulls
     wanted = [primitive is not pullback_p, primitive is not loss_p]
+    given = [*call.given, seeds > 0, call.known]
+    if primitive in (stats_p, stats_pullback_p):
+        operation = "row_stats"
+        wanted = [not seeds, seeds > 0] + [not seeds] * (REAL_FIELDS + 1)
+        given += [seeds > 0] * (REAL_FIELDS - 1)
     aliases = {len(operands) - 1: 0} if call.known else None
     if call.overwrites and primitive is loss_and_gradient_p:
         aliases = {0: 1}
@@ -125,12 +135,12 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *operands: Any, call: 
     return lower(
         ctx,
         *operands,
-        options=encode(spec, operation=spec.operation + "_pullback" * pulls),
+        options=encode(spec, operation=operation),
         groups=np.int64(1 if call.groups is None else call.groups),
         outer=np.int64(math.prod(logits[: spec.axis])),
         classes=np.int64(logits[spec.axis]),
         inner=np.int64(math.prod(logits[spec.axis + 1 :])),
-        given=_bits([*call.given, seeds > 0, call.known]),
+        given=_bits(given),
         wanted=_bits(wanted),
     )
 
@@ -161,5 +171,5 @@ for _primitive in PORTABLE:
         functools.partial(by_portable_core, _primitive), multiple_results=True
     )
     mlir.register_lowering(_primitive, _lower_portable[_primitive])
-    if _primitive is not tangent_p:
+    if _primitive not in (tangent_p, stats_tangent_p):
         mlir.register_lowering(_primitive, functools.partial(_lower, _primitive), platform="cpu")

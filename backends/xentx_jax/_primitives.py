@@ -1,8 +1,7 @@
 """The kernel's primitives: what they are given, their shapes, and the portable core's answers.
 
 A custom_jvp around jax.ffi would cost most transformations: vmap would loop or broadcast, and
-reverse mode could not choose what to keep. Four primitives instead, all of one static half, a
-`Call`:
+reverse mode could not choose what to keep. Primitives instead, all of one static half, a `Call`:
 
 - ``loss``: the value.
 - ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass: for a
@@ -11,6 +10,8 @@ reverse mode could not choose what to keep. Four primitives instead, all of one 
 - ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known
   and the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within,
   since scaling would round twice.
+- ``stats``, ``stats_tangent`` and ``stats_pullback``: the same of the fields of RowStats, of which
+  the first four have derivatives.
 
 `_rules` differentiates and batches them, `_lowering` runs them.
 """
@@ -95,18 +96,23 @@ loss_p: Any = Primitive("xentx_loss")
 loss_and_gradient_p: Any = Primitive("xentx_loss_and_gradient")
 tangent_p: Any = Primitive("xentx_tangent")
 pullback_p: Any = Primitive("xentx_pullback")
+stats_p: Any = Primitive("xentx_row_stats")
+stats_tangent_p: Any = Primitive("xentx_row_stats_tangent")
+stats_pullback_p: Any = Primitive("xentx_row_stats_pullback")
+# How many fields of RowStats have derivatives: they come first.
+REAL_FIELDS = 4
 
 
 # The portable core's answer to each primitive.
 
 
-def _function(call: Call) -> Callable[..., Array]:
-    def function(*present: Array) -> Array:
-        values = iter(present)
-        arrays = tuple(next(values) if given else None for given in call.given)
-        return _evaluate.portable(call.kind, arrays)
+def _arrays(call: Call, present: Sequence[Array]) -> tuple[Array | None, ...]:
+    values = iter(present)
+    return tuple(next(values) if given else None for given in call.given)
 
-    return function
+
+def _function(call: Call) -> Callable[..., Array]:
+    return lambda *present: _evaluate.portable(call.kind, _arrays(call, present))
 
 
 def _by_logits(call: Call, arrays: Sequence[Array]) -> Callable[[Array], Array]:
@@ -134,11 +140,32 @@ def _pullback(call: Call, *operands: Array) -> tuple[Array, ...]:
     return jax.vjp(_by_logits(call, arrays), arrays[0])[1](seed)
 
 
+def _stats(call: Call, *arrays: Array) -> tuple[Array, ...]:
+    return _evaluate.portable_row_stats(call.kind, _arrays(call, arrays))
+
+
+def _real_stats(call: Call, arrays: Sequence[Array]) -> Callable[[Array], tuple[Array, ...]]:
+    return lambda logits: _stats(call, logits, *arrays[1:])[:REAL_FIELDS]
+
+
+def _stats_tangent(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seed = operands[: call.count], operands[call.count]
+    return jax.jvp(_real_stats(call, arrays), arrays[:1], (seed,))[1]
+
+
+def _stats_pullback(call: Call, *operands: Array) -> tuple[Array, ...]:
+    arrays, seeds = operands[: call.count], operands[call.count :]
+    return jax.vjp(_real_stats(call, arrays), arrays[0])[1](seeds)
+
+
 PORTABLE = {
     loss_p: _loss,
     loss_and_gradient_p: _loss_and_gradient,
     tangent_p: _tangent,
     pullback_p: _pullback,
+    stats_p: _stats,
+    stats_tangent_p: _stats_tangent,
+    stats_pullback_p: _stats_pullback,
 }
 
 
@@ -179,7 +206,13 @@ def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
     )
     if primitive is loss_and_gradient_p:
         return [value, gradient]
-    return [gradient] if primitive is pullback_p else [value]
+    if primitive in (stats_p, stats_tangent_p):
+        fields = [value] * REAL_FIELDS
+        if primitive is stats_p:
+            index = jax.dtypes.canonicalize_dtype(np.int64)  # as jnp.argmax has it
+            fields += [value.update(dtype=dtype) for dtype in (np.dtype(np.bool_), index)]
+        return fields
+    return [gradient] if primitive in (pullback_p, stats_pullback_p) else [value]
 
 
 def is_ones(array: Array) -> bool:

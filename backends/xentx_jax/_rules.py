@@ -15,6 +15,7 @@ from jax.interpreters import ad, batching
 from xentx._types import Array
 from xentx_jax._primitives import (
     PORTABLE,
+    REAL_FIELDS,
     Call,
     by_portable_core,
     call_of,
@@ -22,6 +23,9 @@ from xentx_jax._primitives import (
     loss_and_gradient_p,
     loss_p,
     pullback_p,
+    stats_p,
+    stats_pullback_p,
+    stats_tangent_p,
     tangent_p,
 )
 
@@ -126,6 +130,56 @@ def _seeded_transpose(
     return result
 
 
+# Row statistics. No gradient of theirs is known before its cotangents.
+
+
+def _stats_jvp(
+    primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
+) -> tuple[list[Array], list[Any]]:
+    fields = stats_p.bind(*primals, call=call)
+    by_others = _portable_tangents(stats_p, primals, tangents, range(1, len(primals)), call)
+    terms = [by_others[:REAL_FIELDS]] if by_others else []
+    if _moves(tangents[0]):
+        terms.append(stats_tangent_p.bind(*primals, tangents[0], call=call))
+    zeros = [ad.Zero(jax.typeof(field).to_tangent_aval()) for field in fields]
+    return fields, [*_sums(terms, zeros[:REAL_FIELDS]), *zeros[REAL_FIELDS:]]
+
+
+def _sums(terms: Sequence[Sequence[Any]], start: Sequence[Any]) -> list[Any]:
+    """Add up tangents of several results."""
+    return [functools.reduce(ad.add_tangents, each) for each in zip(start, *terms, strict=True)]
+
+
+def _stats_seeded_jvp(
+    primitive: Any, primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
+) -> tuple[list[Array], list[Any]]:
+    """Linear in the seeds."""
+    at = call.count
+    results = primitive.bind(*primals, call=call)
+    by_arrays = _portable_tangents(primitive, primals, tangents, range(at), call)
+    terms = [by_arrays] if by_arrays else []
+    if any(_moves(tangent) for tangent in tangents[at:]):
+        seeds = [ad.instantiate_zeros(tangent) for tangent in tangents[at:]]
+        terms.append(primitive.bind(*primals[:at], *seeds, call=call))
+    return results, _sums(terms, [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in results])
+
+
+def _stats_transpose(
+    primitive: Any, cotangents: Sequence[Any], *operands: Any, call: Call
+) -> list[Any]:
+    """The two seeded primitives are each other's transpose."""
+    at = call.count
+    arrays, seeds = operands[:at], operands[at:]
+    if any(_moves(cotangent) for cotangent in cotangents):
+        given = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
+        other = stats_tangent_p if primitive is stats_pullback_p else stats_pullback_p
+        results = other.bind(*arrays, *given, call=call)
+    else:
+        results = [ad.Zero(seed.aval) if ad.is_undefined_primal(seed) else None for seed in seeds]
+    pairs = zip(seeds, results, strict=True)
+    return [None] * at + [x if ad.is_undefined_primal(seed) else None for seed, x in pairs]
+
+
 # vmap.
 
 
@@ -170,3 +224,7 @@ ad.primitive_jvps[loss_and_gradient_p] = _loss_and_gradient_jvp
 for _primitive in (tangent_p, pullback_p):
     ad.primitive_jvps[_primitive] = functools.partial(_seeded_jvp, _primitive)
     ad.primitive_transposes[_primitive] = functools.partial(_seeded_transpose, _primitive)
+ad.primitive_jvps[stats_p] = _stats_jvp
+for _primitive in (stats_tangent_p, stats_pullback_p):
+    ad.primitive_jvps[_primitive] = functools.partial(_stats_seeded_jvp, _primitive)
+    ad.primitive_transposes[_primitive] = functools.partial(_stats_transpose, _primitive)

@@ -50,6 +50,16 @@ def solve_with_gradient(
     return value[()], gradient
 
 
+def row_stats(kind: Kind, arrays: Arrays) -> Arrays | None:
+    """Fields of RowStats; None as `solve` has it."""
+    logits, *_ = arrays
+    loss = _empty_value(kind, logits)
+    dtypes = (logits.dtype, logits.dtype, logits.dtype, np.bool_, np.int64)
+    fields = (loss, *(np.empty(loss.shape, dtype) for dtype in dtypes))
+    wrong = _run(kind, "row_stats", arrays, fields=fields)
+    return tuple(field[()] for field in fields) if wrong < 0 else None
+
+
 def _empty_value(kind: Kind, logits: Array) -> Array:
     spec, shape = kind.spec, logits.shape
     if not kind.operation.IS_ROWWISE:
@@ -67,9 +77,10 @@ def _run(
     seed: Array | None = None,
     value: Array | None = None,
     gradient: Array | None = None,
+    fields: Arrays = (),
 ) -> int:
     """Call the kernel, and return the first row with a class index that is out of range, or -1."""
-    x, t, w, s, n, u = given = (*arrays, seed)
+    x, t, w, s, _, u = given = (*arrays, seed)
     key = (
         operation,
         x.strides,
@@ -78,8 +89,16 @@ def _run(
         None if s is None else s.strides,
         None if u is None else u.strides,
     )
+
+    def call(ready: Any, x: Any, t: Any, w: Any, s: Any, n: Any, u: Any) -> int:
+        if fields:
+            bad: int = ready.row_stats(fields, None, (None,) * 4, 0, x, t, w)
+        else:
+            bad = ready(value, gradient, u, 0, x, t, w, s, n)
+        return bad
+
     ready = kind.plans.get(key)
-    bad: int = UNREADABLE if ready is None else ready(value, gradient, u, 0, x, t, w, s, n)
+    bad = UNREADABLE if ready is None else call(ready, *given)
     if bad == UNREADABLE:  # not seen before, or not to be read
         views, ready = _prepare(kind, operation, given)
         in_place = (
@@ -87,7 +106,7 @@ def _run(
         )
         if all(in_place):
             kind.plans[key] = ready
-        bad = ready(value, gradient, views[-1], 0, *views[:-1])
+        bad = call(ready, *views)
     return bad
 
 

@@ -131,44 +131,75 @@ def _value_and_gradient(arrays: Arrays, options: str) -> list[Array]:
     return list(operators().xentx_loss_and_gradient(logits, target, weights, options))
 
 
+def _stats(kind: Kind, arrays: Arrays, options: str) -> list[Array]:
+    """Fields of RowStats by the kernel."""
+    logits, target, *weights = _present(arrays)
+    fields = list(operators().xentx_row_stats(logits, target, weights, options))
+    if not tf.executing_eagerly():  # as `_value` does
+        axis = kind.spec.axis
+        for field in fields:
+            field.set_shape(logits.shape[:axis] + logits.shape[axis + 1 :])
+    return fields
+
+
 def _gradient(
-    present: Sequence[Array], cotangent: Array, known: Sequence[Array], options: str
+    present: Sequence[Array], cotangents: Sequence[Array], known: Sequence[Array], options: str
 ) -> Array:
     """Gradient by the kernel; that for a cotangent of 1 may be known."""
     logits, *others = present
+    cotangent, *more = cotangents
     if not others:
         return operators().xentx_log_softmax_gradient(logits, cotangent, options)
     target, *weights = others
+    if more:
+        return operators().xentx_row_stats_gradient(logits, target, weights, cotangents, options)
     return operators().xentx_loss_gradient(logits, target, weights, cotangent, known, options)
 
 
 # ---- derivatives of the core's expression
 
+# How many fields of RowStats have derivatives: they come first.
+_REAL_FIELDS = 4
+
+
+def _values(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> list[Array]:
+    """Value, or the fields of RowStats where there are several cotangents."""
+    if len(cotangents) == 1:
+        return [_evaluate.portable(kind, arrays)]
+    return list(_evaluate.portable_row_stats(kind, arrays)[:_REAL_FIELDS])
+
 
 def _pull_back(
-    kind: Kind, arrays: Arrays, cotangent: Array, wanted: Sequence[int]
+    kind: Kind, arrays: Arrays, cotangents: Sequence[Array], wanted: Sequence[int]
 ) -> list[Array | None]:
-    """Pull the cotangent of the value back to the wanted ones of the arrays that there are."""
+    """Pull cotangents of the values back to the wanted ones of the arrays that there are."""
     # One tensor may stand in two places, which a tape can't tell apart.
     present = [tf.identity(array) for array in _present(arrays)]
     sources = [present[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        value = _evaluate.portable(kind, _autodiff.with_others(arrays, present))
-    seed = tf.cast(cotangent, value.dtype)
-    gradients: list[Array | None] = tape.gradient(value, sources, output_gradients=seed)
+        values = _values(kind, _autodiff.with_others(arrays, present), cotangents)
+    seeds = [tf.cast(seed, value.dtype) for seed, value in zip(cotangents, values, strict=True)]
+    gradients: list[Array | None] = tape.gradient(values, sources, output_gradients=seeds)
     return gradients
 
 
 def _pull_back_twice(
-    kind: Kind, arrays: Arrays, cotangent: Array, second: Array, wanted: Sequence[int]
+    kind: Kind,
+    arrays: Arrays,
+    cotangents: Sequence[Array],
+    second: Array,
+    wanted: Sequence[int],
 ) -> list[Array | None]:
-    """Pull `second`, a cotangent of the gradient, back to the arrays and, last, `cotangent`."""
-    inputs = [tf.identity(array) for array in (*_present(arrays), cotangent)]
+    """Pull `second`, a cotangent of the gradient, back to the arrays and, last, `cotangents`."""
+    present = _present(arrays)
+    count = len(present)
+    inputs = [tf.identity(array) for array in (*present, *cotangents)]
     sources = [inputs[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        (gradient,) = _pull_back(kind, _autodiff.with_others(arrays, inputs[:-1]), inputs[-1], [0])
+        whole = _autodiff.with_others(arrays, inputs[:count])
+        (gradient,) = _pull_back(kind, whole, inputs[count:], [0])
     gradients: list[Array | None] = tape.gradient(gradient, sources, output_gradients=second)
     return gradients
 
@@ -221,32 +252,47 @@ def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
 @tf.RegisterGradient("XentxLogSoftmax")  # type: ignore[untyped-decorator]
 def _of_value(op: Any, cotangent: Array) -> list[Array | None]:
     present, known = _inputs(op)
-    return _pull_back_value(op, present, cotangent, known[1:])
+    return _pull_back_value(op, present, [cotangent], known[1:])
+
+
+@tf.RegisterGradient("XentxRowStats")  # type: ignore[untyped-decorator]
+def _of_stats(op: Any, *cotangents: Array | None) -> list[Array | None]:
+    present, _ = _inputs(op)
+    return _pull_back_value(op, present, _real(op.outputs, cotangents), [])
+
+
+def _real(fields: Sequence[Array], cotangents: Sequence[Array | None]) -> list[Array]:
+    """Cotangents of the fields of RowStats that have derivatives, zeros where there are none."""
+    pairs = zip(fields[:_REAL_FIELDS], cotangents[:_REAL_FIELDS], strict=True)
+    return [tf.zeros_like(field) if seed is None else seed for field, seed in pairs]
 
 
 def _pull_back_value(
-    op: Any, present: list[Array], cotangent: Array, known: list[Array]
+    op: Any, present: list[Array], cotangents: list[Array], known: list[Array]
 ) -> list[Array | None]:
     wanted = _wanted(op, present)
     options = op.get_attr("options").decode()
     if wanted == [0] and tf.executing_eagerly():  # what a training step in eager mode asks for
-        gradients: list[Array | None] = [_gradient(present, cotangent, known, options)]
+        gradients: list[Array | None] = [_gradient(present, cotangents, known, options)]
         return _spread(len(op.inputs), wanted, gradients)
     kind, arrays = _problem_of(op)
     gradients = []
     if 0 in wanted:
-        gradients.append(_pulled(kind, arrays, cotangent, known, options))
+        gradients.append(_pulled(kind, arrays, cotangents, known, options))
     if others := [i for i in wanted if i > 0]:
-        gradients += _pull_back(kind, arrays, cotangent, others)
+        gradients += _pull_back(kind, arrays, cotangents, others)
     return _spread(len(op.inputs), wanted, gradients)
 
 
+@tf.RegisterGradient("XentxRowStatsGradient")  # type: ignore[untyped-decorator]
 @tf.RegisterGradient("XentxLossGradient")  # type: ignore[untyped-decorator]
 @tf.RegisterGradient("XentxLogSoftmaxGradient")  # type: ignore[untyped-decorator]
 def _of_gradient(op: Any, second: Array) -> list[Array | None]:
-    present, (cotangent, *_) = _inputs(op)
-    wanted = _wanted(op, [*present, cotangent])
-    gradients = _pull_back_twice(*_problem_of(op), cotangent, second, wanted)
+    present, cotangents = _inputs(op)
+    if op.type != "XentxRowStatsGradient":
+        cotangents = cotangents[:1]  # what follows is known
+    wanted = _wanted(op, [*present, *cotangents])
+    gradients = _pull_back_twice(*_problem_of(op), cotangents, second, wanted)
     return _spread(len(op.inputs), wanted, gradients)
 
 
@@ -255,9 +301,9 @@ def _of_both(op: Any, cotangent: Array, second: Array) -> list[Array | None]:
     # Only for tf.vectorized_map, which takes custom gradients out of the graph that it rewrites.
     present, _ = _inputs(op)
     value, gradient = op.outputs
-    gradients = _pull_back_value(op, present, cotangent, [gradient])
+    gradients = _pull_back_value(op, present, [cotangent], [gradient])
     wanted = _wanted(op, present)
-    twice = _pull_back_twice(*_problem_of(op), tf.ones_like(value), second, wanted)
+    twice = _pull_back_twice(*_problem_of(op), [tf.ones_like(value)], second, wanted)
     for i, more in zip(wanted, twice, strict=True):
         if more is not None:
             gradients[i] += more
@@ -280,11 +326,19 @@ def _either(kernel: Callable[[], Any], portable: Callable[[], Any]) -> Any:
     return _autodiff.unless_xla(kernel, portable, ("CPU",))
 
 
-def _by_core(kind: Kind, arrays: Arrays, cotangent: Array | None = None) -> list[Array]:
+def _by_core(kind: Kind, arrays: Arrays) -> list[Array]:
     """Value and gradient by the core, where nothing is recorded."""
-    value = _evaluate.portable(kind, arrays)
-    seed = None if cotangent is None else tf.cast(cotangent, value.dtype)
-    return [value, *tf.gradients(value, arrays[0], seed)]
+    logits = tf.identity(arrays[0])  # an eager tensor would be nothing that the value depends on
+    value = _evaluate.portable(kind, (logits, *arrays[1:]))
+    return [value, *tf.gradients(value, logits)]
+
+
+def _gradient_by_core(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> Array:
+    """Gradient by the core, where nothing is recorded."""
+    logits = tf.identity(arrays[0])
+    values = _values(kind, (logits, *arrays[1:]), cotangents)
+    seeds = [tf.cast(seed, value.dtype) for seed, value in zip(cotangents, values, strict=True)]
+    return tf.gradients(values, logits, seeds)[0]
 
 
 def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Array, list[Array]]:
@@ -307,41 +361,70 @@ def _traced(kind: Kind, arrays: Arrays, options: str, *, both: bool) -> tuple[Ar
             )
 
         def pull_back(cotangent: Array) -> list[Array | None]:
-            wanted = [i for i, array in enumerate(present) if array.dtype.is_floating]
-            gradients = [_pulled(kind, whole, cotangent, known, options)]
-            if wanted[1:]:  # TensorFlow removes those that nobody asks for
-                gradients += _pull_back(kind, whole, cotangent, wanted[1:])
-            return _spread(len(present), wanted, gradients)
+            return _pulled_to_all(kind, whole, [cotangent], known, options)
 
         return value, pull_back
 
     return solved(*_present(arrays)), known
 
 
+def _traced_stats(kind: Kind, arrays: Arrays, options: str) -> tuple[Array, ...]:
+    """Fields of RowStats in a graph."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def solved(*present: Array) -> tuple[tuple[Array, ...], Any]:
+        whole = _autodiff.with_others(arrays, present)
+        fields = _either(
+            lambda: _stats(kind, whole, options),
+            lambda: list(_evaluate.portable_row_stats(kind, whole)),
+        )
+
+        def pull_back(*cotangents: Array | None) -> list[Array | None]:
+            return _pulled_to_all(kind, whole, _real(fields, cotangents), [], options)
+
+        return tuple(fields), pull_back
+
+    found: tuple[Array, ...] = solved(*_present(arrays))
+    return found
+
+
+def _pulled_to_all(
+    kind: Kind, arrays: Arrays, cotangents: Sequence[Array], known: list[Array], options: str
+) -> list[Array | None]:
+    """Gradients by all arrays that there are, in a graph."""
+    present = _present(arrays)
+    wanted = [i for i, array in enumerate(present) if array.dtype.is_floating]
+    gradients: list[Array | None] = [_pulled(kind, arrays, cotangents, known, options)]
+    if wanted[1:]:  # TensorFlow removes those that nobody asks for
+        gradients += _pull_back(kind, arrays, cotangents, wanted[1:])
+    return _spread(len(present), wanted, gradients)
+
+
 def _pulled(
-    kind: Kind, arrays: Arrays, cotangent: Array, known: list[Array], options: str
+    kind: Kind, arrays: Arrays, cotangents: Sequence[Array], known: list[Array], options: str
 ) -> Array:
     """Gradient by the logits, which TensorFlow can differentiate, eager or in a graph."""
     if tf.executing_eagerly():
-        return _gradient(_present(arrays), cotangent, known, options)
+        return _gradient(_present(arrays), cotangents, known, options)
+    count = len(_present(arrays))
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def pulled(*inputs: Array) -> tuple[Array, Any]:
-        *present, seed = inputs
+        present, seeds = inputs[:count], inputs[count:]
         whole = _autodiff.with_others(arrays, present)
 
         def pull_back(second: Array) -> list[Array | None]:
             wanted = [i for i, array in enumerate(inputs) if array.dtype.is_floating]
-            gradients = _pull_back_twice(kind, whole, seed, second, wanted)
+            gradients = _pull_back_twice(kind, whole, seeds, second, wanted)
             return _spread(len(inputs), wanted, gradients)
 
         gradient = _either(
-            lambda: _gradient(present, seed, known, options),
-            lambda: _by_core(kind, whole, seed)[1],
+            lambda: _gradient(present, seeds, known, options),
+            lambda: _gradient_by_core(kind, whole, seeds),
         )
         return gradient, pull_back
 
-    return pulled(*_present(arrays), cotangent)
+    return pulled(*_present(arrays), *cotangents)
 
 
 # ---- what `xentx._backend.EngineAdapter` asks for
@@ -390,6 +473,18 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
         return None  # the core says what is wrong with the target
 
 
+def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
+    """Fields of RowStats, of which TensorFlow can differentiate the first four; None to decline."""
+    if not _takes(arrays):
+        return None
+    if not tf.executing_eagerly():
+        return _traced_stats(kind, arrays, _options(kind, arrays))
+    try:
+        return tuple(_stats(kind, arrays, _options(kind, arrays, strict=True)))
+    except tf.errors.InvalidArgumentError:
+        return None  # as in `solve`
+
+
 def solve_with_gradient(
     kind: Kind,
     arrays: Arrays,
@@ -415,7 +510,7 @@ def solve_with_gradient(
     if not seed.dtype.is_floating:
         seed = tf.cast(seed, kind.spec.precision.compute)  # the operators take floats
     with tf.control_dependencies([value]):  # so that the logits may become the gradient
-        return value, _pulled(kind, arrays, seed, known, options)
+        return value, _pulled(kind, arrays, [seed], known, options)
 
 
 def _device_index(given: Any) -> Array:
@@ -425,8 +520,9 @@ def _device_index(given: Any) -> Array:
 
 # A SavedModel that holds the operators can be loaded once this module has been imported.
 if operators() is not None:
-    _NAMES = ("Loss", "LossAndGradient", "RowLosses", "LossGradient", "LogSoftmax")
+    _NAMES = ("Loss", "LossAndGradient", "RowLosses", "LossGradient", "RowStats")
+    _MORE = ("RowStatsGradient", "LogSoftmax", "LogSoftmaxGradient")
     _private.register_converters(
-        [f"Xentx{name}" for name in (*_NAMES, "LogSoftmaxGradient")],
+        [f"Xentx{name}" for name in (*_NAMES, *_MORE)],
         {"DeviceIndex": _device_index},
     )

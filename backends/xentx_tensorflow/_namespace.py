@@ -486,12 +486,15 @@ def is_split(x: Array, axis: int) -> builtins.bool:
 
 
 def argmax(x: Array, /, *, axis: int | None = None, keepdims: builtins.bool = False) -> Array:
-    """Find the first of the largest elements along `axis`, or in all of `x`."""
+    """Find the first of the largest elements along `axis`, or in all of `x`; NaN is the largest."""
     if axis is None:
-        rank, x, axis = x.shape.rank, tf.reshape(x, (-1,)), 0
-        index = tf.argmax(x, axis)
-        return tf.reshape(index, (1,) * rank) if keepdims else index
+        index = argmax(tf.reshape(x, (-1,)), axis=0)
+        return tf.reshape(index, (1,) * x.shape.rank) if keepdims else index
     index = tf.argmax(x, axis)
+    if x.dtype.is_floating:
+        damaged = tf.math.is_nan(x)
+        first = tf.argmax(tf.cast(damaged, tf.int32), axis)
+        index = tf.where(tf.reduce_any(damaged, axis), first, index)
     return tf.expand_dims(index, axis) if keepdims else index
 
 

@@ -166,6 +166,23 @@ def solve_with_gradient(
     return (value, gradient) if wrong < 0 else None
 
 
+def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
+    """Fields of RowStats in plain eager mode; None to decline: what is observed, to the core."""
+    if needs_traceable_ops():
+        return None
+    plans = kind.plans.setdefault("row_stats", {})
+    ready = _plans.prepare(plans, kind.spec, arrays, stats=True)
+    if ready is None:
+        return None
+    fields = ready.empty_fields(arrays[0])
+    if ready.run(arrays, None, fields, None) >= 0:
+        return None
+    if not _is_grad_enabled() or not any(a is not None and a.requires_grad for a in arrays):
+        return fields
+    differentiable: tuple[Array, ...] = _rows((kind, fields), *arrays)
+    return differentiable
+
+
 # Names of their own, since a step on the way to them takes as long as their answer.
 _is_one: Any = getattr(KERNEL, "is_one", None)
 _is_compiling = torch.compiler.is_compiling
@@ -289,7 +306,39 @@ class _Eager(torch.autograd.Function):
         return None, gradient, None, None, None, None
 
 
+class _Rows(torch.autograd.Function):
+    """Fields of RowStats, which are computed, in plain eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, known: tuple[Kind, tuple[Array, ...]], *arrays: Array | None
+    ) -> tuple[Array, ...]:
+        ctx.kind, fields = known
+        ctx.save_for_backward(*arrays)
+        ctx.mark_non_differentiable(*fields[4:])
+        ctx.set_materialize_grads(False)
+        return fields
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array | None) -> Gradients:
+        arrays, needs, seeds = ctx.saved_tensors, ctx.needs_input_grad[1:], cotangents[:4]
+        given = [seed for seed in seeds if seed is not None]
+        if not given:
+            return (None,) * (1 + len(arrays))
+        if (
+            _is_grad_enabled()
+            or needs_traceable_ops()
+            or any(needs[1:])
+            or not all(_plans.is_plain(seed) and _private.has_storage(seed) for seed in given)
+        ):
+            return None, *_operators.pull_back_stats(ctx.kind, arrays, seeds, needs)
+        plans = ctx.kind.plans["row_stats"]
+        gradient = _plans.pull_stats(plans, ctx.kind.spec, arrays, seeds)
+        return None, gradient, *(None for _ in arrays[1:])
+
+
 _BY_LOGITS = (True, False, False, False, False)
 
 # torch.func doesn't come here.
 _eager = _private.plain_apply(_Eager)
+_rows = _private.plain_apply(_Rows)

@@ -48,6 +48,19 @@ def pull_back(
     return tuple(gradients)
 
 
+def pull_back_stats(
+    kind: Kind, arrays: Arrays, cotangents: Sequence[Array | None], needs: Sequence[bool]
+) -> Gradients:
+    """Gradients of row statistics, by the core, which can be differentiated again."""
+    given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+
+    def fields(*arrays: Array | None) -> tuple[Array, ...]:
+        found = _evaluate.portable_row_stats(kind, arrays)
+        return tuple(found[i] for i in given)
+
+    return _vjp(fields, arrays, needs, tuple(cotangents[i] for i in given))
+
+
 def takes(arrays: Arrays) -> bool:
     """Whether arrays, which may stand for others, are such as the operators take."""
     return all(
@@ -224,7 +237,7 @@ def _core(spec: LossSpec, groups: int) -> Function:
     return function
 
 
-def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Array) -> Gradients:
+def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Any) -> Gradients:
     """Pull back to the arrays that need it. torch.func's own, since it composes with itself."""
     chosen = [i for i, needed in enumerate(needs) if needed]
 

@@ -4,6 +4,7 @@ All that depends on no values is found again by the arrays' strides, since for t
 longer than the loss.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,14 +83,25 @@ class Ready:
             logits.shape, self.gradient_strides, dtype=logits.dtype, device="cpu"
         )
 
+    def empty_fields(self, logits: Any) -> tuple[Array, ...]:
+        """Memory for row statistics."""
+        dtypes = (*[logits.dtype] * 4, torch.bool, torch.int64)
+        return tuple(
+            torch.empty_strided(self.shape, self.strides, dtype=dtype, device="cpu")
+            for dtype in dtypes
+        )
+
     def run(
         self,
         arrays: Arrays,
-        cotangent: Array | None,
-        value: Array | None,
+        cotangent: Any,
+        value: Any,
         gradient: Array | None,
     ) -> int:
-        """Call the kernel: returns the first row with an impossible target, or -1."""
+        """Call the kernel: returns the first row with an impossible target, or -1.
+
+        Of row statistics the value and the cotangent are tuples.
+        """
         if self.copied is not None:
             arrays = [
                 array.contiguous() if array is not None and copied else array
@@ -99,15 +111,25 @@ class Ready:
                 cotangent = cotangent.contiguous()
         bad = self.plan(value, gradient, cotangent, _get_num_threads(), *arrays)
         if bad == _kernel_engine.UNREADABLE:
-            arrays = [array if array is None else _readable(array) for array in arrays]
-            cotangent = cotangent if cotangent is None else _readable(cotangent)
+            arrays = [_readable(array) for array in arrays]
+            cotangent = _readable(cotangent)
             return self.run(arrays, cotangent, value, gradient)
         return bad
 
 
-def _readable(array: Array) -> Array:
+def _call_stats(
+    plan: Any, fields: Any, gradient: Any, cotangents: Any, threads: int, *arrays: Array | None
+) -> int:
+    nothing = (None, None, None, None)
+    bad: int = plan.row_stats(fields or (), gradient, cotangents or nothing, threads, *arrays[:3])
+    return bad
+
+
+def _readable(array: Any) -> Any:
     """Copy an array without memory, or whose very elements are not aligned, with its strides."""
-    if not array.numel():
+    if isinstance(array, tuple):
+        return tuple(map(_readable, array))
+    if array is None or not array.numel():
         return array
     if array.data_ptr() == 0:
         if not _private.is_zero(array):  # PyTorch's own functions would crash
@@ -129,6 +151,7 @@ def prepare(
     *,
     groups: int = 0,
     in_order: bool = False,
+    stats: bool = False,
 ) -> Ready | None:
     """Return what is ready for arrays that lie like these; None where the kernel can't read them.
 
@@ -142,6 +165,8 @@ def prepare(
         Over how many leading axes of every array the loss is mapped.
     in_order
         Whether results must be contiguous. Otherwise they lie as the logits do.
+    stats
+        Whether it is for the row statistics. They have `plans` of their own.
     """
     logits, target, weight, sample_weight, normalizer = arrays
     assert logits is not None  # noqa: S101
@@ -166,7 +191,7 @@ def prepare(
                 return None
     ready: Ready | None = plans.get(key)
     if ready is None:
-        ready = plans[key] = _make(spec, arrays, cotangent, groups, in_order=in_order)
+        ready = plans[key] = _make(spec, arrays, cotangent, groups, in_order=in_order, stats=stats)
     return ready
 
 
@@ -201,13 +226,31 @@ def pull(
     return gradient
 
 
+def pull_stats(
+    plans: dict[Hashable, Any], spec: LossSpec, arrays: Arrays, cotangents: Arrays
+) -> Array:
+    """Gradient by the logits for plain cotangents of row statistics, None where there is none."""
+    ready = prepare(plans, spec, arrays, stats=True)
+    assert ready is not None  # noqa: S101 -- it was, for the value
+    seeds = tuple(None if c is None else seed(spec, arrays, c) for c in cotangents)
+    gradient = ready.empty_gradient(first(arrays))
+    ready.run(arrays, seeds, None, gradient)
+    return gradient
+
+
 def _compute(spec: LossSpec, arrays: Arrays) -> torch.dtype:
     double = spec.exact or first(arrays).dtype == torch.float64
     return torch.float64 if double else torch.float32
 
 
 def _make(
-    spec: LossSpec, arrays: Arrays, cotangent: Array | None, groups: int, *, in_order: bool
+    spec: LossSpec,
+    arrays: Arrays,
+    cotangent: Array | None,
+    groups: int,
+    *,
+    in_order: bool,
+    stats: bool,
 ) -> Ready:
     logits = first(arrays)
     shape = tuple(logits.shape)
@@ -241,8 +284,12 @@ def _make(
     }
     if cotangent is not None or not _calls.OPERATIONS[spec.operation].IS_ROWWISE:
         value_shape, value_strides = shape, layout.result
+    operation = "row_stats" if stats else None
+    plan = _kernel_engine.plan(
+        spec, layout.sizes, groups=layout.groups, operation=operation, **described
+    )
     return Ready(
-        plan=_kernel_engine.plan(spec, layout.sizes, groups=layout.groups, **described),
+        plan=functools.partial(_call_stats, plan) if stats else plan,
         copied=layout.copied if any(layout.copied) else None,
         scalar=torch.empty((), dtype=logits.dtype, device="cpu") if value_shape == () else None,
         shape=value_shape,

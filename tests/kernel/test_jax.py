@@ -305,6 +305,65 @@ def test_transformations(name, wrap, target):
         assert_near(wrap(ours)(logits), jax.jit(core)(logits), 1e-11, 1e-12)
 
 
+def row_stats(logits, target, *, by=_evaluate.row_stats, **options):
+    """Sum of the fields that have derivatives, weighted."""
+    fields = by(cross_entropy_problem(logits, target, reduction="none", **options))[:4]
+    return sum(jnp.vdot(f, seed) for f, seed in zip(fields, SEEDS, strict=True))
+
+
+def portable_row_stats(problem):
+    return _evaluate.portable_row_stats(*problem)
+
+
+SEEDS = RNG.normal(size=(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap", "target"),
+    [(name, jax.jit, (TARGET, SOFT)[i % 2]) for i, name in enumerate(TRANSFORMATIONS)]
+    + [(name, lambda f: f, TARGET) for name in EAGER],
+    ids=[*TRANSFORMATIONS, *(f"{name}, eager" for name in EAGER)],
+)
+def test_row_statistics(name, wrap, target):
+    with enable_x64():
+        target = jnp.asarray(target)
+        options = {"weight": jnp.asarray(WEIGHT), "label_smoothing": 0.1, "z_loss": 0.05}
+        ours, core = (
+            TRANSFORMATIONS[name](lambda x, by=by: row_stats(x, target, by=by, **options))
+            for by in (_evaluate.row_stats, portable_row_stats)
+        )
+        logits = jnp.asarray(LOGITS)
+        assert_near(wrap(ours)(logits), jax.jit(core)(logits), 1e-11, 1e-12)
+
+
+def test_row_statistics_by_every_array():
+    def by_all(by):
+        function = functools.partial(row_stats, by=by)
+        arrays = [jnp.asarray(a, jnp.float32) for a in (LOGITS, SOFT, WEIGHT)]
+        tangents = [jnp.sin(a) for a in arrays]
+
+        def of(x, y, w):
+            return function(x, y, weight=w)
+
+        reverse = jax.jit(jax.grad(of, (0, 1, 2)))
+        return reverse(*arrays), jax.jvp(reverse, arrays, tangents)
+
+    assert_near(by_all(_evaluate.row_stats), by_all(portable_row_stats), 1e-4, 1e-4)
+
+
+def test_calls_of_row_statistics():
+    logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
+    assert calls(row_stats, logits, target) == 1
+    assert calls(jax.value_and_grad(row_stats), logits, target) == 2
+    index = jnp.argmax(logits, -1)
+    for function in (xentx.per_row, jax.jit(xentx.per_row)):
+        stats = function(logits, target)
+        assert stats.prediction.dtype == index.dtype
+        np.testing.assert_array_equal(stats.prediction, jnp.where(target == -100, 0, index))
+    with enable_x64():
+        assert jax.jit(xentx.per_row)(logits, target).prediction.dtype == jnp.int64
+
+
 @pytest.mark.parametrize(
     ("soft", "reduction"),
     [(False, "mean"), (True, "none"), (True, "mean"), (True, "weighted_mean")],

@@ -412,6 +412,54 @@ def test_every_derivative_is_the_one_of_the_core(name, reduction, traced, caplog
     assert "Using a while_loop" not in caplog.text  # a warning that nobody can do anything about
 
 
+def row_stats(x, target=TARGET, **options):
+    """Sum of the fields that have derivatives, weighted."""
+    fields = xentx_tensorflow.per_row(x, target, label_smoothing=0.1, **options)[:4]
+    return sum(field * seed for field, seed in zip(fields, SEED.T, strict=False))
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "function"])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_every_derivative_of_row_statistics(name, traced):
+    derivative = DERIVATIVES[name]
+    expected = portable(derivative(row_stats))(tensor(LOGITS))
+    assert np.any(expected != 0)
+    derived = derivative(row_stats)
+    found = (tf.function(derived) if traced else derived)(tensor(LOGITS))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_operators_of_row_statistics():
+    derived = gradient(row_stats)
+    assert operators_in(derived, tensor(LOGITS)) == {"XentxRowStats", "XentxRowStatsGradient"}
+    compiled = tf.function(derived, **xla)(tensor(LOGITS))
+    np.testing.assert_allclose(compiled, derived(tensor(LOGITS)), rtol=1e-9, atol=1e-12)
+    with pytest.raises(IndexError, match="target: got 7 at position 0"):
+        row_stats(tensor(LOGITS), np.where(np.arange(6) == 0, 7, TARGET))
+    by_all = []
+    for function in (row_stats, portable(row_stats)):
+        arrays = [tensor(a) for a in (LOGITS, SOFT, WEIGHT)]
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            value = function(*arrays[:2], weight=arrays[2])
+        by_all.append(tape.gradient(value, arrays))
+    for found, expected in zip(*by_all, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_graph_has_gradients_by_an_eager_tensor():
+    # So large that a graph takes it as a capture, and not as a constant.
+    x, target = tensor(np.tile(LOGITS, (10, 1))), np.tile(TARGET, 10)
+
+    def entropy(x):
+        return xentx.per_row(x, target).entropy
+
+    for function in (entropy, lambda x: loss(x, target, reduction="none")):
+        found = tf.function(lambda f=function: gradient(f)(x))()
+        np.testing.assert_allclose(found, gradient(function)(x), rtol=1e-12)
+        assert jacobian(function)(x).shape == (60, 60, 5)
+
+
 @pytest.mark.parametrize("traced", [False, True], ids=["eager", "function"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_derivatives_by_all_arrays_at_once_and_again(reduction, traced):

@@ -962,6 +962,12 @@ DERIVATIVES = {
 }
 
 
+def row_stats(x, target=TARGET, **options):
+    """Sum of the fields that have derivatives, weighted."""
+    fields = xentx_torch.per_row(x, target, label_smoothing=0.1, **options)[:4]
+    return sum((field * seed).sum() for field, seed in zip(fields, SEED.T, strict=False))
+
+
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr")
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_every_derivative_is_the_one_of_the_core(name):
@@ -970,12 +976,44 @@ def test_every_derivative_is_the_one_of_the_core(name):
         lambda x: loss(x, **options),
         lambda x: (loss(x, reduction="none", **options) * SEED[:, 0]).sum(),
         lambda x: (log_softmax(x) * SEED).sum(),
+        lambda x: row_stats(x, **options),
     )
     derivative = DERIVATIVES[name]
     for function in functions:
         expected = portable(derivative(function))(LOGITS)
         assert expected.abs().max() > 0
         assert_near([derivative(function)(LOGITS).detach()], [expected.detach()])
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_row_statistics_in_eager_mode(dtype, soft):
+    """By the kernel without autograd and with it; by the other arrays and again by the core."""
+    target = SOFT if soft else TARGET
+    arrays = [a.to(dtype) if a.is_floating_point() else a for a in (LOGITS, target, WEIGHT)]
+
+    def function(logits, target, weight):
+        return row_stats(logits, target, weight=weight, z_loss=0.1)
+
+    def derivatives():
+        given = [leaf(a) if a.is_floating_point() else a for a in arrays]
+        wanted = [a for a in given if a.requires_grad]
+        plain = torch.autograd.grad(function(*given), wanted[0])[0]
+        first = torch.autograd.grad(function(*given), wanted, create_graph=True)
+        again = torch.autograd.grad(sum((g * g).sum() for g in first), wanted)
+        return [plain, *(g.detach() for g in first), *again]
+
+    logits = leaf(arrays[0])
+    stats, no_graph = (xentx_torch.per_row(x, *arrays[1:2]) for x in (logits, arrays[0]))
+    assert_bits([field.detach() for field in stats], no_graph)
+    assert [field.requires_grad for field in stats] == [True] * 4 + [False] * 2
+    assert type(stats.entropy.grad_fn).__name__ == "_RowsBackward"
+    rtol = 1e-10 if dtype == torch.float64 else 2e-5
+    assert_near(derivatives(), portable(derivatives)(), rtol, rtol)
+    with torch.no_grad():
+        logits.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stats.lse.sum().backward()
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

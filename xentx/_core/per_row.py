@@ -1,4 +1,4 @@
-"""What a row's logits say besides its loss: lse, the target's log-probability, entropy, a hit.
+"""What a row's logits say besides its loss: lse, log-probability, entropy, a hit, the prediction.
 
 Plain expressions, exactly independent of the maximum as functions of the logits, which a framework
 differentiates by itself, to any order.
@@ -13,8 +13,8 @@ from xentx._types import Array, Namespace
 
 def forward(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Return lse, log-probability, entropy and whether the likeliest class is the target's.
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Return lse, log-probability, entropy, whether the prediction is right, and the prediction.
 
     Each has the rows' shape. All are 0 or false where a row is ignored.
     """
@@ -36,7 +36,7 @@ def forward(
     mean_gap = _softmax.sum_classes(xp, spec, _distribution.times(xp, e, gap, is_constant=True))
     entropy = tail + mean_gap / (stats.rest + stats.ties)
 
-    best = xp.argmax(kept, axis=spec.axis, keepdims=True)
+    best = xp.argmax(kept, axis=spec.axis, keepdims=True)  # 0 where a row is ignored
     wanted = xp.argmax(target, axis=spec.axis, keepdims=True) if spec.soft else target
     correct = xp.astype(best, wanted.dtype) == wanted
     keep = _distribution.kept(spec, target)
@@ -45,7 +45,7 @@ def forward(
     lse, log_prob, entropy = (
         _distribution.keep_rows(xp, spec, target, field) for field in (lse, log_prob, entropy)
     )
-    lse, log_prob, entropy, correct = (
-        xp.squeeze(field, axis=spec.axis) for field in (lse, log_prob, entropy, correct)
+    lse, log_prob, entropy, correct, prediction = (
+        xp.squeeze(field, axis=spec.axis) for field in (lse, log_prob, entropy, correct, best)
     )
-    return lse, log_prob, entropy, correct
+    return lse, log_prob, entropy, correct, prediction

@@ -303,11 +303,14 @@ def linear_stats_of(hidden: Any, head: Any, target: Any, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class RowTruth:
-    """Fields of `RowStats` and their scales; no correctness where rounding may have made ties."""
+    """Fields of `RowStats` and their scales.
+
+    The hits and the predictions are None where rounding may have made ties.
+    """
 
     fields: tuple[Array, ...]
     scales: tuple[Array, ...]
-    correct: Array | None
+    hits: tuple[Array, Array] | None
 
 
 def row_truth(
@@ -333,6 +336,7 @@ def row_truth(
         **options,
     )
     x = np.moveaxis(np.asarray(logits).astype(oracle.LONG), axis, -1)
+    prediction, tied = x.argmax(-1), np.any(blur)  # the first NaN, where there is one
     if logit_softcap is not None:
         x = oracle.softcap(x, oracle.LONG(logit_softcap))[0]
     x = x / oracle.LONG(temperature)
@@ -351,7 +355,7 @@ def row_truth(
     kept = np.ones(lse.shape, bool)
     if not soft and ignore_index is not None:
         kept = target != ignore_index
-    correct = x.argmax(-1) == (y.argmax(-1) if soft else target)
+    correct = prediction == (y.argmax(-1) if soft else target)
     damaged = np.isnan(lse)
     # Probabilities that are flushed to 0 are missing here, times their losses.
     compute = logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
@@ -369,17 +373,19 @@ def row_truth(
     return RowTruth(
         tuple(np.where(kept, field, 0) for field in filled),
         tuple(np.where(kept & ~damaged, scale, 0) for scale in scales),
-        None if logit_softcap is not None or np.any(blur) else correct & kept,
+        None if tied else (correct & kept, np.where(kept, prediction, 0)),
     )
 
 
 def check_rows(found: Array, truth: RowTruth, units: int) -> None:
     """Compare all fields of `RowStats`, stacked, with the truth."""
-    for field, true, scale in zip(found[:-1], truth.fields, truth.scales, strict=True):
+    *fields, correct, prediction = found
+    for field, true, scale in zip(fields, truth.fields, truth.scales, strict=True):
         oracle.assert_within(field, true, scale, units)
-    if truth.correct is not None:
-        wrong = (found[-1] != truth.correct) & ~np.isnan(truth.fields[1])
-        assert not np.any(wrong), f"correct: got {found[-1]}; expected {truth.correct}"
+    if truth.hits is not None:
+        # In the dtype of the stack, which may round them.
+        for got, true in zip((correct, prediction), truth.hits, strict=True):
+            np.testing.assert_array_equal(got, true.astype(found.dtype))
 
 
 def per_row(route: Route, draw: Draw) -> None:
