@@ -27,7 +27,7 @@ class RowStats(NamedTuple):
     ----------
     loss : array
         As `cross_entropy` with ``reduction="none"`` gives it, bit for bit; what a compiler makes of
-        the portable core may differ by one unit in the last place.
+        the portable core may differ by two units in the last place.
     lse : array
         Logarithm of the sum of the exponentials of the logits.
     log_prob : array
