@@ -291,6 +291,11 @@ def abs(x: Array, /) -> Array:
     return x if isdtype(x.dtype, "unsigned integer") else tf.math.abs(x)
 
 
+def floor(x: Array, /) -> Array:
+    """Round down. TensorFlow has none for integers."""
+    return tf.math.floor(x) if isdtype(x.dtype, "real floating") else x
+
+
 def negative(x: Array, /) -> Array:
     """Negative value. TensorFlow has none for unsigned integers."""
     return zeros_like(x) - x if isdtype(x.dtype, "unsigned integer") else tf.math.negative(x)

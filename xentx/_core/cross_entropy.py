@@ -2,11 +2,12 @@
 
 With ``A = sum_k q_k`` and the gaps and the ``log1p`` of `_softmax`, the sum is
 ``A log1p(...) + sum_k q_k gap_k``: for ``q >= 0`` a sum of terms that are never negative, so that
-nothing cancels.
+nothing cancels. A class index without smoothing takes the shorter way of `_one_class`.
 """
 
-from xentx._core import _distribution, _row_derivatives, _softmax
+from xentx._core import _distribution, _one_class, _pick, _row_derivatives, _softmax
 from xentx._core._row_derivatives import Arrays, Needs
+from xentx._core._one_class import TargetSum
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, bound, is_given
 from xentx._types import Array, Namespace
@@ -22,12 +23,14 @@ def forward(
     target: Array,
     weight: Array | None,
     *options: Array,
-) -> tuple[Array, MaxSum]:
+) -> tuple[Array, MaxSum | TargetSum]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1.
 
     `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
     """
     spec = bound(xp, spec, logits, options)
+    if _pick.is_one_class(spec):
+        return _one_class.forward(xp, spec, logits, target, weight)
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, logits))
     stats = _softmax.row_stats(xp, spec, x)
     tail = _softmax.log_tail(xp, spec, stats)
@@ -46,11 +49,18 @@ def forward(
 
 
 def _slopes(
-    xp: Namespace, static: LossSpec, arrays: Arrays, stats: MaxSum, needs: Needs | None
+    xp: Namespace,
+    static: LossSpec,
+    arrays: Arrays,
+    residuals: tuple[Array, ...],
+    needs: Needs | None,
 ) -> Arrays:
     logits, target, weight, *options = arrays
     needs = (True,) * len(arrays) if needs is None else needs
     spec = bound(xp, static, logits, options)
+    if _pick.is_one_class(spec):
+        return _one_class.slopes(xp, static, spec, arrays, TargetSum(*residuals), needs)
+    stats = MaxSum(*residuals)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
@@ -99,7 +109,7 @@ def pullback(
     needs: Needs | None = None,
 ) -> Arrays:
     """Return ``A p - q`` and the derivatives with respect to the other arrays, pulled back."""
-    slopes = _slopes(xp, spec, arrays, MaxSum(*residuals), needs)
+    slopes = _slopes(xp, spec, arrays, residuals, needs)
     return _row_derivatives.pullback(xp, spec, arrays, slopes, cotangent)
 
 
@@ -107,5 +117,5 @@ def jvp(
     xp: Namespace, spec: LossSpec, arrays: Arrays, residuals: tuple[Array, ...], tangents: Arrays
 ) -> Array:
     """Return the tangent of each row's loss."""
-    slopes = _slopes(xp, spec, arrays, MaxSum(*residuals), _row_derivatives.needs_of(tangents))
+    slopes = _slopes(xp, spec, arrays, residuals, _row_derivatives.needs_of(tangents))
     return _row_derivatives.jvp(xp, spec, arrays[1], slopes, tangents)
