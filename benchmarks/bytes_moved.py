@@ -233,7 +233,8 @@ def count_inductor(dtype: str, libraries: Sequence[str]) -> dict[str, Any]:
     t = torch.randint(classes, (rows,))
     q, w = torch.softmax(x, -1), torch.rand(classes, dtype=dtype)
     array = re.compile(rf"empty_strided_cpu\(\({rows}, {classes}\)")
-    loop = re.compile(rf"for\(int64_t x\d+=.*?<static_cast<int64_t>\((?:{classes}|{rows * classes})L")
+    sizes = f"(?:{classes}|{rows * classes})"
+    loop = re.compile(rf"for\(int64_t x\d+=.*?<static_cast<int64_t>\({sizes}L")
 
     def count(loss: Loss, *, backward: bool) -> dict[str, int]:
         torch.compiler.reset()
