@@ -317,8 +317,8 @@ def main() -> None:
         return
 
     os.environ |= {"XENTX_ENGINE": "portable", "JAX_PLATFORMS": "cpu"}
-    # Which compiler there is for TPUs is not asked of Google's cloud.
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # they would give no code to look at
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # Google's cloud is not asked which TPU there is
     targets = [target for target in options.targets if not is_missing(target)]
     fixed = ("--worker", "--libraries", *options.libraries)
     report = {

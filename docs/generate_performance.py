@@ -88,7 +88,7 @@ INDUCTOR_HEAD = """\
 ### torch.compile on CPUs, {dtype}
 
 How many arrays of the logits' size the generated code allocates, the gradient among them, and how
-many loops over classes it has; vectors and what is left of a row are two loops.
+many loops over classes it has: one loop is one pass.
 """
 
 
@@ -155,8 +155,8 @@ def generate() -> str:
     calls, linear, moved = (
         json.loads(path.read_text("utf-8")) for path in (OVERHEAD, LINEAR, BYTES)
     )
-    compilers = moved["machine"]["versions"]
-    compilers = ", ".join(f"{name} {compilers[name]}" for name in ("jax", "optax", "torch"))
+    compilers = moved["machine"]["versions"].items()
+    compilers = ", ".join(f"{n} {v}" for n, v in compilers if n in {"jax", "optax", "torch"})
     shape = dict(zip(("rows", "classes"), moved["shape"], strict=True))
     lines = [
         *(head, *losses(speed)),
