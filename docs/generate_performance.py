@@ -75,10 +75,11 @@ BYTES_HEAD = """\
 ## Bytes moved
 
 `python benchmarks/bytes_moved.py`: what the portable core and its peers read and write in memory,
-in bytes for each logit, read + written. It is counted in the program that XLA makes of them for
-{rows} rows of {classes} classes, with {versions}. Nothing runs: the programs for an H100 and a TPU
-v5e are compiled on a machine that has neither. On accelerators these bytes are most of a loss's
-time.
+in bytes for each logit, read + written. They are counted in the program that XLA makes of it for
+{rows} rows of {classes} classes, with
+{versions}.
+Nothing runs: the programs for an H100 and a TPU v5e are compiled on a machine that has neither. It
+is no time, but where memory limits a loss, as it does on accelerators, time follows it.
 
 One pass over float32 logits reads 4 bytes. A loss takes a pass for the maximum and one for the sum,
 and its gradient a third, which writes 4. Soft targets have as many bytes as the logits.
