@@ -1,6 +1,7 @@
 """Write docs/performance.md from what the benchmarks have measured; nothing is typed.
 
 for name in speed overhead linear; do python benchmarks/$name.py; done
+python benchmarks/bytes_moved.py --json benchmarks/bytes_moved.json
 python docs/generate_performance.py
 """  # noqa: INP001 -- a script
 
@@ -16,6 +17,7 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
 
 from _markdown import table  # noqa: E402
 
+import bytes_moved  # noqa: E402
 from _linear_peers import FLOOR  # noqa: E402
 from _speed_report import COLUMNS, figures, row  # noqa: E402
 from linear import spread  # noqa: E402
@@ -25,6 +27,7 @@ COMMAND = "python docs/generate_performance.py"
 SPEED = ROOT / "benchmarks" / "speed.json"
 LINEAR = ROOT / "benchmarks" / "linear.json"
 OVERHEAD = ROOT / "benchmarks" / "overhead.json"
+BYTES = ROOT / "benchmarks" / "bytes_moved.json"
 NAMES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 
 HEAD = """\
@@ -66,6 +69,27 @@ bfloat16, for which a processor may have units of its own. xentx's logits are of
 what it adds the head's gradient up in, at the price of a fourth product and of slower units:
 PyTorch and TensorFlow have no product of bfloat16 with a float32 result on CPUs. PyTorch's own
 chunks add the losses themselves up in bfloat16, and miss the mean by some percent.
+"""
+
+BYTES_HEAD = """\
+## Bytes moved
+
+`python benchmarks/bytes_moved.py`: what the portable core and its peers read and write in memory,
+in bytes for each logit, read + written. They are counted in the program that XLA makes of it for
+{rows} rows of {classes} classes, with
+{versions}.
+Nothing runs: the programs for an H100 and a TPU v5e are compiled on a machine that has neither. It
+is no time, but where memory limits a loss, as it does on accelerators, time follows it.
+
+One pass over float32 logits reads 4 bytes. A loss takes a pass for the maximum and one for the sum,
+and its gradient a third, which writes 4. Soft targets have as many bytes as the logits.
+"""
+
+INDUCTOR_HEAD = """\
+### torch.compile on CPUs, {dtype}
+
+How many arrays of the logits' size the generated code allocates, the gradient among them, and how
+many loops over classes it has: one loop is one pass.
 """
 
 
@@ -111,17 +135,35 @@ def last_layer(report: dict[str, Any]) -> Iterator[str]:
             yield from table(("", "time", "/ xentx", "/ floor", "peak memory"), rows)
 
 
+def traffic(report: dict[str, Any]) -> Iterator[str]:
+    """Tables of the bytes that each target's programs move."""
+    for target, dtypes in report["targets"].items():
+        for dtype, counts in dtypes.items():
+            if target == "inductor":
+                yield INDUCTOR_HEAD.format(dtype=dtype)
+            else:
+                name = bytes_moved.TARGETS[target]
+                yield f"### {name[0].upper()}{name[1:]}, {dtype}\n"
+            yield from table(bytes_moved.headings(counts), bytes_moved.rows(counts))
+
+
 def generate() -> str:
     """Return the page."""
     speed = json.loads(SPEED.read_text("utf-8"))
     machine = speed["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = HEAD.format(**{**machine, "command": COMMAND, "versions": versions})
-    calls, linear = (json.loads(path.read_text("utf-8")) for path in (OVERHEAD, LINEAR))
+    calls, linear, moved = (
+        json.loads(path.read_text("utf-8")) for path in (OVERHEAD, LINEAR, BYTES)
+    )
+    compilers = moved["machine"]["versions"].items()
+    compilers = ", ".join(f"{n} {v}" for n, v in compilers if n in {"jax", "optax", "torch"})
+    shape = dict(zip(("rows", "classes"), moved["shape"], strict=True))
     lines = [
         *(head, *losses(speed)),
         *(OVERHEAD_HEAD.format(shape=tuple(calls["shape"])), *overhead(calls)),
         *(LINEAR_HEAD, *last_layer(linear)),
+        *(BYTES_HEAD.format(versions=compilers, **shape), *traffic(moved)),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

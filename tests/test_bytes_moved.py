@@ -1,0 +1,99 @@
+"""The portable core moves no more bytes than it did, on this CPU under XLA.
+
+What a compiler fuses is its own matter: the bounds hold for the pinned version of JAX. When the
+core or JAX moves less, lower them.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.pinned
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PASSES = ("forward", "forward + backward")
+
+# Bytes for each float32 logit, read and written: forward, and with the gradient.
+BOUNDS = {
+    "cross_entropy": ((16, 8), (20, 12)),
+    "weight": ((16, 8), (20, 12)),
+    "label_smoothing": ((68, 28), (72, 37)),
+    "soft targets": ((64, 20), (76, 29)),
+    "z_loss": ((16, 8), (20, 12)),
+    "logit_softcap": ((20, 12), (28, 16)),
+    "temperature": ((16, 8), (20, 12)),
+    "log_softmax": ((52, 20), (68, 29)),
+    "nll_loss": ((0, 0), (0, 4)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _jax(frameworks):
+    if "jax" not in frameworks:
+        pytest.skip("not asked for")
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    """What the benchmark counts, in a process whose engine is the portable core."""
+    path = tmp_path_factory.mktemp("bytes") / "moved.json"
+    program = (sys.executable, BENCHMARKS / "bytes_moved.py")
+    # The program's folder is where its modules are, and not this directory.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    chosen = ("--targets", "cpu", "--dtypes", "float32", "--libraries", "xentx")
+    command = (*program, *chosen, "--json", path)
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(path.read_text("utf-8"))["targets"]["cpu"]["float32"]["xentx"]
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("loss", BOUNDS)
+def test_no_more_bytes_are_moved(counts, loss, passes):
+    found = counts[loss][passes]
+    read, written = BOUNDS[loss][PASSES.index(passes)]
+    assert found["read"] < read + 0.5
+    assert found["written"] < written + 0.5
+
+
+def test_every_loss_is_bounded(counts):
+    assert list(counts) == list(BOUNDS)
+
+
+def test_no_array_but_one_has_the_size_of_the_logits(counts):
+    # The exponentials, which XLA's sum on CPUs takes from memory: the gradient takes their place.
+    plain = counts["cross_entropy"]
+    assert plain["forward"]["temporary"] < 4.5
+    assert plain["forward + backward"]["temporary"] < 0.5
+
+
+def moved(function, *arrays):
+    """Bytes that JAX's program for a function reads and writes."""
+    import jax
+
+    spec = importlib.util.spec_from_file_location("_hlo", BENCHMARKS / "_hlo.py")
+    hlo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hlo)
+    return hlo.Program(jax.jit(function).lower(*arrays).compile().as_text()).moved()
+
+
+def test_each_array_in_memory_is_counted():
+    import jax
+    import jax.numpy as jnp
+
+    x = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+    narrow = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    index = jax.ShapeDtypeStruct((512, 1), jnp.int32)
+    size, row = 4 * 512 * 1024, 4 * 512
+    assert moved(lambda x: jnp.exp(x + 1.0), x) == (size, size)
+    assert moved(lambda x, y: x * y, x, x) == (2 * size, size)
+    assert moved(lambda x: x.astype(jnp.float32), narrow) == (size / 2, size)
+    read, written = moved(lambda x: x.max(-1), x)
+    assert (read, written) == (pytest.approx(size, abs=row), row)
+    # A lookup reads what it gives, also in the middle of a fusion.
+    read, _ = moved(lambda x, i: jnp.take_along_axis(jnp.tanh(x), i, -1) + 1.0, x, index)
+    assert read < 4 * row
