@@ -91,6 +91,7 @@ DType dtype_of(const Tensor& tensor) {
         case TF_DOUBLE: return DType::float64;
         case TF_INT32: return DType::int32;
         case TF_INT64: return DType::int64;
+        case TF_BOOL: break;  // of results alone
     }
     throw std::invalid_argument("xentx: got an array of a dtype that it does not know");
 }
