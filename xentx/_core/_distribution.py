@@ -24,7 +24,7 @@ def distribution(
     Probabilities and weights are the block's, class indices count from the first class of all.
     """
     dtype = spec.precision.compute
-    share = spec.label_smoothing / _count(xp, spec, dtype)
+    share = spec.label_smoothing / count(xp, spec, dtype)
     if spec.soft:
         q = xp.astype(target, dtype, copy=False)
         if is_given(spec.label_smoothing):
@@ -49,7 +49,7 @@ def hits(xp: Namespace, spec: LossSpec, target: Array, size: int | None = None) 
     return xp.reshape(index, tuple(shape)) == target
 
 
-def _count(xp: Namespace, spec: LossSpec, dtype: Any) -> Any:
+def count(xp: Namespace, spec: LossSpec, dtype: Any) -> Any:
     """Return the number of classes: an array of `dtype` where the LossSpec has an array."""
     return xp.astype(spec.classes, dtype) if hasattr(spec.classes, "ndim") else spec.classes
 
@@ -111,7 +111,7 @@ def counted(xp: Namespace, spec: LossSpec, target: Array) -> Array | None:
 
 
 def _is_class(xp: Namespace, spec: LossSpec, target: Array) -> Array:
-    return (target >= 0) & (target < _count(xp, spec, target.dtype))
+    return (target >= 0) & (target < count(xp, spec, target.dtype))
 
 
 def times(xp: Namespace, q: Array, x: Array, *, is_constant: bool = False) -> Array:

@@ -85,10 +85,12 @@ def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> MaxSum:
     top = xp.max(x, axis=spec.axis, keepdims=True)
     _, e = exponentials(xp, spec, x, top)
     is_top = x == top
+    # Exponentials of their own: a compiler would store those that two sums have in common.
+    level = divided(spec, xp.where(is_top, x - top, 0.0))
     return MaxSum(
         top,
         sum_classes(xp, spec, xp.where(is_top, 0.0, e)),
-        sum_classes(xp, spec, xp.where(is_top, e, 0.0)),
+        sum_classes(xp, spec, xp.where(is_top, xp.exp(level), 0.0)),
     )
 
 
@@ -125,6 +127,7 @@ def softmax_minus(
     ``p`` and ``q / mass`` both round to 1.
     """
     leader = is_leader(x, stats)
-    others = sum_classes(xp, spec, xp.where(leader, 0.0, q))
+    # Read for a leader only. By what a maximum is, it is summed in the pass of the exponentials.
+    others = sum_classes(xp, spec, xp.where(x == stats.top, 0.0, q))
     complement = stats.rest / (stats.rest + stats.ties)
     return xp.where(leader, others - mass * complement, mass * probabilities(e, stats) - q)

@@ -2,11 +2,11 @@
 
 With ``A = sum_k q_k`` and the gaps and the ``log1p`` of `_softmax`, the sum is
 ``A log1p(...) + sum_k q_k gap_k``: for ``q >= 0`` a sum of terms that are never negative, so that
-nothing cancels. A class index without smoothing takes the shorter way of `_one_class`.
+nothing cancels. A class index takes the shorter way of `_class_index`.
 """
 
-from xentx._core import _distribution, _one_class, _pick, _row_derivatives, _softmax
-from xentx._core._one_class import TargetSum
+from xentx._core import _class_index, _distribution, _row_derivatives, _softmax
+from xentx._core._class_index import TargetSum
 from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, bound, is_given
@@ -29,8 +29,8 @@ def forward(
     `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
     """
     spec = bound(xp, spec, logits, options)
-    if _pick.is_one_class(spec):
-        return _one_class.forward(xp, spec, logits, target, weight)
+    if not spec.soft:
+        return _class_index.forward(xp, spec, logits, target, weight)
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, logits))
     stats = _softmax.row_stats(xp, spec, x)
     tail = _softmax.log_tail(xp, spec, stats)
@@ -58,8 +58,8 @@ def _slopes(
     logits, target, weight, *options = arrays
     needs = (True,) * len(arrays) if needs is None else needs
     spec = bound(xp, static, logits, options)
-    if _pick.is_one_class(spec):
-        return _one_class.slopes(xp, static, spec, arrays, TargetSum(*residuals), needs)
+    if not spec.soft:
+        return _class_index.slopes(xp, static, spec, arrays, TargetSum(*residuals), needs)
     stats = MaxSum(*residuals)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)

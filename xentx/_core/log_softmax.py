@@ -55,5 +55,6 @@ def jvp(
     led = _softmax.sum_classes(xp, spec, xp.where(leader, v, 0.0))
     others = xp.where(leader, 0.0, _softmax.probabilities(e, stats) * v)
     complement = stats.rest / (stats.rest + stats.ties)
-    relative = xp.where(leader, 0.0, v - led)
+    # By what a maximum is and not by what leads: so the transpose needs no sum of its own.
+    relative = xp.where(x == stats.top, xp.where(leader, 0.0, v), v - led)
     return relative + complement * led - _softmax.sum_classes(xp, spec, others)

@@ -1,15 +1,15 @@
-"""Cross-entropy of a class index without smoothing: ``w_t (lse - x_t)``.
+"""Cross-entropy of a class index, smoothed or not: ``(1 - s) w_t L_t + (s / C) sum_k w_k L_k``.
 
-The target alone is kept out of the sum of exponentials. With a row's maximum ``m``, its target
-``t`` and ``e_k = exp(x_k - m)``::
+``L_k = lse - x_k``. The target alone is kept out of the sum of exponentials. With a row's maximum
+``m``, its target ``t`` and ``e_k = exp(x_k - m)``::
 
     rest = sum over k != t of e_k,   own = e_t
-    lse - x_t = log1p(rest / own)
+    L_t = log1p(rest / own),   L_k = (lse - m) + (m - x_k)
     p_k - [k = t] = (-rest if k = t else e_k) / (rest + own)
 
 Nothing cancels: a confident row has a small ``rest``, with all its digits, and each row of the
-gradient is one select and one product. As in `_softmax`, every expression is exactly independent of
-``m`` as a function of the logits.
+gradient is one select and one division. As in `_softmax`, every expression is exactly independent
+of ``m`` as a function of the logits.
 """
 
 from typing import NamedTuple
@@ -35,18 +35,26 @@ def forward(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array, weight: Array | None
 ) -> tuple[Array, TargetSum]:
     """Return a loss for each row in the compute dtype, and what its derivatives start from."""
+    # Gathered from what is in memory: else a compiler would write all that `keep_rows` returns.
+    x_t = _target_logits(xp, spec, logits, target)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
-    top = xp.max(x, axis=spec.axis, keepdims=True)
-    _, e = _softmax.exponentials(xp, spec, x, top)
+    # The cap is monotone, and that of the maximum is one number a row.
+    top = _softmax.capped(xp, spec, xp.max(logits, axis=spec.axis, keepdims=True))
+    gap, e = _softmax.exponentials(xp, spec, x, top)
     others = xp.where(_distribution.hits(xp, spec, target), 0.0, e)
     rest = _softmax.sum_classes(xp, spec, others)
-    gap_t, own = _softmax.exponentials(xp, spec, _target_logits(xp, spec, logits, target), top)
+    gap_t, own = _softmax.exponentials(xp, spec, x_t, top)
     stats = TargetSum(top, rest, own)
     loss = _losses(xp, spec, stats, gap_t)
     if weight is not None:
         w = _pick.picked_weight(xp, spec, target, weight)
         loss = _distribution.times(xp, w, loss, is_constant=spec.final)
+    if is_given(spec.label_smoothing):
+        share = spec.label_smoothing
+        all_classes = _mean_of_classes(xp, spec, weight, stats, gap)
+        smoothed = _distribution.times(xp, share, all_classes, is_constant=spec.final)
+        loss = _distribution.times(xp, 1.0 - share, loss, is_constant=spec.final) + smoothed
     if is_given(spec.z_loss):
         lse = _lse(xp, spec, stats)
         loss = loss + spec.z_loss * lse * lse
@@ -58,8 +66,8 @@ def slopes(
     xp: Namespace, static: LossSpec, spec: LossSpec, arrays: Arrays, stats: TargetSum, needs: Needs
 ) -> Arrays:
     """Slopes of each row's loss: its gradients for a cotangent of 1."""
-    logits, target, weight, *_ = arrays
-    logits = _distribution.keep_rows(xp, spec, target, logits)
+    given, target, weight, *_ = arrays
+    logits = _distribution.keep_rows(xp, spec, target, given)
     x = _softmax.capped(xp, spec, logits)
     hit = _distribution.hits(xp, spec, target)
     # As in `forward`, for a compiler to see that it is the same.
@@ -67,8 +75,8 @@ def slopes(
     others = xp.where(hit, 0.0, e)
     total = _distribution.no_class_is_nan(xp, spec, target, stats.rest + stats.own)
     by_scaled = xp.where(hit, -stats.rest, others) / total
-    if weight is not None:
-        by_scaled = _pick.picked_weight(xp, spec, target, weight) * by_scaled
+    w_t = None if weight is None else _pick.picked_weight(xp, spec, target, weight)
+    by_scaled = _weighted(xp, spec, weight, w_t, hit, by_scaled)
     lse = _lse(xp, spec, stats)
     if is_given(spec.z_loss):
         p = xp.where(hit, stats.own, others) / total
@@ -76,13 +84,20 @@ def slopes(
     by_logits = by_capped = _softmax.divided(spec, by_scaled)
     if spec.logit_softcap is not None:
         by_logits = by_capped * _softmax.cap_slope(xp, spec, logits)
+
+    def losses() -> Array:
+        gap_t = _softmax.divided(spec, stats.top - _target_logits(xp, spec, given, target))
+        return _losses(xp, spec, stats, gap_t)
+
     by_weight = None
     if needs[2] and weight is not None:
-        gap_t = _softmax.divided(spec, stats.top - _target_logits(xp, spec, logits, target))
-        losses = _losses(xp, spec, stats, gap_t)
-        by_weight = xp.where(hit, losses, 0.0)
+        q = _distribution.distribution(xp, spec, target, None)
+        by_weight = _distribution.times(xp, q, xp.where(hit, losses(), _tail(xp, stats) + gap))
 
     def by_option(name: str) -> Array:
+        if name == "label_smoothing":
+            own = losses() if w_t is None else _distribution.times(xp, w_t, losses())
+            return _mean_of_classes(xp, spec, weight, stats, gap) - own
         if name == "z_loss":
             return lse * lse
         if name == "logit_softcap":
@@ -115,4 +130,48 @@ def _losses(xp: Namespace, spec: LossSpec, stats: TargetSum, gap_t: Array) -> Ar
 
 
 def _lse(xp: Namespace, spec: LossSpec, stats: TargetSum) -> Array:
-    return _softmax.divided(spec, stats.top) + xp.log(stats.rest + stats.own)
+    return _softmax.divided(spec, stats.top) + _tail(xp, stats)
+
+
+def _tail(xp: Namespace, stats: TargetSum) -> Array:
+    """``lse - m / temperature``, where it is added to the distances of other classes from ``m``."""
+    return xp.log(stats.rest + stats.own)
+
+
+def _weights(
+    xp: Namespace, spec: LossSpec, weight: Array | None, w_t: Array | None
+) -> tuple[Array, Array, Array]:
+    """Class weights, that of the target, and the sum of all: 1 each where there are none."""
+    if weight is None:
+        one = xp.ones((), dtype=spec.precision.compute)
+        return one, one, _distribution.count(xp, spec, spec.precision.compute) * one
+    return weight, w_t, _softmax.sum_classes(xp, spec, weight)
+
+
+def _weighted(
+    xp: Namespace,
+    spec: LossSpec,
+    weight: Array | None,
+    w_t: Array | None,
+    hit: Array,
+    slope: Array,
+) -> Array:
+    """``A p - q`` from the slope ``p_k - [k = t]``, with ``A`` the sum of ``q``."""
+    if not is_given(spec.label_smoothing):
+        return slope if weight is None else w_t * slope
+    w, w_t, whole = _weights(xp, spec, weight, w_t)
+    share = spec.label_smoothing / _distribution.count(xp, spec, spec.precision.compute)
+    mass = (1.0 - spec.label_smoothing) * w_t + share * whole
+    return mass * slope + share * xp.where(hit, whole - w_t, -w)
+
+
+def _mean_of_classes(
+    xp: Namespace, spec: LossSpec, weight: Array | None, stats: TargetSum, gap: Array
+) -> Array:
+    """``sum_k w_k L_k / C``."""
+    shares = gap
+    if weight is not None:
+        shares = _distribution.times(xp, weight, gap, is_constant=spec.final)
+    *_, whole = _weights(xp, spec, weight, None)
+    total = whole * _tail(xp, stats) + _softmax.sum_classes(xp, spec, shares)
+    return total / _distribution.count(xp, spec, spec.precision.compute)
