@@ -102,7 +102,8 @@ struct Reduced {
     int64_t leader;       // an entry at the maximum
 };
 
-inline Reduced reduce(const General& s, int64_t all) {
+// With `keep` the exponentials stay in s.e.
+inline Reduced reduce(const General& s, int64_t all, bool keep) {
     using V = Vec<double>;
     const double top = maximum(s.x, all);
     int64_t leader = -1;
@@ -118,7 +119,7 @@ inline Reduced reduce(const General& s, int64_t all) {
         V value, error, x = load(s.x + k) - V(shift), zero(0.0);
         auto is_top = x == V(top - shift);
         exponential(x, reference, value, error);
-        if (task.gradient) store(s.e + k, value);
+        if (keep) store(s.e + k, value);
         sum.add(select(is_top, zero, value));
         sum.lost = sum.lost + select(is_top, zero, error);
         tied = tied - is_top;  // where it is set, -1
@@ -143,7 +144,8 @@ inline void compute_general(const Job& job, const Row& row, void* memory) {
     const int64_t out = dense_at(task, row.group, row.outer, row.inner);
     const bool capped = task.logit_softcap != 0.0;
     read_logits(task, row, s);
-    const auto [top, rest, tail, ties, all_over_top, leader] = reduce(s, all);
+    const auto [top, rest, tail, ties, all_over_top, leader] =
+        reduce(s, all, task.gradient != nullptr);
     if (task.operation == Operation::log_softmax) {
         for (int64_t k = 0; k < all; k += 8) store(s.e + k, (load(s.x + k) - V(top)) - V(tail));
         return write_row(task, task.value, out, s.e);

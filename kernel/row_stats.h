@@ -104,7 +104,7 @@ inline void compute_general_stats(const Job& job, const Row& row, const Cotangen
     plain.weight = Array();
     read_distribution(plain, row, y);
     read_logits(task, row, s);
-    const Reduced r = reduce(s, all);
+    const Reduced r = reduce(s, all, true);
     const V zero(0.0), top(r.top);
     auto gap_of = [&](int64_t k) __attribute__((always_inline)) {
         return select(load(s.e + k) == zero, zero, top - load(s.x + k));
@@ -226,7 +226,7 @@ inline void write_slopes(const Task& task, const S* x, const Along& row, const S
         const float* block = floats(x + from * stride, stride, count, buffer);
         if (row.scales[from / kBlock] != row.scale) {  // as `write_along` does
             Sums ignored;
-            exponentials<true>(block, count, reference, -1, ignored, e);
+            exponentials<true>(PlainLogits{}, block, count, reference, -1, ignored, e);
         }
         const bool leads_here = from <= slopes.leader && slopes.leader < from + count;
         auto write = [&](const auto& form) __attribute__((always_inline)) {
@@ -254,6 +254,7 @@ template <class S>
 inline void compute_stats_along(const Job& job, const Batch& batch, void* memory) {
     const Task& task = job.task;
     const Quick scratch(task, memory);
+    const Change change(task);  // none: see `has_quick_stats`
     const auto* logits = static_cast<const S*>(task.logits.data);
     const int64_t stride = task.logits.classes, classes = task.classes;
     const Shares shares = shares_of(task);
@@ -271,12 +272,14 @@ inline void compute_stats_along(const Job& job, const Batch& batch, void* memory
         const Row& row = rows[i] = row_of(job, batch, i);
         if (task.gradient) cotangents[i] = Cotangents(task, row);
         along[i].exponentials = scratch.exponentials + i * padded(classes);
+        along[i].slopes = nullptr;
+        along[i].changed = nullptr;
         along[i].scales = scratch.scales + i * Quick::blocks(task);
         loss.clear(i);
         plain.clear(i);
         if (task.value ? row.target.state == Target::ignored : whose(i) == Whose::trivial) continue;
         const Distribution q(task, row, scratch.buffer + kBlock);
-        read_along(at(i), stride, classes, true, scratch.buffer, q, along[i]);
+        read_along(at(i), stride, classes, true, scratch.buffer, change, q, along[i]);
         loss.top[i] = plain.top[i] = along[i].top;
         loss.sum[i] = plain.sum[i] = along[i].sum;
         loss.picked[i] = plain.picked[i] = along[i].top;
@@ -292,8 +295,8 @@ inline void compute_stats_along(const Job& job, const Batch& batch, void* memory
         loss.own[i] = q.keep * row.weight;
         if (shares != Shares::none) loss.base[i] = q.share * row.weight;
     }
-    loss.compute(batch.count, task.z_loss);
-    plain.compute(batch.count, 0.0);
+    loss.compute(batch.count, change, task.z_loss);
+    plain.compute(batch.count, change, 0.0);
 
     Job loss_job = job;
     loss_job.task = loss_of(task);
@@ -336,7 +339,7 @@ inline void compute_stats_along(const Job& job, const Batch& batch, void* memory
                 compute_general(loss_job, row, scratch.general);
             } else {
                 const Distribution q(task, row, scratch.buffer + kBlock);
-                write_along(task, at(i), a, q, loss, i, row.target.index, job.streams,
+                write_along(task, at(i), a, change, q, loss, i, row.target.index, job.streams,
                             scratch.buffer, g);
             }
             continue;

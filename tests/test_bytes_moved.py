@@ -22,12 +22,12 @@ PASSES = ("forward", "forward + backward")
 BOUNDS = {
     "cross_entropy": ((16, 8), (20, 12)),
     "weight": ((16, 8), (20, 12)),
-    "label_smoothing": ((68, 28), (72, 37)),
-    "soft targets": ((64, 20), (76, 29)),
+    "label_smoothing": ((24, 12), (28, 16)),
+    "soft targets": ((48, 16), (80, 29)),
     "z_loss": ((16, 8), (20, 12)),
-    "logit_softcap": ((20, 12), (28, 16)),
+    "logit_softcap": ((16, 8), (24, 12)),
     "temperature": ((16, 8), (20, 12)),
-    "log_softmax": ((52, 20), (68, 29)),
+    "log_softmax": ((44, 20), (76, 33)),
     "nll_loss": ((0, 0), (0, 4)),
 }
 
