@@ -5,10 +5,10 @@
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
 //     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// where x are the logits as the softmax has them, capped and over the temperature.
+// where x are the logits as the softmax has them, capped and scaled.
 //
 // Two ways to compute it. Float logits take that of quick.h. All else (float64, exact results, blocks,
-// caps and temperatures far from 1) takes that of general.h, in double. Losses are rounded once, and so
+// caps and scales far from 1) takes that of general.h, in double. Losses are rounded once, and so
 // are gradients of the general way; those of the quick way are within two units of their terms.
 #pragma once
 #include "convert.h"

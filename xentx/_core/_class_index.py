@@ -168,10 +168,11 @@ def _weighted(
 def _mean_of_classes(
     xp: Namespace, spec: LossSpec, weight: Array | None, stats: TargetSum, gap: Array
 ) -> Array:
-    """``sum_k w_k L_k / C``."""
-    shares = gap
-    if weight is not None:
-        shares = _distribution.times(xp, weight, gap, is_constant=spec.final)
+    """``sum_k w_k L_k / C``, divided before it is summed, so that it overflows no earlier."""
+    count = _distribution.count(xp, spec, spec.precision.compute)
     *_, whole = _weights(xp, spec, weight, None)
-    total = whole * _tail(xp, stats) + _softmax.sum_classes(xp, spec, shares)
-    return total / _distribution.count(xp, spec, spec.precision.compute)
+    if weight is None:
+        shares = gap / count
+    else:
+        shares = _distribution.times(xp, weight / count, gap, is_constant=spec.final)
+    return whole / count * _tail(xp, stats) + _softmax.sum_classes(xp, spec, shares)
