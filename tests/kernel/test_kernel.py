@@ -450,7 +450,8 @@ def test_odd_logits_come_out_as_the_core_has_them(
         finite = np.abs(expected[np.isfinite(expected)])
         # A sum of what overflows may overflow a little earlier or later; so may the distance of two
         # logits, which the core forms in their dtype.
-        largest = max(finite.max(initial=0), np.abs(logits[np.isfinite(logits)]).max(initial=0))
+        given = np.abs(np.float64(logits[np.isfinite(logits)]))
+        largest = max(finite.max(initial=0), given.max(initial=0))
         if largest < 1e38 or dtype == np.float64:
             np.testing.assert_allclose(got, expected, rtol=16 * eps, atol=16 * eps)
 

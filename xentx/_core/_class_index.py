@@ -52,6 +52,8 @@ def forward(
         loss = _distribution.times(xp, w, loss, is_constant=spec.final)
     if is_given(spec.label_smoothing):
         share = spec.label_smoothing
+        if isinstance(share, float):
+            share = xp.full_like(loss, share)
         all_classes = _mean_of_classes(xp, spec, weight, stats, gap)
         smoothed = _distribution.times(xp, share, all_classes, is_constant=spec.final)
         loss = _distribution.times(xp, 1.0 - share, loss, is_constant=spec.final) + smoothed
