@@ -76,9 +76,8 @@ def slopes(
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
     others = xp.where(hit, 0.0, e)
     total = _distribution.no_class_is_nan(xp, spec, target, stats.rest + stats.own)
-    by_scaled = xp.where(hit, -stats.rest, others) / total
     w_t = None if weight is None else _pick.picked_weight(xp, spec, target, weight)
-    by_scaled = _weighted(xp, spec, weight, w_t, hit, by_scaled)
+    by_scaled = _softmax_minus(xp, spec, weight, w_t, stats, (hit, others, total))
     lse = _lse(xp, spec, stats)
     if is_given(spec.z_loss):
         p = xp.where(hit, stats.own, others) / total
@@ -150,21 +149,30 @@ def _weights(
     return weight, w_t, _softmax.sum_classes(xp, spec, weight)
 
 
-def _weighted(
+def _softmax_minus(
     xp: Namespace,
     spec: LossSpec,
     weight: Array | None,
     w_t: Array | None,
-    hit: Array,
-    slope: Array,
+    stats: TargetSum,
+    parts: tuple[Array, Array, Array],
 ) -> Array:
-    """``A p - q`` from the slope ``p_k - [k = t]``, with ``A`` the sum of ``q``."""
+    """``A p - q`` with ``A`` the sum of ``q``, from the classes' hits, exponentials and their sum.
+
+    The target's entry takes 1 - p where p is above one half, and p where it is not.
+    """
+    hit, others, total = parts
     if not is_given(spec.label_smoothing):
+        slope = xp.where(hit, -stats.rest, others) / total
         return slope if weight is None else w_t * slope
     w, w_t, whole = _weights(xp, spec, weight, w_t)
     share = spec.label_smoothing / _distribution.count(xp, spec, spec.precision.compute)
+    q_t = (1.0 - spec.label_smoothing + share) * w_t
     mass = (1.0 - spec.label_smoothing) * w_t + share * whole
-    return mass * slope + share * xp.where(hit, whole - w_t, -w)
+    below = mass * (stats.own / total) - q_t
+    above = share * (whole - w_t) - mass * (stats.rest / total)
+    at_target = xp.where(stats.own > stats.rest, above, below)
+    return xp.where(hit, at_target, mass * (others / total) - share * w)
 
 
 def _mean_of_classes(
