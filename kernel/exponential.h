@@ -144,8 +144,9 @@ XENTX_INLINE Vec<double> log1p_positive(const Vec<double>& s) {
 XENTX_INLINE void soft_cap(const Vec<double>& x, double cap, Vec<double>& capped, Vec<double>& slope) {
     using V = Vec<double>;
     V y = x / V(cap), zero(0.0);
-    V t = exp_negative(V(-2.0) * max(y, zero - y));
-    V tanh = (V(1.0) - t) / (V(1.0) + t);
+    V magnitude = max(y, zero - y), t = exp_negative(V(-2.0) * magnitude);
+    // Of less than 2^-27 tanh is the number itself, and nothing is left of 1 - t.
+    V tanh = select(magnitude < V(0x1p-27), magnitude, (V(1.0) - t) / (V(1.0) + t));
     capped = V(cap) * select(y < zero, zero - tanh, tanh);
     slope = V(4.0) * t / ((V(1.0) + t) * (V(1.0) + t));
 }
