@@ -111,7 +111,8 @@ def per_row(
 
     Notes
     -----
-    All but ``correct`` and ``prediction`` are differentiable by the logits, to any order.
+    All but ``correct`` and ``prediction`` are differentiable with respect to the logits, to any
+    order.
 
     Examples
     --------

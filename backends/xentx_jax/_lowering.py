@@ -13,11 +13,11 @@ import numpy as np
 from jax.interpreters import mlir
 
 from xentx._core._spec import encode
+from xentx._core.per_row import REAL_FIELDS
 from xentx._kernel_engine import INSTALL, KERNEL
 from xentx._types import Array
 from xentx_jax._primitives import (
     PORTABLE,
-    REAL_FIELDS,
     Call,
     by_portable_core,
     is_ones,

@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from xentx import _evaluate
 from xentx._calls import Kind
+from xentx._core.per_row import REAL_FIELDS
 from xentx._types import Array
 
 Aval = Any
@@ -99,8 +100,6 @@ pullback_p: Any = Primitive("xentx_pullback")
 stats_p: Any = Primitive("xentx_row_stats")
 stats_tangent_p: Any = Primitive("xentx_row_stats_tangent")
 stats_pullback_p: Any = Primitive("xentx_row_stats_pullback")
-# How many fields of RowStats have derivatives: they come first.
-REAL_FIELDS = 4
 
 
 # The portable core's answer to each primitive.

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
+from xentx._core.per_row import REAL_FIELDS
 from xentx._types import Array
 from xentx_jax._primitives import (
     PORTABLE,
-    REAL_FIELDS,
     Call,
     by_portable_core,
     call_of,

@@ -30,6 +30,7 @@ import tensorflow as tf
 from xentx import _calls, _evaluate
 from xentx._calls import Kind, Problem
 from xentx._core._spec import decode, encode
+from xentx._core.per_row import REAL_FIELDS
 from xentx._kernel_engine import INSTALL, KERNEL, NO_KERNEL
 from xentx._types import Array
 from xentx_tensorflow import _arrays, _autodiff, _private
@@ -158,15 +159,12 @@ def _gradient(
 
 # ---- derivatives of the core's expression
 
-# How many fields of RowStats have derivatives: they come first.
-_REAL_FIELDS = 4
-
 
 def _values(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> list[Array]:
     """Value, or the fields of RowStats where there are several cotangents."""
     if len(cotangents) == 1:
         return [_evaluate.portable(kind, arrays)]
-    return list(_evaluate.portable_row_stats(kind, arrays)[:_REAL_FIELDS])
+    return list(_evaluate.portable_row_stats(kind, arrays)[:REAL_FIELDS])
 
 
 def _pull_back(
@@ -263,7 +261,7 @@ def _of_stats(op: Any, *cotangents: Array | None) -> list[Array | None]:
 
 def _real(fields: Sequence[Array], cotangents: Sequence[Array | None]) -> list[Array]:
     """Cotangents of the fields of RowStats that have derivatives, zeros where there are none."""
-    pairs = zip(fields[:_REAL_FIELDS], cotangents[:_REAL_FIELDS], strict=True)
+    pairs = zip(fields[:REAL_FIELDS], cotangents[:REAL_FIELDS], strict=True)
     return [tf.zeros_like(field) if seed is None else seed for field, seed in pairs]
 
 

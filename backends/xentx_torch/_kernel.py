@@ -24,6 +24,7 @@ from xentx import _evaluate
 from xentx._backend import FUNCTIONS
 from xentx._calls import Kind, Problem, impossible
 from xentx._core._spec import OPTIONS
+from xentx._core.per_row import REAL_FIELDS
 from xentx._kernel_engine import KERNEL, NAME
 from xentx_torch import _arrays, _operators, _plans, _private
 from xentx_torch._operators import Gradients
@@ -315,13 +316,13 @@ class _Rows(torch.autograd.Function):
     ) -> tuple[Array, ...]:
         ctx.kind, fields = known
         ctx.save_for_backward(*arrays)
-        ctx.mark_non_differentiable(*fields[4:])
+        ctx.mark_non_differentiable(*fields[REAL_FIELDS:])
         ctx.set_materialize_grads(False)
         return fields
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Array | None) -> Gradients:
-        arrays, needs, seeds = ctx.saved_tensors, ctx.needs_input_grad[1:], cotangents[:4]
+        arrays, needs, seeds = ctx.saved_tensors, ctx.needs_input_grad[1:], cotangents[:REAL_FIELDS]
         given = [seed for seed in seeds if seed is not None]
         if not given:
             return (None,) * (1 + len(arrays))

@@ -144,8 +144,3 @@ def _overflowing(xp: Namespace, x: Array, infinity: Array) -> Array:
     largest = xp.full_like(infinity, float(xp.finfo(infinity.dtype).max))
     factor = xp.where(infinity > 0.0, largest, -largest)
     return ((x * factor) * factor) * factor
-
-
-def is_fixed(spec: LossSpec, weight: Array | None) -> bool:
-    """Whether ``q`` depends on no array that has derivatives."""
-    return not spec.soft and weight is None and isinstance(spec.label_smoothing, float)

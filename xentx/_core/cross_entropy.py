@@ -36,15 +36,13 @@ def forward(
     tail = _softmax.log_tail(xp, spec, stats)
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
-    is_fixed = _distribution.is_fixed(spec, weight)
     gap = _softmax.divided(spec, stats.top - x)
-    shares = _distribution.times(xp, q, gap, is_constant=is_fixed)
+    shares = _distribution.times(xp, q, gap)
     gaps = _softmax.sum_classes(xp, spec, shares)
     loss = mass * tail + gaps
     if is_given(spec.z_loss):
         lse = _softmax.divided(spec, stats.top) + tail
         loss = loss + spec.z_loss * lse * lse
-    loss = _distribution.no_class_is_nan(xp, spec, target, loss)
     return _distribution.keep_rows(xp, spec, target, loss), stats
 
 
@@ -69,7 +67,6 @@ def _slopes(
     lse = top + tail
     q = _distribution.distribution(xp, spec, target, weight)
     mass = _softmax.sum_classes(xp, spec, q)
-    mass = _distribution.no_class_is_nan(xp, spec, target, mass)
     by_scaled = _softmax.softmax_minus(xp, spec, x, e, stats, q, mass)
     if is_given(spec.z_loss):
         by_scaled = by_scaled + (2.0 * spec.z_loss) * lse * _softmax.probabilities(e, stats)

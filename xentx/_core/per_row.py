@@ -10,6 +10,9 @@ from xentx._core import _distribution, _softmax
 from xentx._core._spec import LossSpec, bound
 from xentx._types import Array, Namespace
 
+# How many fields of RowStats have derivatives, the loss among them: they come first.
+REAL_FIELDS = 4
+
 
 def forward(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array
