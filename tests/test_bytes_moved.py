@@ -32,7 +32,7 @@ BOUNDS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _jax(frameworks):
     if "jax" not in frameworks:
         pytest.skip("not asked for")

@@ -339,6 +339,19 @@ def test_a_target_that_is_no_class():
             np.testing.assert_array_equal(found[0], expected[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_capped_logit_has_all_its_digits_however_small(dtype):
+    rng = np.random.default_rng(RNG_SEED)
+    lowest = -37 if dtype == np.float32 else -300
+    exponents = np.concatenate([rng.uniform(lowest, -3, 500), rng.uniform(-3, 2, 500)])
+    logits = (10.0**exponents).astype(dtype)[:, None] * rng.choice([-1, 1], (1000, 1)).astype(dtype)
+    for cap in (0.3, 30.0):
+        # Of one class, lse is the capped logit.
+        found = xentx.per_row(logits, np.zeros(1000, np.int64), logit_softcap=cap).lse
+        truth, _, _ = oracle.softcap(logits.astype(np.longdouble), np.longdouble(cap))
+        assert oracle.ulps(found, truth[:, 0]).max() <= (0.6 if dtype == np.float32 else 4)
+
+
 def test_extreme_cotangents_and_logits():
     """Where floats can't hold a factor, doubles do."""
     logits = np.array([[0.0, 1.0, -2.0], [1e6, 1e6 + 1, 5.0], [-3e38, -3e38, 0.0]], np.float32)
