@@ -37,7 +37,8 @@ class Kind:
     is_sized
         Whether all sizes are known, as in a TensorFlow graph they may not be.
     plans
-        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides.
+        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides. It
+        belongs to the shapes and dtypes that were checked: `dataclasses.replace` makes a new one.
     operation
         The module of `xentx._core` that computes, which the spec names.
     """
@@ -47,7 +48,7 @@ class Kind:
     engines: tuple[Engine, ...] = ()
     target_dtype_supported: bool = True
     is_sized: bool = True
-    plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+    plans: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
     operation: Operation = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

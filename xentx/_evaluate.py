@@ -135,7 +135,7 @@ def normalizer(problem: Problem) -> Array:
     """Return what a mean divides by, also where the reduction is none."""
     kind, arrays = problem
     if kind.spec.reduction not in ("mean", "weighted_mean"):
-        kind = replace(kind, spec=replace(kind.spec, reduction="mean"), plans={})
+        kind = replace(kind, spec=replace(kind.spec, reduction="mean"))
     divisor: Array = _calls.prepare(Problem(kind, arrays)).divisor
     return divisor
 

@@ -286,7 +286,7 @@ def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
     def of_shape(logits: Array) -> Kind:
         shape = _calls.shape_of(logits)
         if shape not in known:
-            known[shape] = replace(linear.kind, spec=spec, plans={})
+            known[shape] = replace(linear.kind, spec=spec)
         return known[shape]
 
     return of_shape

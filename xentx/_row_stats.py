@@ -317,7 +317,7 @@ def partials(
     )
     size = problem.kind.spec.classes
     start = _checks.check_block(backend, start, size, classes)
-    kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes), plans={})
+    kind = replace(problem.kind, spec=_wide(problem.kind.spec, logits, classes))
     prepared = _calls.prepare(Problem(kind, problem.arrays))
     with backend.evaluating():
         block, target, scale, *_ = prepared.arrays

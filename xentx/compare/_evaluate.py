@@ -141,14 +141,15 @@ class Truth:
     @classmethod
     def of(cls, case: Case) -> "Truth":
         """Compute the truth of a case."""
-        losses, gradient = truth.OF_LOSS[case.loss](case.logits, case.target, **case.options)
+        true = truth.OF_LOSS[case.loss](case.logits, case.target, **case.options, reduction="none")
+        gradient = true.gradient
         at = None
         if case.kind == "probabilities":
             # A logit of its own has one term alone where its target is 0 or 1.
             alone = case.loss == "binary_cross_entropy" and (case.target % 1.0 == 0.0)
             at = np.maximum(np.abs(gradient), np.where(alone, 0.0, np.abs(case.target)))
         form = FORMATS[case.dtype]
-        return cls(case, Yardstick.of(losses, form), Yardstick.of(gradient, form, at))
+        return cls(case, Yardstick.of(true.value, form), Yardstick.of(gradient, form, at))
 
 
 def errors(got: Array, against: Yardstick) -> tuple[Errors, bool]:
@@ -276,10 +277,10 @@ def expected(corner: Corner, *, traced: bool) -> tuple[Outcome, Answer | None]:
         return rule, None
     case = corner.case
     form = FORMATS[case.dtype]
-    loss, gradient = truth.OF_LOSS[case.loss](
+    true = truth.OF_LOSS[case.loss](
         case.logits, case.target, **case.options, reduction=case.reduction
     )
-    answer = Answer(form.round(loss), case.dtype, form.round(gradient), case.dtype)
+    answer = Answer(form.round(true.value), case.dtype, form.round(true.gradient), case.dtype)
     return _outcome(answer), answer
 
 

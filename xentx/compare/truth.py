@@ -1,231 +1,225 @@
 """The true loss and gradient, by formulas and in an arithmetic of their own.
 
-Nothing of xentx's core is used: what is compared must not vouch for itself. NumPy's longdouble
+Nothing of xentx's core is used: what is tested must not vouch for itself. NumPy's longdouble
 carries 64 bits on x86-64 and 113 on 64-bit ARM under Linux, against 53 of float64.
+tests/compare/test_truth.py compares it with mpmath.
 
-For finite logits ``x`` and an integer target ``t`` the loss is
+For a row ``x`` whose largest logit is ``m`` the loss of class ``t`` is
 
-    log(sum_j exp(x_j - x_t)) = log1p(sum_{j != t} exp(x_j - x_t))
+    lse(x) - x_t = (m - x_t) + log1p(sum of exp(x_j - m) over all j but that of m)
 
-in which nothing cancels, however confident the row; where some ``x_j`` is far above ``x_t``, the
-largest difference is taken out first. The gradient at ``t`` is minus the others' probabilities.
+in which nothing cancels, however confident the row. The gradient of a class whose probability is
+above one half is formed from the sum of the others' probabilities.
+
+Beside each number stands its scale, the sum of the magnitudes of the terms that it is summed from.
+It is what a rounding error of one unit in every term may add up to, and what an error is fairly
+measured against.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from xentx._types import Array
 
-PRECISION = int(np.finfo(np.longdouble).nmant) + 1
+LONG = np.longdouble
+PRECISION = int(np.finfo(LONG).nmant) + 1
 """Bits of the significand in which the truth is computed."""
 
 
-def _wide(values: Any) -> Array:
-    return np.asarray(values).astype(np.longdouble)
+@dataclass(frozen=True)
+class Truth:
+    """A loss and the gradient of its sum with respect to the logits, with the scale of each."""
+
+    value: Array
+    gradient: Array
+    value_scale: Array
+    gradient_scale: Array
 
 
-def _hard_rows(x: Array, t: Array) -> tuple[Array, Array, Array]:
-    """Return ``lse - x_t``, the softmax and ``p_t - 1`` of rows of finite logits."""
-    at = t[:, None]
-    gap = x - np.take_along_axis(x, at, axis=1)
-    top = np.maximum(gap.max(axis=1, keepdims=True), 0.0)
-    terms = np.exp(gap - top)
-    np.put_along_axis(terms, at, 0.0, axis=1)
-    others = terms.sum(axis=1, keepdims=True)
-    own = np.exp(-top)
-    loss = np.where(top > 0.0, top + np.log(own + others), np.log1p(others))
-    p = terms / (own + others)
-    np.put_along_axis(p, at, own / (own + others), axis=1)
-    return loss[:, 0], p, (-others / (own + others))[:, 0]
+def one_hot(target: Array, classes: int) -> Array:
+    """Rows of zeros for indices that are no class."""
+    return (target[..., None] == np.arange(classes)).astype(LONG)
 
 
-def _soft_rows(x: Array) -> tuple[Array, Array, Array]:
-    """Return ``lse - x_k``, the softmax and ``1 - p_k`` of any rows."""
-    lost = np.isnan(x).any(axis=1) | (x == np.inf).any(axis=1) | (x == -np.inf).all(axis=1)
-    x = np.where(lost[:, None], np.nan, x)
-    at = np.argmax(x, axis=1)[:, None]
-    below = np.take_along_axis(x, at, axis=1) - x
-    terms = np.exp(-below)
-    np.put_along_axis(terms, at, 0.0, axis=1)
-    others = terms.sum(axis=1, keepdims=True)
-    p = terms / (1.0 + others)
-    np.put_along_axis(p, at, 1.0 / (1.0 + others), axis=1)
-    rest = 1.0 - p
-    np.put_along_axis(rest, at, others / (1.0 + others), axis=1)
-    return below + np.log1p(others), p, rest
+def log_softmax(x: Array) -> tuple[Array, Array, Array]:
+    """Last-axis ``(lse - x, p, 1 - p)``, each without cancellation."""
+    top = x.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # -inf alone, or +inf: NaN
+        gap = np.where(np.isfinite(top), top - x, LONG("nan"))
+    e = np.exp(-gap)
+    leader = np.arange(x.shape[-1]) == x.argmax(-1)[..., None]
+    rest = np.where(leader, 0, e).sum(-1, keepdims=True)
+    p = e / (1 + rest)
+    others = np.where(leader, rest / (1 + rest), 1 - p)
+    return gap + np.log1p(rest), p, others
 
 
-def _times(q: Array, surprisal: Array) -> Array:
-    return np.where((q == 0.0) & ~np.isnan(surprisal), 0.0, q * surprisal)
+def times(a: Array, b: Array) -> Array:
+    """Product in which 0 times infinity is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.where((a == 0) & np.isinf(b), 0, a * b)
 
 
-def loss_and_gradient(
+def softcap(x: Array, cap: LONG) -> tuple[Array, Array, Array]:
+    """``cap tanh(x / cap)``, its slope, and what multiplies a rounding error in that."""
+    u = x / cap
+    t = np.exp(-2 * np.abs(u))
+    # An error of one unit of u is a relative error of 2 u units of the slope.
+    return cap * np.tanh(u), 4 * t / (1 + t) ** 2, 1 + 2 * np.where(t > 0, np.abs(u), 0)
+
+
+@np.errstate(all="ignore")
+def cross_entropy(  # noqa: PLR0915 -- a formula is read from top to bottom
     logits: Array,
     target: Array,
     *,
     axis: int = -1,
     weight: Array | None = None,
     sample_weight: Array | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "none",
-) -> tuple[Array, Array]:
-    """Compute the cross-entropy that xentx's rules define, and its gradient.
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    cotangent: Array | None = None,
+    log_probs: bool = False,
+) -> Truth:
+    """Cross-entropy as `xentx.cross_entropy` defines it, its gradient, and the scale of each.
+
+    A class that doesn't exist makes its row NaN.
 
     Parameters
     ----------
     logits
         Finite or not, in any shape.
     target
-        Integers in the shape of `logits` without the class axis, or floats in its full shape. A
-        class that doesn't exist makes its row NaN.
-    axis, weight, sample_weight, ignore_index, label_smoothing, reduction
-        As in `xentx.cross_entropy`.
-
-    Returns
-    -------
-    loss, gradient : ndarray of longdouble
-        The loss, and the gradient of its sum by the logits.
+        Integers in the shape of `logits` without the class axis, or floats in its full shape.
+    cotangent
+        What the gradient is multiplied by; ones if None.
+    log_probs
+        Whether `logits` are log-probabilities, whose loss is that of `xentx.nll_loss`.
 
     Examples
     --------
-    >>> loss, gradient = loss_and_gradient(np.asarray([[20.0, 0.0]]), np.asarray([0]))
-    >>> f"{float(loss[0]):.6e}"
+    >>> truth = cross_entropy(np.asarray([[20.0, 0.0]]), np.asarray([0]))
+    >>> f"{float(truth.value):.6e}"
     '2.061154e-09'
     """
-    with np.errstate(all="ignore"):
-        return _loss_and_gradient(
-            logits,
-            target,
-            axis=axis,
-            weight=weight,
-            sample_weight=sample_weight,
-            ignore_index=ignore_index,
-            smoothing=label_smoothing,
-            reduction=reduction,
-        )
+    x = np.moveaxis(np.asarray(logits).astype(LONG), axis, -1)
+    classes = x.shape[-1]
+    slope, wobble = LONG(1), LONG(1)
+    if logit_softcap is not None:
+        x, slope, wobble = softcap(x, LONG(logit_softcap))
+    x, slope = x / LONG(temperature), slope / LONG(temperature)
+    smoothing, z = LONG(label_smoothing), LONG(z_loss)
+    soft = target.ndim == x.ndim
+    y = np.moveaxis(target.astype(LONG), axis, -1) if soft else one_hot(target, classes)
+    w = np.ones(classes, LONG) if weight is None else weight.astype(LONG)
+    s = np.ones(x.shape[:-1], LONG) if sample_weight is None else sample_weight.astype(LONG)
+    kept = np.ones(s.shape, bool) if soft or ignore_index is None else target != ignore_index
+    known = np.ones(s.shape, bool) if soft else (target >= 0) & (target < classes)
+    hit = w * y if soft else np.where(y, w, 0)  # the weights of other classes are unused
+    q = w * ((1 - smoothing) * y + smoothing / classes) if smoothing else hit
+
+    if log_probs:
+        losses, p, complement = -x, np.zeros_like(x), np.ones_like(x)
+        lse = np.zeros_like(x[..., :1])
+    else:
+        losses, p, complement = log_softmax(x)
+        lse = x.max(-1, keepdims=True) + losses.min(-1, keepdims=True)
+    mass = q.sum(-1, keepdims=True)
+    loss = np.where(known, times(q, losses).sum(-1) + z * lse[..., 0] ** 2, LONG("nan"))
+    # A p - q with A p - q = (A - q) - A (1 - p) where p is above one half.
+    likely = p > 0.5  # noqa: PLR2004 -- one half
+    gradient = np.where(likely, mass - q - mass * complement, mass * p - q)
+    gradient = times(slope, gradient + 2 * z * times(p, lse))
+    gradient = np.where(known[..., None], gradient, LONG("nan"))
+
+    # An ulp of a logit is an error of the gap only where a cap or a division has rounded it.
+    finite = np.where(np.isfinite(x), np.abs(x), 0)
+    rounds = logit_softcap is not None or temperature != 1
+    blur = finite.max(-1, keepdims=True) if rounds else 0
+    size = finite.max(-1, keepdims=True) + np.log1p(LONG(classes))
+    loss_scale = times(np.abs(q), np.abs(losses) + blur).sum(-1) + 4 * z * size[..., 0] ** 2
+    magnitude = np.where(likely, np.abs(mass - q) + np.abs(mass) * complement, np.abs(mass) * p)
+    gradient_scale = magnitude + np.where(likely, 0, np.abs(q))
+    gradient_scale = (gradient_scale * (1 + blur) + 8 * z * size * p) * slope * wobble
+
+    divisor = LONG(1)
+    if normalizer is not None:
+        divisor = LONG(normalizer)
+    elif reduction == "mean":
+        divisor = (kept * s * (1 if soft else hit.sum(-1))).sum()
+    elif reduction == "weighted_mean":
+        divisor = (kept * s * mass[..., 0]).sum()
+    seed = LONG(1) if cotangent is None else cotangent.astype(LONG)
+    row_seed = seed * s
+    value: Array = np.where(kept, times(s, loss), 0)
+    value_scale = np.where(kept, times(np.abs(s), loss_scale), 0)
+    if reduction != "none":
+        # The mean of nothing is NaN, and its gradient 0.
+        value = value.sum() / divisor if divisor else LONG("nan")
+        value_scale = value_scale.sum() / abs(divisor)
+        row_seed = row_seed / divisor if divisor else 0 * row_seed
+    row_seed = np.broadcast_to(row_seed, kept.shape)
+    # A weight of 0 leaves nothing of a finite gradient, and NaN of a damaged row's.
+    alive = kept[..., None] & ((row_seed != 0)[..., None] | np.isnan(gradient))
+    gradient = np.where(alive, gradient * row_seed[..., None], 0)
+    gradient_scale = np.where(alive, gradient_scale * np.abs(row_seed)[..., None], 0)
+    return Truth(
+        value,
+        np.moveaxis(gradient, -1, axis),
+        value_scale,
+        np.moveaxis(gradient_scale, -1, axis),
+    )
 
 
-def _loss_and_gradient(
+@np.errstate(all="ignore")
+def binary_cross_entropy(
     logits: Array,
     target: Array,
     *,
-    axis: int,
-    weight: Array | None,
-    sample_weight: Array | None,
-    ignore_index: int,
-    smoothing: float,
-    reduction: str,
-) -> tuple[Array, Array]:
-    moved = np.moveaxis(_wide(logits), axis, -1)
-    classes = moved.shape[-1]
-    x = moved.reshape(-1, classes)
-    w = np.ones(classes, np.longdouble) if weight is None else _wide(weight)
-    s = np.ones(len(x), np.longdouble) if sample_weight is None else _wide(sample_weight).ravel()
-    soft = target.dtype.kind == "f"
-    if soft:
-        y = np.moveaxis(_wide(target), axis, -1).reshape(-1, classes)
-        kept = np.ones(len(x), bool)
-        outside = np.zeros(len(x), bool)
-        q = w * ((1.0 - _wide(smoothing)) * y + _wide(smoothing) / classes)
-        amount = s
-    else:
-        t = target.reshape(-1)
-        kept = t != ignore_index
-        outside = kept & ((t < 0) | (t >= classes))
-        safe = np.where(kept & ~outside, t, 0).astype(np.int64)
-        hit = np.arange(classes) == safe[:, None]
-        q = np.where(hit, (1.0 - _wide(smoothing)) * w, 0.0)
-        if smoothing:
-            q = q + _wide(smoothing) / classes * w
-        amount = s * w[safe]
-
-    surprisal, p, rest = _soft_rows(x)
-    loss = _times(q, surprisal).sum(axis=1)
-    others = q.sum(axis=1, keepdims=True) - q
-    gradient = np.where(others == 0.0, 0.0, p * others) - q * rest
-    gradient = np.where(np.isnan(p), np.nan, gradient)
-    finite = np.isfinite(x).all(axis=1)
-    if not soft and not smoothing and finite.any():
-        loss[finite], p, minus = _hard_rows(x[finite], safe[finite])
-        np.put_along_axis(p, safe[finite][:, None], minus[:, None], axis=1)
-        loss[finite] *= w[safe[finite]]
-        gradient[finite] = p * w[safe[finite]][:, None]
-
-    loss = np.where(outside, np.nan, np.where(kept, _times(s, loss), 0.0))
-    gradient = np.where(outside[:, None], np.nan, gradient * s[:, None])
-    gradient = np.where(kept[:, None], gradient, 0.0)
-    if reduction == "weighted_mean":
-        amount = s * q.sum(axis=1)
-    shape = moved.shape
-    if reduction == "none":
-        value = loss.reshape(shape[:-1])
-    else:
-        total = np.where(kept, amount, 0.0).sum()
-        divisor = np.longdouble(1.0) if reduction == "sum" else total
-        value = np.asarray(loss.sum() / divisor if divisor else np.nan, np.longdouble)
-        gradient = gradient / divisor if divisor else np.zeros_like(gradient)
-    return value, np.moveaxis(gradient.reshape(shape), -1, axis)
-
-
-def binary_loss_and_gradient(
-    logits: Array,
-    target: Array,
-    *,
-    weight: Array | None = None,
-    pos_weight: Array | None = None,
+    weight: Array | float = 1.0,
+    pos_weight: Array | float = 1.0,
     label_smoothing: float = 0.0,
-    reduction: str = "none",
-) -> tuple[Array, Array]:
-    """Compute the binary cross-entropy that xentx's rules define, and its gradient.
-
-    Parameters
-    ----------
-    logits
-        Finite or not, in any shape.
-    target
-        Probabilities of the positive class, in the same shape.
-    weight, pos_weight, label_smoothing, reduction
-        As in `xentx.binary_cross_entropy`.
-
-    Returns
-    -------
-    loss, gradient : ndarray of longdouble
-        The loss, and the gradient of its sum by the logits.
+    reduction: str = "mean",
+    cotangent: Array | None = None,
+) -> Truth:
+    """Binary cross-entropy as `xentx.binary_cross_entropy` defines it, its gradient, their scales.
 
     Examples
     --------
-    >>> loss, gradient = binary_loss_and_gradient(np.asarray([20.0]), np.asarray([1]))
-    >>> f"{float(loss[0]):.6e} {float(gradient[0]):.6e}"
+    >>> truth = binary_cross_entropy(np.asarray([20.0]), np.asarray([1]))
+    >>> f"{float(truth.value):.6e} {float(truth.gradient[0]):.6e}"
     '2.061154e-09 -2.061154e-09'
     """
-    with np.errstate(all="ignore"):
-        x, y, smoothing = _wide(logits), _wide(target), _wide(label_smoothing)
-        w = np.broadcast_to(_wide(1.0 if weight is None else weight), x.shape)
-        share = (1.0 - smoothing) * y + smoothing / 2
-        positive = share * _wide(1.0 if pos_weight is None else pos_weight)
-        negative = 1.0 - share
-        tail = np.exp(-np.abs(x))
-        # Of the positive class, and of the negative one: log(1 + e^-x), and its derivative's size.
-        surprisals = [np.maximum(side, 0.0) + np.log1p(tail) for side in (-x, x)]
-        slopes = [np.where(side > 0.0, 1.0, tail) / (1.0 + tail) for side in (-x, x)]
-        loss = _times(positive, surprisals[0]) + _times(negative, surprisals[1])
-        loss = _times(w, loss)
-        gradient = w * (negative * slopes[1] - positive * slopes[0])
-        gradient = np.where(np.isnan(x), np.nan, gradient)
-        if reduction == "none":
-            return loss, gradient
-        divisors = {"sum": 1.0, "mean": x.size, "weighted_mean": w.sum()}
-        divisor = np.longdouble(divisors[reduction])
-        if not divisor:
-            return np.asarray(np.nan, np.longdouble), np.zeros_like(gradient)
-        return np.asarray(loss.sum() / divisor), gradient / divisor
+    x, y, w = (np.asarray(a).astype(LONG) for a in (logits, target, weight))
+    w = np.broadcast_to(w, x.shape)
+    smoothing = LONG(label_smoothing)
+    negative, positive = ((1 - smoothing) * share + smoothing / 2 for share in (1 - y, y))
+    positive = positive * np.asarray(pos_weight).astype(LONG)
+    tail = np.exp(-np.abs(x))
+    # Of the positive class, and of the negative one: log(1 + e^-x), and its derivative's size.
+    surprisals = [np.maximum(side, 0) + np.log1p(tail) for side in (-x, x)]
+    slopes = [np.where(side > 0, 1, tail) / (1 + tail) for side in (-x, x)]
+    value = times(w, times(positive, surprisals[0]) + times(negative, surprisals[1]))
+    terms = negative * slopes[1], positive * slopes[0]
+    seed = (LONG(1) if cotangent is None else cotangent.astype(LONG)) * w
+    if reduction != "none":
+        divisor = {"sum": LONG(1), "mean": LONG(x.size), "weighted_mean": w.sum()}[reduction]
+        # The mean of nothing is NaN, and its gradient 0.
+        value = value.sum() / divisor if divisor else LONG("nan")
+        seed = seed / divisor if divisor else 0 * seed
+    gradient = np.where(np.isnan(x), LONG("nan"), seed * (terms[0] - terms[1]))
+    return Truth(value, gradient, np.abs(value), np.abs(seed) * (terms[0] + terms[1]))
 
 
-OF_LOSS: dict[str, Callable[..., tuple[Array, Array]]] = {
-    "cross_entropy": loss_and_gradient,
-    "binary_cross_entropy": binary_loss_and_gradient,
+OF_LOSS: dict[str, Callable[..., Truth]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
 }
 """What computes the truth of each of xentx's losses."""

@@ -75,25 +75,21 @@ class Truth:
     @cached_property
     def log_probs(self) -> Array:
         """Log-softmax: the loss of each class, were it the target."""
-        columns = [
-            truth.loss_and_gradient(self.logits, np.full_like(self.target, k))[0]
-            for k in range(self.logits.shape[1])
-        ]
-        return -np.stack(columns, axis=1)
+        return -truth.log_softmax(self.logits.astype(truth.LONG))[0]
 
     @cached_property
-    def _loss_and_gradient(self) -> tuple[Array, Array]:
-        return truth.loss_and_gradient(self.logits, self.target)
+    def _of_loss(self) -> truth.Truth:
+        return truth.cross_entropy(self.logits, self.target, reduction="none")
 
     @property
     def losses(self) -> Array:
         """Loss of each row."""
-        return self._loss_and_gradient[0]
+        return self._of_loss.value
 
     @property
     def gradient(self) -> Array:
         """Gradient of their sum."""
-        return self._loss_and_gradient[1]
+        return self._of_loss.gradient
 
     @property
     def probs(self) -> Array:

@@ -6,26 +6,24 @@ their numbers; no number is typed.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import xentx
 from xentx.compare._evaluate import describe
-from xentx.compare._floats import FORMATS, Format, distance
+from xentx.compare._floats import FORMATS, distance
 from xentx.compare.case import Case
 from xentx.explain import _article
-from xentx.explain._explanation import Explanation, Figure, LeftOut, Snippet, Step, shortest
+from xentx.explain._explanation import Explanation, Figure, LeftOut, Step
 from xentx.explain._measure import Measured, Truth, lost_gap, measure, overflow
 from xentx.explain._prose import PROSE
+from xentx.explain._rows import WRITTEN, Found, Rows, giving, listed, short, tuples
 from xentx.explain._ways import WAYS
 
 Array = np.ndarray[Any, Any]
 
 _IGNORED = -100
-_WRITTEN = "as written"
-_TRUTH = "truth"
 _XENTX = "xentx.cross_entropy"
 
 
@@ -79,11 +77,11 @@ def explain(
     rounded = FORMATS[dtype].round(given).astype(np.float64)
     case = Case(logits=rounded, dtype=dtype, target=classes)
     measured, left_out = _measured(case, frameworks)
-    rows = _Rows(given, rounded, classes, FORMATS[dtype], measured, Truth(rounded, classes))
+    rows = Rows(given, rounded, classes, FORMATS[dtype], measured, Truth(rounded, classes))
     ideal = Truth(given, classes)
     return Explanation(
         title="Cross-entropy, step by step",
-        logits=_tuples(rounded),
+        logits=tuples(rounded),
         target=tuple(int(t) for t in classes),
         dtype=dtype,
         versions=tuple((m.ways.framework, m.version) for m in measured),
@@ -133,107 +131,6 @@ def _measured(
     return tuple(found), tuple(left_out)
 
 
-def _tuples(values: Array) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(v) for v in np.ravel(row)) for row in values)
-
-
-def _short(value: float) -> str:
-    """Print a number within prose."""
-    return f"{float(value):.7g}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def _giving(ways: Sequence[str]) -> str:
-    names = [f"`{way}`" for way in dict.fromkeys(ways)]
-    return f"{_listed(names)} {'gives' if len(names) == 1 else 'give'}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What is computed for a step."""
-
-    figures: tuple[Figure, ...]
-    notes: tuple[str, ...] = ()
-    snippets: tuple[Snippet, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows, and everything that was measured on them."""
-
-    given: Array
-    logits: Array
-    target: Array
-    form: Format
-    measured: tuple[Measured, ...]
-    truth: Truth
-
-    @property
-    def dtype(self) -> str:
-        return self.form.name
-
-    def each(self) -> Iterator[tuple[str, int]]:
-        """Name each row, as far as it needs a name, and give its number."""
-        several = len(self.target) > 1
-        return ((f"row {i}" if several else "the row", i) for i in range(len(self.target)))
-
-    def _text(self, values: Array, form: Format) -> tuple[str, ...]:
-        rows = (", ".join(shortest(v, form) for v in row) for row in _tuples(values))
-        wide = values.ndim > 1 and values.shape[1] > 1
-        return tuple(f"[{row}]" if wide else row for row in rows)
-
-    def figures(
-        self,
-        quantity: str,
-        way: str | Callable[[Measured], str],
-        values: Callable[[Measured], Array | None],
-        true: Array | None = None,
-    ) -> list[Figure]:
-        """Make a figure for each set of frameworks that give the same bits in the same way."""
-        found: dict[tuple[str, tuple[str, ...]], list[tuple[str, Array]]] = {}
-        for one in self.measured:
-            array = values(one)
-            if array is not None:
-                name = way if isinstance(way, str) else way(one)
-                key = name, self._text(array, self.form)
-                found.setdefault(key, []).append((one.ways.framework, array))
-        return [
-            Figure(
-                quantity=quantity,
-                way=name,
-                frameworks=tuple(framework for framework, _ in same),
-                rows=_tuples(same[0][1]),
-                text=text,
-                ulp=self._ulp(same[0][1], true),
-            )
-            for (name, text), same in found.items()
-        ]
-
-    def written(self, quantity: str, key: str, true: Array | None = None) -> list[Figure]:
-        """Make figures of the textbook's quantity that `_measure` calls `key`."""
-        return self.figures(quantity, _WRITTEN, lambda one: one.written[key], true)
-
-    def true(self, quantity: str, values: Array) -> Figure:
-        """Make the figure of what is right."""
-        wide = np.asarray(values).astype(np.float64)
-        return Figure(
-            quantity=quantity,
-            way=_TRUTH,
-            frameworks=(),
-            rows=_tuples(wide),
-            text=self._text(wide, FORMATS["float64"]),
-            ulp=None,
-        )
-
-    def _ulp(self, got: Array, true: Array | None) -> float | None:
-        if true is None:
-            return None
-        return float(distance(got.reshape(true.shape), true, self.form).max())
-
-
 def _two_steps(one: Measured) -> str:
     return one.ways.two_steps
 
@@ -258,7 +155,7 @@ def _gradient(way: str) -> Callable[[Measured], Array | None]:
     return values
 
 
-def _step(key: str, rows: _Rows) -> Step:
+def _step(key: str, rows: Rows) -> Step:
     prose, found = PROSE[key], _STEPS[key](rows)
     form = rows.form
     return Step(
@@ -279,7 +176,7 @@ def _step(key: str, rows: _Rows) -> Step:
     )
 
 
-def _logits(rows: _Rows) -> _Found:
+def _logits(rows: Rows) -> Found:
     form = rows.form
     notes: list[str] = []
     changed = rows.given != rows.logits
@@ -287,7 +184,7 @@ def _logits(rows: _Rows) -> _Found:
     pairs = zip(rows.given[changed], rows.logits[changed], strict=True)
     for value, rounded in dict.fromkeys(pairs):
         notes.append(
-            f"{_short(value)} is no {form.name}: it is {float(rounded)!r} from here on, "
+            f"{short(value)} is no {form.name}: it is {float(rounded)!r} from here on, "
             "and the truth below is the truth for that."
         )
     for name, i in rows.each():
@@ -298,7 +195,7 @@ def _logits(rows: _Rows) -> _Found:
                 "such logits, and its loss and gradient are NaN. Other rows are not touched."
             )
         elif (x == -np.inf).any():
-            where = _listed([f"class {k}" for k in np.flatnonzero(x == -np.inf)])
+            where = listed([f"class {k}" for k in np.flatnonzero(x == -np.inf)])
             notes.append(
                 f"In {name}, {where} stands at -inf, as masks do: its probability is exactly 0 and "
                 "its log-probability -inf. "
@@ -308,14 +205,14 @@ def _logits(rows: _Rows) -> _Found:
                     else "It is not the target, so it adds nothing to the loss."
                 )
             )
-    return _Found(
+    return Found(
         figures=(
             *rows.figures("x", "given", lambda _: rows.logits),
             Figure(
                 quantity="t",
                 way="given",
                 frameworks=(),
-                rows=_tuples(rows.target),
+                rows=tuples(rows.target),
                 text=tuple(str(t) for t in rows.target),
                 ulp=None,
             ),
@@ -324,7 +221,7 @@ def _logits(rows: _Rows) -> _Found:
     )
 
 
-def _naive(rows: _Rows) -> _Found:
+def _naive(rows: Rows) -> Found:
     dtype, limit = rows.dtype, overflow(rows.dtype)
     notes: list[str] = []
     for name, i in rows.each():
@@ -337,36 +234,36 @@ def _naive(rows: _Rows) -> _Found:
         totals = [float(one.written["total"][i, 0]) for one in rows.measured]
         if finite.max() > limit:
             notes.append(
-                f"In {name} it breaks: exp overflows {dtype} above {_short(limit)}, and "
-                f"e^{_short(finite.max())} is inf, so that inf / inf is nan. The true "
-                f"loss is {_short(loss)}."
+                f"In {name} it breaks: exp overflows {dtype} above {short(limit)}, and "
+                f"e^{short(finite.max())} is inf, so that inf / inf is nan. The true "
+                f"loss is {short(loss)}."
             )
         elif np.isinf(totals).any():
             notes.append(
                 f"In {name} each e^x is finite, but their sum overflows {dtype}: every "
-                f"probability is 0. The true loss is {_short(loss)}."
+                f"probability is 0. The true loss is {short(loss)}."
             )
         elif not all(totals):
             notes.append(
                 f"In {name} it breaks: every e^x is below the smallest {dtype} and becomes 0, and "
-                f"0 / 0 is nan. The true loss is {_short(loss)}."
+                f"0 / 0 is nan. The true loss is {short(loss)}."
             )
         elif 0.0 in p and np.isfinite(loss):
             notes.append(
                 f"In {name} the target's probability rounds to 0, and -log 0 is inf. The true loss "
-                f"is {_short(loss)}."
+                f"is {short(loss)}."
             )
         elif 1.0 in p and loss >= rows.form.tiny:
             notes.append(
                 f"In {name} the target's probability rounds to 1, and -log 1 is 0. The true loss "
-                f"is {_short(loss)}."
+                f"is {short(loss)}."
             )
         else:
             notes.append(
-                f"In {name} it works: the largest logit is {_short(finite.max())}, and exp "
-                f"overflows {dtype} above {_short(limit)}."
+                f"In {name} it works: the largest logit is {short(finite.max())}, and exp "
+                f"overflows {dtype} above {short(limit)}."
             )
-    return _Found(
+    return Found(
         figures=(
             *rows.written("e^x", "exp"),
             *rows.written("sum(e^x)", "total"),
@@ -379,8 +276,8 @@ def _naive(rows: _Rows) -> _Found:
     )
 
 
-def _shift(rows: _Rows) -> _Found:
-    return _Found(
+def _shift(rows: Rows) -> Found:
+    return Found(
         figures=(
             *rows.written("m", "max"),
             *rows.written("x - m", "shifted"),
@@ -390,20 +287,20 @@ def _shift(rows: _Rows) -> _Found:
     )
 
 
-def _log_sum_exp(rows: _Rows) -> _Found:
+def _log_sum_exp(rows: Rows) -> Found:
     form = rows.form
     notes: list[str] = []
     for name, i in rows.each():
         rest = float(rows.truth.rest[i, 0])
         if 0.0 < rest < form.eps / 2:
             notes.append(
-                f"In {name} the others add up to S' = {_short(rest)}. In {form.name} 1 + S' "
-                f"rounds to 1, since the next number after 1 is {_short(form.eps)} away, so "
+                f"In {name} the others add up to S' = {short(rest)}. In {form.name} 1 + S' "
+                f"rounds to 1, since the next number after 1 is {short(form.eps)} away, so "
                 "log(1 + S') is 0. log1p(S') never forms 1 + S' and keeps every digit. With two "
-                f"classes the logarithm is lost from a gap of {_short(lost_gap(form.name))} on, "
+                f"classes the logarithm is lost from a gap of {short(lost_gap(form.name))} on, "
                 f"{form.precision} ln 2."
             )
-    return _Found(
+    return Found(
         figures=(
             *rows.written("log(sum(e^x))", "naive lse", rows.truth.lse),
             *rows.written("m + log(sum(e^(x - m)))", "lse", rows.truth.lse),
@@ -419,9 +316,9 @@ def _log_sum_exp(rows: _Rows) -> _Found:
     )
 
 
-def _log_softmax(rows: _Rows) -> _Found:
+def _log_softmax(rows: Rows) -> Found:
     true = rows.truth.log_probs
-    return _Found(
+    return Found(
         figures=(
             *rows.written("(x - m) - log(sum(e^(x - m)))", "log_softmax", true),
             *rows.figures("log_p", lambda one: one.ways.shown, lambda one: one.log_softmax, true),
@@ -431,9 +328,9 @@ def _log_softmax(rows: _Rows) -> _Found:
     )
 
 
-def _nll(rows: _Rows) -> _Found:
+def _nll(rows: Rows) -> Found:
     true = rows.truth.losses
-    return _Found(
+    return Found(
         figures=(
             *rows.written("-log_p[t]", "nll", true),
             *rows.figures("NLL(log_p)", _two_steps, _loss("two_steps"), true),
@@ -443,20 +340,20 @@ def _nll(rows: _Rows) -> _Found:
     )
 
 
-def _zeros(rows: _Rows, figures: Sequence[Figure]) -> Iterator[str]:
+def _zeros(rows: Rows, figures: Sequence[Figure]) -> Iterator[str]:
     for name, i in rows.each():
         true = float(rows.truth.losses[i])
         zero = [figure.way for figure in figures if figure.frameworks and figure.rows[i][0] == 0.0]
         if zero and abs(true) >= rows.form.tiny:
             lse = float(rows.truth.lse[i, 0])
             yield (
-                f"For {name} {_giving(zero)} 0, and the true loss is "
-                f"{_short(true)}, which {rows.dtype} can represent: lse = {lse!r} is rounded "
+                f"For {name} {giving(zero)} 0, and the true loss is "
+                f"{short(true)}, which {rows.dtype} can represent: lse = {lse!r} is rounded "
                 "before x[t] is taken from it, or 1 + S' before its logarithm."
             )
 
 
-def _cross_entropy(rows: _Rows) -> _Found:
+def _cross_entropy(rows: Rows) -> Found:
     true = rows.truth.losses
     two = [
         *rows.figures("two steps", _two_steps, _loss("two_steps"), true),
@@ -468,7 +365,7 @@ def _cross_entropy(rows: _Rows) -> _Found:
         *rows.figures("one step", _one_step, _loss("one_step"), true),
         *rows.figures("one step", _XENTX, _loss("xentx"), true),
     ]
-    return _Found(
+    return Found(
         figures=(*two, *one, rows.true("loss", true)),
         notes=tuple(_zeros(rows, (*two, *one))),
         snippets=tuple(m.ways.snippet(rows.dtype) for m in rows.measured),
@@ -481,10 +378,10 @@ def _row_sums(gradient: Array | None) -> Array | None:
     return np.asarray([math.fsum(row) if np.isfinite(row).all() else row.sum() for row in gradient])
 
 
-def _gradient_step(rows: _Rows) -> _Found:
+def _gradient_step(rows: Rows) -> Found:
     true = rows.truth.gradient
     ways: tuple[tuple[str | Callable[[Measured], str], Callable[[Measured], Array | None]], ...] = (
-        (_WRITTEN, lambda one: one.written["gradient"]),
+        (WRITTEN, lambda one: one.written["gradient"]),
         (_two_steps, _gradient("two_steps")),
         (_one_step, _gradient("one_step")),
         (_XENTX, _gradient("xentx")),
@@ -500,12 +397,12 @@ def _gradient_step(rows: _Rows) -> _Found:
         ]
         if lost:
             notes.append(
-                f"In {name} the target's entry is {_short(true[i, t])}; {_giving(lost)} 0, "
+                f"In {name} the target's entry is {short(true[i, t])}; {giving(lost)} 0, "
                 "since p[t] has rounded to 1 and "
                 "1 - 1 is 0. The others' entries are not 0, and so the row no longer sums to 0: "
                 "the wrong classes are still pushed down, and the right one is not pushed up."
             )
-    return _Found(
+    return Found(
         figures=(
             *gradients,
             rows.true("gradient", true),
@@ -516,7 +413,7 @@ def _gradient_step(rows: _Rows) -> _Found:
 
 
 def _sums(
-    rows: _Rows,
+    rows: Rows,
     way: str | Callable[[Measured], str],
     values: Callable[[Measured], Array | None],
 ) -> list[Figure]:
@@ -532,7 +429,7 @@ def _reduced(
     return values
 
 
-def _mean(rows: _Rows) -> _Found:
+def _mean(rows: Rows) -> Found:
     losses = rows.truth.losses
     totals = {"sum": losses.sum(), "mean": losses.mean()}
     figures: list[Figure] = []
@@ -540,12 +437,12 @@ def _mean(rows: _Rows) -> _Found:
         for way in (_one_step, _XENTX):
             figures.extend(rows.figures(name, way, _reduced(name, way), np.asarray([total])))
         figures.append(rows.true(name, np.asarray([total])))
-    return _Found(
+    return Found(
         figures=tuple(figures),
     )
 
 
-def _choice(rows: _Rows) -> _Found:
+def _choice(rows: Rows) -> Found:
     losses = (
         ("-log(softmax(x))[t]", lambda one: one.written["naive loss"][:, 0]),
         ("two steps, native", _loss("two_steps")),
@@ -565,13 +462,13 @@ def _choice(rows: _Rows) -> _Found:
                 else f"at most {worst:.3g} ULP from the truth"
             )
             notes.append(f"{name}: {verdict}.")
-    return _Found(
+    return Found(
         figures=(),
         notes=tuple(notes),
     )
 
 
-_STEPS: dict[str, Callable[[_Rows], _Found]] = {
+_STEPS: dict[str, Callable[[Rows], Found]] = {
     "logits": _logits,
     "naive softmax": _naive,
     "shift": _shift,
