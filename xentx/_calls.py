@@ -3,7 +3,7 @@
 The CPU kernel takes the arrays as they are; `prepare` lays them out for the core.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -166,6 +166,22 @@ class Prepared:
     arrays: tuple[Array | None, ...]
     sample_weight: Array | None = None
     divisor: Array | None = None
+
+
+def in_places(present: Iterable[Array], given: Iterable[bool]) -> tuple[Array | None, ...]:
+    """Put the arrays that there are in their places among those that may be given."""
+    rest = iter(present)
+    return tuple(next(rest) if is_given else None for is_given in given)
+
+
+def replaced(
+    arrays: Sequence[Array | None], places: Iterable[int], values: Iterable[Array]
+) -> tuple[Array | None, ...]:
+    """Put other arrays in some places."""
+    whole = list(arrays)
+    for i, value in zip(places, values, strict=True):
+        whole[i] = value
+    return tuple(whole)
 
 
 def shape_of(array: Array) -> tuple[int | None, ...]:

@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from xentx import _linear
-from xentx._calls import Linear
+from xentx._calls import Linear, in_places, replaced
 from xentx._core.tiles import Tiles
 from xentx._types import Array
 from xentx_jax import _namespace
@@ -224,8 +224,7 @@ def _split(
     operands: Sequence[Array], moved: tuple[int, ...], given: tuple[bool, ...]
 ) -> tuple[list[Array], Arrays]:
     """Separate the factors' tangents from the arrays, with None for those that aren't there."""
-    present = iter(operands[len(moved) :])
-    return list(operands[: len(moved)]), tuple(next(present) if g else None for g in given)
+    return list(operands[: len(moved)]), in_places(operands[len(moved) :], given)
 
 
 def _tangent(
@@ -285,14 +284,7 @@ def _plain(
     linear: Linear, arrays: Arrays, places: tuple[int, ...], values: Sequence[Array]
 ) -> Array:
     """Value by the plain expression, with other arrays at some places."""
-    return _linear.plain(linear, _with(arrays, places, values))
-
-
-def _with(arrays: Arrays, places: Sequence[int], values: Sequence[Array]) -> Arrays:
-    given = list(arrays)
-    for i, value in zip(places, values, strict=True):
-        given[i] = value
-    return tuple(given)
+    return _linear.plain(linear, replaced(arrays, places, values))
 
 
 def _known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
@@ -306,6 +298,6 @@ def _plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -
     moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of_moved(*values: Array) -> Any:
-        return function(*_with(arrays, moved, values))
+        return function(*replaced(arrays, moved, values))
 
     return jax.jvp(of_moved, [arrays[i] for i in moved], [tangents[i] for i in moved])

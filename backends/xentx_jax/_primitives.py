@@ -28,7 +28,7 @@ from jax.extend.core import Literal, Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xentx import _evaluate
-from xentx._calls import Kind
+from xentx._calls import Kind, in_places
 from xentx._core.per_row import REAL_FIELDS
 from xentx._types import Array
 
@@ -106,8 +106,7 @@ stats_pullback_p: Any = Primitive("xentx_row_stats_pullback")
 
 
 def _arrays(call: Call, present: Sequence[Array]) -> tuple[Array | None, ...]:
-    values = iter(present)
-    return tuple(next(values) if given else None for given in call.given)
+    return in_places(present, call.given)
 
 
 def _function(call: Call) -> Callable[..., Array]:

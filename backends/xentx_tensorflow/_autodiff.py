@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from xentx._backend import Operation
+from xentx._calls import in_places
 from xentx._core._spec import LossSpec
 from xentx._types import Array
 from xentx_tensorflow import _namespace, _private
@@ -17,8 +18,7 @@ def with_others(
     arrays: tuple[Array | None, ...], present: Sequence[Array]
 ) -> tuple[Array | None, ...]:
     """Put others in the places of the arrays that there are."""
-    rest = iter(present)
-    return tuple(None if array is None else next(rest) for array in arrays)
+    return in_places(present, (array is not None for array in arrays))
 
 
 def is_dtensor(array: Array) -> bool:

@@ -233,8 +233,7 @@ def _problem_of(op: Any) -> Problem:
     """Rebuild the checked call from an operator's arguments."""
     (logits, *others), _ = _inputs(op)
     spec = _calls.spec_of(_arrays.BACKEND, logits, decode(op.get_attr("options").decode()))
-    rest = iter(others[1:])
-    weights = (next(rest) if given else None for given in _given(op))
+    weights = _calls.in_places(others[1:], _given(op))
     target = others[0] if others else None
     return Problem(Kind(_arrays.BACKEND, spec), (logits, target, *weights))
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from xentx import _calls, _linear
-from xentx._calls import Linear
+from xentx._calls import Linear, in_places
 from xentx._core._spec import OPERAND, OPTIONS, decode, encode
 from xentx._core.tiles import Tiles
 from xentx_torch import _arrays, _distributed, _kernel, _plans, _private
@@ -97,12 +97,9 @@ def solve_with_gradients(
     value = attach(linear, arrays)
     wanted = [a for a, need in zip(arrays, needed, strict=True) if need and a is not None]
     seed = torch.ones_like(value) if cotangent is None else cotangent.to(value.dtype)
-    found = iter(torch.autograd.grad(value, wanted, seed, create_graph=True))
-    gradients = (
-        next(found) if need and a is not None else None
-        for a, need in zip(arrays, needs, strict=False)
-    )
-    return value, _linear.LinearGradients(*gradients)
+    found = torch.autograd.grad(value, wanted, seed, create_graph=True)
+    given = (need and a is not None for a, need in zip(arrays, needs, strict=False))
+    return value, _linear.LinearGradients(*in_places(found, given))
 
 
 def by_chunks(
@@ -178,8 +175,8 @@ def _differentiate(
             )
         wanted = [a for a, needed in zip(arrays, needs, strict=True) if needed]
         value = _linear.plain(linear, arrays)
-        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=again))
-    return [next(found) if needed else None for needed in needs]
+        found = torch.autograd.grad(value, wanted, cotangent, create_graph=again)
+    return list(in_places(found, needs))
 
 
 # For compilers: an operator with the gradients among its results, and one for any cotangent.

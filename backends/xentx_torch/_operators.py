@@ -242,10 +242,7 @@ def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: A
     chosen = [i for i, needed in enumerate(needs) if needed]
 
     def of_chosen(*values: Array) -> Any:
-        given = list(arrays)
-        for i, value in zip(chosen, values, strict=True):
-            given[i] = value
-        return function(*given)
+        return function(*_calls.replaced(arrays, chosen, values))
 
     pull = torch.func.vjp(of_chosen, *(arrays[i] for i in chosen))[1]
     found = dict(zip(chosen, pull(cotangent), strict=True))
