@@ -4,6 +4,7 @@ The functions live in `_losses`, which says where to read on, and those of rows 
 """
 
 from xentx._core.partials import Partials
+from xentx._divergence import kl_divergence
 from xentx._linear import LinearGradients
 from xentx._losses import (
     binary_cross_entropy,
@@ -36,6 +37,7 @@ __all__ = [
     "combine",
     "cross_entropy",
     "finish",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_per_row",
     "log_softmax",

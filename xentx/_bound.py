@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from xentx import _losses, _row_stats
+from xentx import _divergence, _losses, _row_stats
 from xentx._backend import Backend
 from xentx._public import bind
 
@@ -22,6 +22,7 @@ class Functions:
     def __init__(self, backend: Backend) -> None:
         self.binary_cross_entropy: Bound = bind(_losses.binary_cross_entropy, backend)
         self.cross_entropy: Bound = bind(_losses.cross_entropy, backend)
+        self.kl_divergence: Bound = bind(_divergence.kl_divergence, backend)
         self.linear_cross_entropy: Bound = bind(_losses.linear_cross_entropy, backend)
         self.linear_per_row: Bound = bind(_row_stats.linear_per_row, backend)
         self.log_softmax: Bound = bind(_losses.log_softmax, backend)

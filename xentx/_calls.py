@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xentx._backend import Backend, Engine, Operation
-from xentx._core import binary_cross_entropy, cross_entropy, log_softmax, nll_loss
+from xentx._core import binary_cross_entropy, cross_entropy, kl_divergence, log_softmax, nll_loss
 from xentx._core import reduction as reductions
 from xentx._core._spec import LossSpec, Precision, bound
 from xentx._types import Array
 
-_MODULES: tuple[Operation, ...] = (binary_cross_entropy, cross_entropy, log_softmax, nll_loss)
+_MODULES: tuple[Operation, ...] = (
+    binary_cross_entropy,
+    cross_entropy,
+    kl_divergence,
+    log_softmax,
+    nll_loss,
+)
 OPERATIONS = {operation.NAME: operation for operation in _MODULES}
 _HALF = 2**31
 

@@ -29,6 +29,8 @@ _DTYPES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "head": (FLOATS, ""),
     "bias": (FLOATS, ""),
+    "reference_logits": (FLOATS, ""),
+    "where": (("bool",), ""),
 }
 _WIDE = 8  # bytes
 
@@ -40,7 +42,7 @@ def shapes_agree(a: tuple[int | None, ...], b: tuple[int | None, ...]) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def as_array(backend: Backend, name: str, value: object, like: Array) -> Array:
@@ -117,7 +119,7 @@ def _check_dtype_name(name: str, dtype: str, wanted: Sequence[str], hint: str) -
     return dtype
 
 
-def _check_real(name: str, value: object, wanted: str) -> float:
+def check_real(name: str, value: object, wanted: str) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         msg = f"{name}: got {_registry.describe(value)}; expected {wanted}"
         raise TypeError(msg)
@@ -228,7 +230,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
         if value is OPERAND or (value is None and may_be_none):
             continue
         wanted = "a number or None" if may_be_none else "a number"
-        number = checked[name] = _check_real(name, value, wanted)
+        number = checked[name] = check_real(name, value, wanted)
         if not option.holds(number):
             msg = f"{name}: got {number}; expected {option.range_of(name)}"
             raise ValueError(msg)

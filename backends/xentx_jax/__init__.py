@@ -16,6 +16,7 @@ from xentx_jax.losses import (
 _bound = Functions(BACKEND)
 binary_cross_entropy = _bound.binary_cross_entropy
 cross_entropy = _bound.cross_entropy
+kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
@@ -29,6 +30,7 @@ __all__ = [
     "combine",
     "cross_entropy",
     "finish",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_per_row",
     "log_softmax",

@@ -12,6 +12,7 @@ from xentx_numpy._memory import reuse_memory
 _bound = Functions(BACKEND)
 binary_cross_entropy = _bound.binary_cross_entropy
 cross_entropy = _bound.cross_entropy
+kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
@@ -25,6 +26,7 @@ __all__ = [
     "combine",
     "cross_entropy",
     "finish",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_per_row",
     "log_softmax",

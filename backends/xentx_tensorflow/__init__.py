@@ -10,6 +10,7 @@ from xentx_tensorflow._backend import BACKEND
 _bound = Functions(BACKEND)
 binary_cross_entropy = _bound.binary_cross_entropy
 cross_entropy = _bound.cross_entropy
+kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
@@ -23,6 +24,7 @@ __all__ = [
     "combine",
     "cross_entropy",
     "finish",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_per_row",
     "log_softmax",

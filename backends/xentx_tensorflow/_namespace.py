@@ -261,6 +261,7 @@ def _of_floats(function: Callable[[Array], Array]) -> Callable[[Any], Array]:
 
 
 exp = tf.math.exp
+expm1 = tf.math.expm1
 log = tf.math.log
 log1p = tf.math.log1p
 logical_not = tf.math.logical_not

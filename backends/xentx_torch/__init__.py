@@ -14,6 +14,7 @@ from xentx_torch.trainer import compute_loss_func
 _bound = Functions(BACKEND)
 binary_cross_entropy = _bound.binary_cross_entropy
 cross_entropy = _bound.cross_entropy
+kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
@@ -33,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "finish",
     "functional",
+    "kl_divergence",
     "linear_cross_entropy",
     "linear_per_row",
     "log_softmax",

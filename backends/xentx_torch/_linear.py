@@ -98,8 +98,8 @@ def solve_with_gradients(
     wanted = [a for a, need in zip(arrays, needed, strict=True) if need and a is not None]
     seed = torch.ones_like(value) if cotangent is None else cotangent.to(value.dtype)
     found = torch.autograd.grad(value, wanted, seed, create_graph=True)
-    given = (need and a is not None for a, need in zip(arrays, needs, strict=False))
-    return value, _linear.LinearGradients(*in_places(found, given))
+    places = (need and a is not None for a, need in zip(arrays, needs, strict=False))
+    return value, _linear.LinearGradients(*in_places(found, places))
 
 
 def by_chunks(

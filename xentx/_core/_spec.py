@@ -94,6 +94,8 @@ class LossSpec:
         The class index of the rows to ignore; None where there is no such row.
     label_smoothing, z_loss, logit_softcap, temperature
         As in `xentx.cross_entropy`: a number, or OPERAND for an array.
+    beta
+        Which divergence `kl_divergence` computes.
     exact
         Whether to compute in float64, whatever the dtype of the logits.
     checked
@@ -117,6 +119,7 @@ class LossSpec:
     z_loss: Any = 0.0
     logit_softcap: Any = None
     temperature: Any = 1.0
+    beta: float = 0.0
     exact: bool = False
     checked: bool = False
     device: Any = None

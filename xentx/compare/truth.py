@@ -218,6 +218,84 @@ def binary_cross_entropy(
     return Truth(value, gradient, np.abs(value), np.abs(seed) * (terms[0] + terms[1]))
 
 
+def _centred(a: Array, r: Array) -> Array:
+    """``a (r - sum a r)``, relative to the r of the likeliest class."""
+    relative = r - np.take_along_axis(r, a.argmax(-1)[..., None], -1)
+    return times(a, relative - times(a, relative).sum(-1, keepdims=True))
+
+
+@np.errstate(all="ignore")
+def kl_divergence(
+    logits: Array,
+    reference_logits: Array,
+    *,
+    axis: int = -1,
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    sample_weight: Array | None = None,
+    where: Array | None = None,
+    reduction: str = "mean",
+    cotangent: Array | None = None,
+) -> tuple[Truth, Truth]:
+    """Divergence as `xentx.kl_divergence` defines it, with respect to the logits and the reference.
+
+    Examples
+    --------
+    >>> truth, _ = kl_divergence(np.asarray([[1.0, 2.0, 0.5]]), np.asarray([[1.5, 1.0, 0.5]]))
+    >>> f"{float(truth.value):.6f}"
+    '0.230143'
+    """
+    x, y = (
+        np.moveaxis(a.astype(LONG), axis, -1) / LONG(temperature)
+        for a in (logits, reference_logits)
+    )
+    kept = np.ones(x.shape[:-1], bool) if where is None else where
+    x, y = (np.where(kept[..., None], a, 0) for a in (x, y))
+    less_p, p, _ = log_softmax(x)
+    less_q, q, _ = log_softmax(y)
+    nowhere = (x == -np.inf) & (y == -np.inf)
+    ratio = np.where(nowhere, 0 * (p + q), less_p - less_q)  # NaN in a row without probabilities
+    b = LONG(beta)
+    if b in (0, 1):
+        sides = [(1 - b, q, p, ratio), (b, p, q, -ratio)]
+    else:
+        m = b * q + (1 - b) * p
+        by_q, by_p = (-np.log1p(share * np.expm1(r)) for share, r in ((1 - b, -ratio), (b, ratio)))
+        sides = [(b, q, m, by_q), (1 - b, p, m, by_p)]
+    # Not negative, since both distributions sum to 1.
+    terms = [np.where(a == 0, c, a * (np.expm1(-r) + r)) for _, a, c, r in sides]
+    totals = [term.sum(-1, keepdims=True) for term in terms]
+    rows = sum(
+        share * total[..., 0] for (share, *_), total in zip(sides, totals, strict=True) if share
+    )
+    by_y, by_x = (share * _centred(a, r) for share, a, _, r in sides)
+    apart = np.where(ratio >= 0, q, -p) * np.expm1(-np.abs(ratio))  # p - q
+    by_x, by_y = (apart if b == 0 else by_x), (-apart if b == 1 else by_y)
+    s = np.ones(kept.shape, LONG) if sample_weight is None else sample_weight.astype(LONG)
+    seed = np.where(kept, (LONG(1) if cotangent is None else cotangent.astype(LONG)) * s, 0)
+    value: Array = np.where(kept, times(s, rows), 0)
+    if reduction != "none":
+        divisor = LONG(1) if reduction == "sum" else np.where(kept, s, 0).sum()
+        value = value.sum() / divisor if divisor else LONG("nan")
+        seed = seed / divisor if divisor else 0 * seed
+    seed = seed[..., None] / LONG(temperature)
+    gradients = (np.where(kept[..., None], seed * g, 0) for g in (by_x, by_y))
+    # An error of a unit of the largest log-ratio is one of every log-ratio. Where a division rounds
+    # the logits, so is one of the largest logit.
+    sizes = (ratio, x, y) if temperature != 1 else (ratio,)
+    finite = (np.where(np.isfinite(a), np.abs(a), 0).max(-1, keepdims=True) for a in sizes)
+    blur = 1 + sum(finite)
+    spread = (np.abs(p - q) * blur).sum(-1)
+    scale = np.moveaxis(np.abs(seed) * np.maximum(p, q) * blur, -1, axis)
+    value_scale = np.where(kept, times(np.abs(s), rows + spread), 0)
+    if reduction != "none":
+        value_scale = value_scale.sum() / abs(divisor)
+    by_logits, by_reference = (np.moveaxis(g, -1, axis) for g in gradients)
+    return Truth(value, by_logits, value_scale, scale), Truth(
+        value, by_reference, value_scale, scale
+    )
+
+
 OF_LOSS: dict[str, Callable[..., Truth]] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,

@@ -283,6 +283,53 @@ def binary_cross_entropy(route: Route, draw: Draw) -> None:
     check_loss(route, xentx.binary_cross_entropy, arrays, options, cotangent, truth, units)
 
 
+def kl_divergence(route: Route, draw: Draw) -> None:
+    """Value and gradients of `xentx.kl_divergence`, with respect to the reference too."""
+    dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
+    rows = tuple(draw(st.lists(st.integers(1, 4), max_size=2)))
+    classes = draw(CLASSES)
+    axis = draw(st.integers(-len(rows) - 1, len(rows)))
+    magnitude = draw(st.sampled_from(["normal", "leads", "wide", "tiny", "ties", "shifted"]))
+    distance = draw(st.sampled_from([0.0, 0.1, 1.0, 30.0]))
+    masked, damaged = draw(st.sampled_from(["", "", "shared", "apart"])), draw(st.integers(0, 7))
+    chosen = draw(st.sets(st.sampled_from(["sample_weight", "where"])))
+    options: dict[str, Any] = {
+        "axis": axis,
+        "beta": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        "temperature": draw(st.sampled_from([1.0, 1.0, 0.7, 3.0])),
+    }
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = _draw_logits(rng, (*rows, classes), dtype, magnitude)
+    with np.errstate(over="ignore", invalid="ignore"):
+        noise = distance * rng.normal(size=logits.shape)
+        reference = (logits + noise.astype(dtype)).astype(dtype)
+    if masked:
+        logits[rng.random(logits.shape) < 0.3] = -np.inf
+    if masked == "shared":
+        reference[logits == -np.inf] = -np.inf
+    if damaged == 7:
+        at = rng.random(rows) < 0.3, rng.integers(0, classes)
+        (logits if rng.random() < 0.5 else reference)[at] = rng.choice([np.nan, np.inf])
+    wide = np.float64 if dtype == np.float64 else np.float32
+    if "sample_weight" in chosen:
+        options["sample_weight"] = rng.uniform(0.1, 2, rows).astype(wide)
+    if "where" in chosen:
+        options["where"] = rng.random(rows) < 0.7
+    logits, reference = (np.moveaxis(a, -1, axis) for a in (logits, reference))
+    shape = rows if options["reduction"] == "none" else ()
+    cotangent = np.asarray(rng.normal(size=shape)).astype(dtype)
+    truths = oracle.kl_divergence(logits, reference, cotangent=cotangent, **options)
+    arrays, more = (logits, reference), classes / 4
+    units = VALUE_UNITS + more, GRADIENT_UNITS + more
+    function = xentx.kl_divergence
+    check_loss(route, function, arrays, options, cotangent, truths[0], units)
+    finite = np.isfinite(truths[1].value).all()
+    if route.has_autodiff and finite:  # an infinite divergence has no gradient of its own
+        _, gradient = route.pull(function, *arrays, cotangent=cotangent, wrt=1, **options)
+        oracle.assert_within(gradient, truths[1].gradient, truths[1].gradient_scale, units[1])
+
+
 def stacked(stats: Any) -> Any:
     """Stack the fields of a named tuple into one array of the first one's dtype."""
     first = stats[0]
@@ -571,6 +618,7 @@ CHECKS: dict[str, Callable[[Route, Draw], None]] = {
     for check in (
         cross_entropy,
         binary_cross_entropy,
+        kl_divergence,
         log_softmax,
         nll_loss,
         per_row,
