@@ -63,7 +63,7 @@ LOSSES_HEAD = """\
 Measured by `python benchmarks/speed.py`. "Fastest peer" is the framework's own loss that took the
 least time on the workload. "Limit" is the time that this machine's memory needs to read the logits
 and, for the backward pass, to write the gradient. The memory bandwidth is measured in the same run.
-It is not shown for workloads that fit into the caches.
+"Time / limit" is not shown for workloads that fit into the caches.
 """
 
 OVERHEAD_HEAD = """\
