@@ -107,6 +107,26 @@ def test_examples(path, tmp_path, monkeypatch):
         pytest.skip("no example, or none of what was asked for")
 
 
+def anchors(path):
+    """GitHub's anchors of a document's headings, and those that it sets itself."""
+    text = path.read_text("utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {"", *slugs, *re.findall(r'<a id="(.*?)"', text)}
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name)
+def test_links(path):
+    """Links to files of the repository lead somewhere."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^()\s]+)\)", text):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
 def test_ci_runs_the_command_of_the_readme():
     blocks = re.findall(r"```sh\n(.*?)\n```", README.read_text("utf-8"), flags=re.DOTALL)
     compare, tests = blocks
