@@ -35,9 +35,9 @@ HEAD = """\
 
 <!-- Written by `{command}`. Don't edit. -->
 
-This page compares the time and memory of xentx with those of each framework's own losses. All figures
-come from the benchmarks in `benchmarks/`. `{command}` writes the page from their
-stored results.
+This page compares the time and memory of xentx with those of each framework's own losses. All
+figures come from the benchmarks in `benchmarks/`. `{command}` writes the page from their stored
+results.
 
 Machine: {processor}, {processors} processors, {system}, Python {python}.
 Versions: {versions}.
@@ -52,42 +52,42 @@ and the largest ratio. On a shared machine, a ratio between 0.67 and 1.33 is not
 SUMMARY_HEAD = """\
 ## Summary
 
-Ratios by function. The other loss is the fastest of the framework's own losses. For NumPy, which has
-none, it is the textbook formula. The shapes are rows x classes, and tokens x features x classes for
-`linear_cross_entropy`.
+Ratios by function. The other loss is the fastest of the framework's own losses. For NumPy, which
+has none, it is the textbook formula. The shapes are rows x classes, and tokens x features x
+classes for `linear_cross_entropy`.
 """
 
 LOSSES_HEAD = """\
 ## Losses of logits
 
 Measured by `python benchmarks/speed.py`. "Fastest peer" is the framework's own loss that took the
-least time on the workload. "Limit" is the time that this machine's memory needs to read the logits
-and, for the backward pass, to write the gradient. The memory bandwidth is measured in the same run.
-"Time / limit" is not shown for workloads that fit into the caches.
+least time on the workload. "Limit" is the time that this machine's memory needs to read the
+logits and, for the backward pass, to write the gradient. The memory bandwidth is measured in the
+same run. "Time / limit" is not shown for workloads that fit into the caches.
 """
 
 OVERHEAD_HEAD = """\
 ## Small problems
 
-Measured by `python benchmarks/overhead.py`, for one call on logits of shape {shape} in float32. Each
-table also has the time of a call that computes almost nothing. No loss in that framework can take
-less.
+Measured by `python benchmarks/overhead.py`, for one call on logits of shape {shape} in float32.
+Each table also has the time of a call that computes almost nothing. No loss in that framework can
+take less.
 """
 
 LINEAR_HEAD = """\
 ## The last layer and its loss
 
-Measured by `python benchmarks/linear.py`, for the value and the gradients with respect to `hidden` and
-`head`. A heading gives the numbers of tokens, features and classes. "/ xentx" and "/ floor" are the
-time divided by that of xentx and by that of the floor. The floor is three matrix products of these sizes by the
-framework's own BLAS. Every method that computes the gradients needs these products. "Peak memory" does
-not include the arguments and the gradients.
+Measured by `python benchmarks/linear.py`, for the value and the gradients with respect to
+`hidden` and `head`. A heading gives the numbers of tokens, features and classes. "/ xentx" and "/
+floor" are the time divided by that of xentx and by that of the floor. The floor is three matrix
+products of these sizes by the framework's own BLAS. Every method that computes the gradients
+needs these products. "Peak memory" does not include the arguments and the gradients.
 
 In bfloat16 xentx is slower than the frameworks' own losses, for three reasons:
 
-- xentx computes its logits in float32. The frameworks round them to bfloat16. The floor does too, and a
-  processor may have special units for these products. PyTorch and TensorFlow have no product of
-  bfloat16 arrays with a float32 result on CPUs.
+- xentx computes its logits in float32. The frameworks round them to bfloat16. The floor does too,
+  and a processor may have special units for these products. PyTorch and TensorFlow have no
+  product of bfloat16 arrays with a float32 result on CPUs.
 - xentx accumulates the gradient with respect to `head` in float32.
 - This takes a fourth matrix product.
 
@@ -98,23 +98,24 @@ percent.
 BYTES_HEAD = """\
 ## Bytes moved
 
-Counted by `python benchmarks/bytes_moved.py`: the bytes that the portable core and its peers read and
-write in memory, per logit. A cell shows "read + written". The bytes are counted in the program that
-XLA compiles for {rows} rows of {classes} classes, with {versions}.
-Nothing is executed: a machine without an H100 and without a TPU v5e can compile programs for them.
-The counts are not times. On accelerators, where the memory bandwidth limits a loss, the time is
+Counted by `python benchmarks/bytes_moved.py`: the bytes that the portable core and its peers read
+and write in memory, per logit. A cell shows "read + written". The bytes are counted in the
+program that XLA compiles for {rows} rows of {classes} classes, with {versions}. Nothing is
+executed: a machine without an H100 and without a TPU v5e can compile programs for them. The
+counts are not times. On accelerators, where the memory bandwidth limits a loss, the time is
 roughly proportional to them.
 
-One pass over float32 logits reads 4 bytes per logit. A loss needs one pass for the maximum and one for
-the sum. Its gradient needs a third pass, which also writes 4 bytes. Soft targets have as many bytes as
-the logits.
+One pass over float32 logits reads 4 bytes per logit. A loss needs one pass for the maximum and
+one for the sum. Its gradient needs a third pass, which also writes 4 bytes. Soft targets have as
+many bytes as the logits.
 """
 
 INDUCTOR_HEAD = """\
 ### torch.compile on CPUs, {dtype}
 
-A cell shows two counts. The first is the number of arrays of the logits' size that the generated code
-allocates, including the gradient. The second is the number of loops over the classes. One loop is one pass.
+A cell shows two counts. The first is the number of arrays of the logits' size that the generated
+code allocates, including the gradient. The second is the number of loops over the classes. One
+loop is one pass.
 """
 
 # For the summary: a function, a workload of `benchmarks/speed.py`, and xentx's name there. JAX's

@@ -94,7 +94,12 @@ def text(x: float, y: float, words: str, anchor: str = "start", style: str = "")
 
 def axes() -> Iterator[str]:
     """Draw the axes, their ticks and their names."""
-    yield text(LEFT, 22, "Relative error of the loss of a correct row, in float32", style=' font-weight="bold"')
+    yield text(
+        LEFT,
+        22,
+        "Relative error of the loss of a correct row, in float32",
+        style=' font-weight="bold"',
+    )
     for exponent in range(-8, 1, 2):
         _, y = position(0, 10.0**exponent)
         yield f'<path d="M{LEFT} {y}H{RIGHT}" stroke="{GREY}" stroke-opacity=".3"/>'
