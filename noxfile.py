@@ -168,10 +168,11 @@ def oldest() -> Iterator[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, the layers of the house, and the public docstrings."""
+    """Check style, formatting, spelling, the layers of the house, and the public docstrings."""
     install(session, ".", groups=("lint",), env=PURE)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("codespell")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "backends"})
     packages = ("xentx", *(f"xentx_{name}" for name in (*FRAMEWORKS, "keras")))
     session.run("python", "-c", CIRCLES, *packages, env=IN_TREE, log=False)

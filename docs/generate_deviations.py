@@ -1,7 +1,7 @@
-"""Write docs/deviations.md: what each framework's own losses do where xentx's rules say otherwise.
+"""Write docs/deviations.md: where the results of each framework's own losses differ from xentx's.
 
-Everything on the page is found out by calling the losses that are installed; nothing is typed. Run
-it with the frameworks that pyproject.toml pins, whenever a pin, a record or a corner changes::
+The results on the page come from calling the installed losses. Run this script with the versions
+that pyproject.toml pins, whenever a version, a record of a loss or a corner case changes::
 
     python docs/generate_deviations.py
 """  # noqa: INP001 -- a script
@@ -36,14 +36,22 @@ HEAD = """\
 
 <!-- Written by `{command}`. Don't edit. -->
 
-What the frameworks' own losses answer in {corners} corner cases, {binary} of them of binary
-cross-entropy, and where that is not what
-[xentx's rules](#rules) say. Written by `{command}` with {versions}.
+This page shows the results of the frameworks' own losses in {corners} corner cases, {binary} of
+them of binary cross-entropy. It compares them with [the rules of xentx](#rules). `{command}`
+writes the page. The versions are {versions}.
 
-`=` all of a framework's losses that can be asked the case answer as the rule says; `≠` none does;
-`2 of 7` so many don't; empty: none can be asked. Figures are rounded to a few digits, and a
-gradient is given where one differs. Under a compiler, which can't see values, xentx's rule for an
-error that depends on them is NaN in loss and gradient: `[jit]` and `[xla]` are held to that.
+Each cell covers the losses of a framework that support the case:
+
+| cell | meaning |
+| --- | --- |
+| `=` | All losses follow the rule. |
+| **≠** | No loss follows the rule. |
+| 2 of 7 | 2 of 7 losses do not follow the rule. |
+| empty | No loss of the framework supports the case. |
+
+Numbers are rounded to a few digits. The gradient is shown if it differs. Traced values are not
+known to a compiler. If an error depends on values, xentx's rule for compiled losses is NaN for
+loss and gradient instead. Losses marked `[jit]` and `[xla]` are compared with that rule.
 """
 
 
@@ -91,7 +99,10 @@ def summary(report: Report, groups: dict[str, list[CornerReport]]) -> Iterator[s
 
     yield "## Summary"
     yield ""
-    yield "Cases in which at least one of a framework's losses deviates, of those it can be asked."
+    yield (
+        "The number of cases in which at least one of a framework's losses deviates, of the cases "
+        "that the framework supports."
+    )
     yield ""
     rows = [row(f"[{name}](#{slug(name)})", corners) for name, corners in groups.items()]
     yield from table(["", *FRAMEWORKS.values()], iter([*rows, row("all", report.corners)]))
@@ -153,7 +164,7 @@ def details(report: Report, corner: CornerReport) -> Iterator[str]:
         )
         for name, answer in found
     )
-    yield from table(["", "answer", "of"], rows)
+    yield from table(["", "result", "losses"], rows)
 
 
 def flat(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from what the benchmarks have measured; nothing is typed.
+"""Write docs/performance.md from the results that the benchmarks have stored.
 
 for name in speed overhead linear; do python benchmarks/$name.py; done
 python benchmarks/bytes_moved.py --json benchmarks/bytes_moved.json
@@ -35,62 +35,140 @@ HEAD = """\
 
 <!-- Written by `{command}`. Don't edit. -->
 
-Measured on {processor}, {processors} processors, {system}, Python {python}, with {versions};
-engine of xentx: {engine}.
+This page compares the time and memory of xentx with those of each framework's own losses. All
+figures come from the benchmarks in `benchmarks/`. `{command}` writes the page from their stored
+results.
 
-Every ratio is of two neighbours in time, in one process, in rounds of alternating order: the median
-of the rounds, and their extremes. Above 1 xentx is the quicker one. On a shared machine, and most
-are, a ratio within a third of 1 says little.
+Machine: {processor}, {processors} processors, {system}, Python {python}.
+Versions: {versions}.
+Engine of xentx: {engine}.
 
+A **ratio** is the time of the other loss divided by the time of xentx. A ratio above 1 means that
+xentx is faster. The two times of a ratio are measured one after the other, in one process. The
+order alternates from round to round. The tables show the median of the rounds, and the smallest
+and the largest ratio. On a shared machine, a ratio between 0.67 and 1.33 is not significant.
+"""
+
+SUMMARY_HEAD = """\
+## Summary
+
+Ratios by function. The other loss is the fastest of the framework's own losses. For NumPy, which
+has none, it is the textbook formula. The shapes are rows x classes, and tokens x features x
+classes for `linear_cross_entropy`.
+"""
+
+LOSSES_HEAD = """\
 ## Losses of logits
 
-`python benchmarks/speed.py`. The fastest peer is whichever of the framework's own losses took least
-time on that workload. The limit is the time in which this machine's memory moves the logits, and
-with the backward pass the gradient, at the bandwidth that was measured beside.
+Measured by `python benchmarks/speed.py`. "Fastest peer" is the framework's own loss that took the
+least time on the workload. "Limit" is the time that this machine's memory needs to read the
+logits and, for the backward pass, to write the gradient. The memory bandwidth is measured in the
+same run. "Time / limit" is not shown for workloads that fit into the caches.
 """
 
 OVERHEAD_HEAD = """\
-## Where a small problem's time goes
+## Small problems
 
-`python benchmarks/overhead.py`: one call on {shape} in float32, and what its framework takes for a
-call that computes all but nothing, which no loss can do without.
+Measured by `python benchmarks/overhead.py`, for one call on logits of shape {shape} in float32.
+Each table also has the time of a call that computes almost nothing. No loss in that framework can
+take less.
 """
 
 LINEAR_HEAD = """\
 ## The last layer and its loss
 
-`python benchmarks/linear.py`: value and gradients by hidden and head, for so many tokens, features
-and classes. The floor is three matrix products of these sizes by the framework's own BLAS; nothing
-that forms the gradients takes less. Peak memory is what a call adds beyond its arguments and the
-gradients.
+Measured by `python benchmarks/linear.py`, for the value and the gradients with respect to
+`hidden` and `head`. A heading gives the numbers of tokens, features and classes. "/ xentx" and "/
+floor" are the time divided by that of xentx and by that of the floor. The floor is three matrix
+products of these sizes by the framework's own BLAS. Every method that computes the gradients
+needs these products. "Peak memory" does not include the arguments and the gradients.
 
-In bfloat16 the floor, like the frameworks' own losses, has products whose results are rounded to
-bfloat16, for which a processor may have units of its own. xentx's logits are of float32, and so is
-what it adds the head's gradient up in, at the price of a fourth product and of slower units:
-PyTorch and TensorFlow have no product of bfloat16 with a float32 result on CPUs. PyTorch's own
-chunks add the losses themselves up in bfloat16, and miss the mean by some percent.
+In bfloat16 xentx is slower than the frameworks' own losses, for three reasons:
+
+- xentx computes its logits in float32. The frameworks round them to bfloat16. The floor does too,
+  and a processor may have special units for these products. PyTorch and TensorFlow have no
+  product of bfloat16 arrays with a float32 result on CPUs.
+- xentx accumulates the gradient with respect to `head` in float32.
+- This takes a fourth matrix product.
+
+PyTorch's chunked loss accumulates the losses themselves in bfloat16. Its mean is wrong by some
+percent.
 """
 
 BYTES_HEAD = """\
 ## Bytes moved
 
-`python benchmarks/bytes_moved.py`: what the portable core and its peers read and write in memory,
-in bytes for each logit, read + written. They are counted in the program that XLA makes of it for
-{rows} rows of {classes} classes, with
-{versions}.
-Nothing runs: the programs for an H100 and a TPU v5e are compiled on a machine that has neither. It
-is no time, but where memory limits a loss, as it does on accelerators, time follows it.
+Counted by `python benchmarks/bytes_moved.py`: the bytes that the portable core and its peers read
+and write in memory, per logit. A cell shows "read + written". The bytes are counted in the
+program that XLA compiles for {rows} rows of {classes} classes, with {versions}. Nothing is
+executed: a machine without an H100 and without a TPU v5e can compile programs for them. The
+counts are not times. On accelerators, where the memory bandwidth limits a loss, the time is
+roughly proportional to them.
 
-One pass over float32 logits reads 4 bytes. A loss takes a pass for the maximum and one for the sum,
-and its gradient a third, which writes 4. Soft targets have as many bytes as the logits.
+One pass over float32 logits reads 4 bytes per logit. A loss needs one pass for the maximum and
+one for the sum. Its gradient needs a third pass, which also writes 4 bytes. Soft targets have as
+many bytes as the logits.
 """
 
 INDUCTOR_HEAD = """\
 ### torch.compile on CPUs, {dtype}
 
-How many arrays of the logits' size the generated code allocates, the gradient among them, and how
-many loops over classes it has: one loop is one pass.
+A cell shows two counts. The first is the number of arrays of the logits' size that the generated
+code allocates, including the gradient. The second is the number of loops over the classes. One
+loop is one pass.
 """
+
+# For the summary: a function, a workload of `benchmarks/speed.py`, and xentx's name there. JAX's
+# workloads are compiled.
+SUMMARY = (
+    ("`cross_entropy`", "256x1000 float32 forward", dict.fromkeys(NAMES, "xentx")),
+    ("`cross_entropy`", "2048x50257 float32 forward", dict.fromkeys(NAMES, "xentx")),
+    ("`cross_entropy`", "32x10 float32 forward + backward", dict.fromkeys(NAMES, "xentx")),
+    ("`cross_entropy`", "256x1000 float32 forward + backward", dict.fromkeys(NAMES, "xentx")),
+    ("`cross_entropy`", "2048x50257 float32 forward + backward", dict.fromkeys(NAMES, "xentx")),
+    (
+        "`cross_entropy` in `torch.compile`, `jax.jit`, `tf.function`",
+        "2048x50257 float32 forward + backward",
+        {"torch": "xentx, torch.compile", "jax": "xentx", "tensorflow": "xentx, tf.function"},
+    ),
+    (
+        "`cross_entropy` in `tf.function(jit_compile=True)`",
+        "2048x50257 float32 forward + backward",
+        {"tensorflow": "xentx, XLA"},
+    ),
+)
+
+
+def summary(speed: dict[str, Any], linear: dict[str, Any]) -> Iterator[str]:
+    """Lay out one table of ratios by function, which the README has too."""
+    dense = {(f.framework, f.workload, f.ours): f"{f.ratio:.2g}" for f in figures(speed)}
+    rows = [
+        (name, workload, *(dense.get((key, workload, ours.get(key)), "") for key in NAMES))
+        for name, workload, ours in SUMMARY
+    ]
+    factors = {
+        (framework, result["problem"]): fastest(result["seconds"])
+        for framework, results in linear["frameworks"].items()
+        for result in results
+    }
+    rows += [
+        (
+            "`linear_cross_entropy`",
+            f"{problem.replace(' x ', 'x')} forward + backward",
+            *(factors.get((key, problem), "") for key in NAMES),
+        )
+        for problem in dict.fromkeys(problem for _, problem in factors)
+    ]
+    yield from table(("function", "workload", *NAMES.values()), iter(rows))
+
+
+def fastest(seconds: dict[str, list[float]]) -> str:
+    """Ratio of the fastest loss of the framework's own to xentx, the median of the rounds."""
+    others = (name for name in seconds if name != FLOOR and not name.startswith("xentx"))
+    peers = [seconds[name] for name in others]
+    peer = min(peers, key=statistics.median)
+    ratios = [theirs / ours for theirs, ours in zip(peer, seconds["xentx"], strict=True)]
+    return f"{statistics.median(ratios):.2g}"
 
 
 def losses(report: dict[str, Any]) -> Iterator[str]:
@@ -160,7 +238,8 @@ def generate() -> str:
     compilers = ", ".join(f"{n} {v}" for n, v in compilers if n in {"jax", "optax", "torch"})
     shape = dict(zip(("rows", "classes"), moved["shape"], strict=True))
     lines = [
-        *(head, *losses(speed)),
+        *(head, SUMMARY_HEAD, *summary(speed, linear)),
+        *(LOSSES_HEAD, *losses(speed)),
         *(OVERHEAD_HEAD.format(shape=tuple(calls["shape"])), *overhead(calls)),
         *(LINEAR_HEAD, *last_layer(linear)),
         *(BYTES_HEAD.format(versions=compilers, **shape), *traffic(moved)),

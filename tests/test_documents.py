@@ -30,6 +30,7 @@ DOCUMENTS = (
     README,
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts),
 )
+OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 SYBIL = Sybil([PythonCodeBlockParser()], path=str(ROOT))
 
 FRAMEWORKS = {
@@ -47,6 +48,23 @@ IMPORT = re.compile(r"^(?:import|from) (\w+)", flags=re.MULTILINE)
 SECTION = re.compile(r"^(?:#+ |:::|```.*python\n(?:>>> )?(?:import|from) )", flags=re.MULTILINE)
 # README's are indented, and those of docs/ are typed at a prompt, or run for the page.
 COMMAND = re.compile(r"^(?:    |\$ |```\{command-output\} )(xentx .*)$", flags=re.MULTILINE)
+
+
+# Idioms that readers who learnt English as a foreign language ask about, and what to write.
+PHRASES = {
+    r"(gradients?|derivatives?|differentiate[sd]?) by (?!autodiff)": "with respect to",
+    r"can(no|')?t? be seen|sees? (no|the) values?": "concrete, traced, known",
+    r"\bdoors?\b": "function",
+    r"bits and all": "bit-identical",
+    r"(say|said|says|need it|needs it) (so|said)": "required",
+    r"is the caller's": "is left to the caller",
+    r"in the same words": "the same error message",
+    r"whatever (its|their)": "for any",
+    r"accumulated wide": "accumulated in a wider dtype",
+    r"is the truth|the truth\b": "true value",
+    r"\bmend(s|ed)?\b": "correct, solve",
+    r"\bbe had\b|\bnobody\b": "say who does what",
+}
 
 
 def name(path):
@@ -82,11 +100,14 @@ def is_cell(example):
     return text.startswith("```{code-cell}", text.rindex("```", 0, start + 3))
 
 
-def test_readme_and_first_page_have_an_example_in_each_framework():
-    for path in (README, ROOT / "docs" / "index.md"):
-        found = [frameworks_of(examples) for examples in sections(path)]
-        assert set() in found, path
-        assert set.union(*found) == {"torch", "jax", "tensorflow"}, path
+def test_the_first_page_has_an_example_in_each_framework():
+    found = [frameworks_of(examples) for examples in sections(ROOT / "docs" / "index.md")]
+    assert set() in found
+    assert set.union(*found) == {"torch", "jax", "tensorflow"}
+
+
+def test_the_readme_has_an_example_that_needs_numpy_alone():
+    assert set() in [frameworks_of(examples) for examples in sections(README)]
 
 
 @pytest.mark.parametrize("path", list(documents()))
@@ -102,6 +123,42 @@ def test_examples(path, tmp_path, monkeypatch):
                 count += 1
     if not count:
         pytest.skip("no example, or none of what was asked for")
+
+
+def anchors(path):
+    """GitHub's anchors of a document's headings, and those that it sets itself."""
+    text = path.read_text("utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {"", *slugs, *re.findall(r'<a id="(.*?)"', text)}
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *map(ROOT.joinpath, OTHERS)], ids=name)
+def test_links(path):
+    """Links to files of the repository lead somewhere."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^()\s]+)\)", text):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def assert_plain(text, where):
+    for phrase, better in PHRASES.items():
+        found = re.search(phrase, text, flags=re.IGNORECASE)
+        assert not found, f"{where}: {found[0]!r}; write {better!r}"
+
+
+def test_the_check_of_phrases_can_fail():
+    with pytest.raises(AssertionError, match="page: 'gradient by '; write 'with respect to'"):
+        assert_plain("The gradient by the logits.", "page")
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *map(ROOT.joinpath, OTHERS)], ids=name)
+def test_phrases_of_documents(path):
+    assert_plain(path.read_text("utf-8"), name(path))
 
 
 def test_ci_runs_the_command_of_the_readme():
@@ -173,6 +230,14 @@ def test_docstrings(name):
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         runner.run(test, out=output.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(output)
+
+
+@pytest.mark.parametrize("package", ["xentx", *surfaces()])
+def test_phrases_of_public_docstrings(package):
+    module = importlib.import_module(package)
+    for public in module.__all__:
+        if callable(getattr(module, public)):
+            assert_plain(getattr(module, public).__doc__, f"{package}.{public}")
 
 
 def test_public_functions_have_examples():

@@ -1,6 +1,6 @@
-"""One cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
+"""Cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
 
-The functions live in `_losses`, which says where to read on, and those of rows in `_row_stats`.
+The losses are in `_losses`. The functions that return results for each row are in `_row_stats`.
 """
 
 from xentx._core.partials import Partials

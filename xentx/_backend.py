@@ -1,8 +1,8 @@
-"""What a backend has to say about its arrays: the contract between the core and an adapter.
+"""The contract between the core and an adapter: what a backend implements.
 
-A backend holds no mathematics. It answers questions about arrays and attaches a pullback that the
-core wrote to its framework's automatic differentiation. `ArrayAPIBackend` is the one that serves
-any Array API library; the adapters under backends/ serve the frameworks with autodiff.
+A backend contains no mathematics. It answers questions about arrays, and attaches the derivatives
+of the core to its framework's autodiff. `ArrayAPIBackend` supports any Array API library. The
+adapters under backends/ support the frameworks with autodiff.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,21 +58,21 @@ class Operation(Protocol):
 class EngineAdapter(Protocol):
     """An adapter's module that hands its framework's arrays to an engine.
 
-    ``kind`` is a `xentx._calls.Kind`. It answers, or declines with None what the engine can't take:
-    the next engine computes that, or the portable core.
+    ``kind`` is a `xentx._calls.Kind`. A method returns its result, or None to decline a call that
+    the engine does not support. Then the next engine or the portable core computes.
     """
 
     def unusable(self) -> str | None:
-        """Say why the engine serves no array of the framework as it is installed; None if it does.
+        """Return why the engine cannot be used with the installed framework; None if it can.
 
         A clause that follows "because", such as "JAX 0.6.0 is older than 0.7 (hint: upgrade it)".
         """
 
     def declines(self, array: Array) -> str | None:
-        """Say why the engine computes no loss of `array`, where it is usable; None if it does."""
+        """Return why a usable engine computes no loss of `array`; None if it does."""
 
     def solve(self, kind: Any, arrays: tuple[Array | None, ...]) -> Array | None:
-        """Value, which the framework can differentiate to any order; None to decline."""
+        """Return the value, differentiable by the framework to any order; None to decline."""
 
     def solve_with_gradient(
         self,
@@ -82,33 +82,34 @@ class EngineAdapter(Protocol):
         *,
         overwrite: bool = False,
     ) -> tuple[Array, Array] | None:
-        """Value, and gradient with respect to the logits, which may be overwritten by it.
+        """Return the value, and the gradient with respect to the logits; None to decline.
 
-        It is for a cotangent, ones if None. None to decline.
+        The gradient is the pullback of `cotangent`, by default ones. With `overwrite`, it may be
+        written to the memory of the logits.
         """
 
     def row_stats(self, kind: Any, arrays: tuple[Array | None, ...]) -> tuple[Array, ...] | None:
-        """Fields of `xentx.RowStats`, of which the framework can differentiate the first four.
+        """Return the fields of `xentx.RowStats`; None to decline.
 
-        ``kind`` is that of the loss. None to decline.
+        The framework can differentiate the first four. ``kind`` is that of the loss.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What computes dense losses of a framework's arrays, beside the portable core.
+    """An engine, which computes losses of logits instead of the portable core.
 
     Parameters
     ----------
     name
-        As XENTX_ENGINE and `xentx.backend_of` name it.
+        The name in XENTX_ENGINE and `xentx.backend_of`.
     adapter
-        What hands it the arrays.
+        The adapter's module that passes arrays to the engine.
     takes
-        Whether it has a loss: takes its `LossSpec`, the name of the target's dtype, None without a
-        target, and whether the framework has float64.
+        Returns whether the engine supports a loss. The arguments are its `LossSpec`, the name of
+        the target's dtype (None without a target), and whether the framework has float64.
     details
-        What `xentx.backend_of` says beside its name: the instruction set, or the device.
+        Shown by `xentx.backend_of` after the name: the instruction set, or the device.
     """
 
     name: str
@@ -170,7 +171,7 @@ class CallCache(Protocol):
 
 
 class Backend(Protocol):
-    """One framework's answers. Implemented by a singleton named ``BACKEND`` in each adapter."""
+    """Interface of a backend. Each adapter has one object of this kind, named ``BACKEND``."""
 
     name: str
     engines: tuple[Engine, ...]  # in order of preference; then comes the portable core
@@ -185,43 +186,46 @@ class Backend(Protocol):
         """Whether `value` is an array of this framework."""
 
     def array(self, value: Array, like: Array) -> Array:
-        """Make `value` an array beside `like`: an array of this framework, or `plain` of NumPy.
+        """Convert an array of this framework, or a `plain` one of NumPy, to the device of `like`.
 
-        What it can't take is a TypeError in the form "got X; expected Y".
+        Raise a TypeError of the form "got X; expected Y" for a value that is not supported.
         """
 
     def namespace(self, array: Array) -> Namespace:
-        """Array API namespace of `array`."""
+        """Return the Array API namespace of `array`."""
 
     def dtype_name(self, array: Array) -> str:
-        """Name of the dtype without its framework: ``"bfloat16"``."""
+        """Return the name of the dtype without the framework's name, as ``"bfloat16"``."""
 
     def is_concrete(self, array: Array) -> bool:
-        """Whether the values can be seen: not under a tracing compiler or transformation."""
+        """Whether the values are known. The values of traced arrays are not."""
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        """Concrete values as a NumPy array."""
+        """Return the values of a concrete array as a NumPy array."""
 
     def is_compiling(self) -> bool:
-        """Whether a compiler is reading this call, whose shapes may be symbols."""
+        """Whether a compiler traces this call. Shapes may then be symbolic."""
 
     def has_float64(self, array: Array) -> bool:
-        """Whether float64 exists where `array` lives."""
+        """Whether the device of `array` supports float64."""
 
     def device(self, array: Array) -> Any:
-        """Where a new array must be made to meet `array`; None where the framework moves it."""
+        """Return the device for a new array that is combined with `array`.
+
+        None if the framework moves arrays between devices itself.
+        """
 
     def evaluating(self) -> AbstractContextManager[Any]:
-        """Context in which the core computes."""
+        """Return a context manager in which the core computes."""
 
     def attach(
         self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
     ) -> Array:
-        """Value of `operation`, differentiated by its own rules in this framework's autodiff."""
+        """Return the value of `operation`, with its derivatives attached to the autodiff."""
 
 
 class ArrayAPIBackend:
-    """Any library that follows the standard: forward, and gradients by `xentx.value_and_grad`."""
+    """The backend for any Array API library. `xentx.value_and_grad` returns gradients."""
 
     name = "array-api"
     engines: tuple[Engine, ...] = ()

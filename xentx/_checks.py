@@ -345,10 +345,7 @@ def check_normalizer(backend: Backend, normalizer: Array | None, reduction: Redu
     if normalizer is None:
         return
     if reduction != "mean":
-        msg = (
-            f"normalizer: got one with reduction={reduction!r}; expected reduction='mean', whose "
-            "divisor it replaces"
-        )
+        msg = f"normalizer: got reduction={reduction!r}; expected reduction='mean'"
         raise ValueError(msg)
     check_dtype(backend, "normalizer", normalizer, FLOATS + INTEGERS)
     if shape_of(normalizer) != ():

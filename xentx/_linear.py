@@ -38,11 +38,11 @@ class LinearGradients(NamedTuple):
     Parameters
     ----------
     hidden, head : array
-        By the two factors.
+        Gradients with respect to `hidden` and `head`.
     bias : array or None
-        By the bias; None without one.
+        Gradient with respect to the bias. None without a bias.
     target : array or None
-        By class probabilities; None for class indices.
+        Gradient with respect to class probabilities. None for class indices.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""The losses. Each function states its arguments and validates them; `_public` does the rest.
+"""The public losses. Each function here validates its arguments; the decorators add dispatch.
 
-The way on: `_validation` checks the arguments, `_evaluate` computes, `_core` holds the mathematics.
+`_validation` checks the arguments, `_evaluate` computes, `_core` has the mathematics.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,9 @@ def log_softmax(
 
     .. math:: y_k = x_k - \log \sum_j e^{x_j}
 
-    computed as :math:`(x_k - m) - \mathrm{log1p}(\sum_{x_j < m} e^{x_j - m} + (\text{ties} - 1))`
-    with :math:`m = \max x`, which keeps full relative precision where one class dominates.
+    It is computed as
+    :math:`(x_k - m) - \mathrm{log1p}(\sum_{x_j < m} e^{x_j - m} + (\text{ties} - 1))` with
+    :math:`m = \max x`, which has full relative precision, even if one class dominates.
 
     Parameters
     ----------
@@ -41,26 +42,26 @@ def log_softmax(
     Returns
     -------
     array
-        Log-probabilities, in the shape and dtype of `logits`. A row that holds NaN or +inf, or
-        nothing but -inf, is NaN.
+        Log-probabilities, in the shape and dtype of `logits`. A row that contains NaN or +inf, or
+        only -inf, is NaN.
 
     Raises
     ------
     TypeError
-        If `logits` is no array of floats.
+        If `logits` is not an array of floats.
     ValueError
-        If `axis` is out of range, there are no classes, or `precision` is "exact" where there is
-        no float64.
+        If `axis` is out of range, there are no classes, or `precision` is "exact" and float64 is
+        not available.
 
     See Also
     --------
-    nll_loss : The other half: ``cross_entropy`` is ``nll_loss`` of ``log_softmax``.
+    nll_loss : The second step: ``cross_entropy`` is ``nll_loss`` of ``log_softmax``.
 
     Notes
     -----
     The gradient for a cotangent ``g`` is ``g - softmax(x) * sum(g)``. float16 and bfloat16 are
-    computed in float32 and rounded once. Leaving the maximum out of the sum is the method of
-    [1]_; its accuracy is shown there.
+    computed in float32 and rounded once. The method leaves the maximum out of the sum; [1]_ has
+    an analysis of its accuracy.
 
     References
     ----------
@@ -95,7 +96,7 @@ def nll_loss(
     .. math:: \ell = -\sum_k q_k y_k
 
     with :math:`q_k = w_t [k = t]` for an integer target and :math:`q_k = w_k \, \text{target}_k`
-    for a soft one.
+    for a soft target.
 
     Parameters
     ----------
@@ -106,13 +107,13 @@ def nll_loss(
         Class indices of any integer dtype, in the shape of `log_probs` without the class axis; or
         class probabilities of any float dtype, in the shape of `log_probs`.
     axis : int, optional
-        The axis that holds the classes. The last by default; `log_probs` of 3 or more dimensions
-        need it said.
+        The axis that holds the classes. The default is the last axis. Required if `log_probs` has
+        3 or more dimensions.
     weight : array, optional
         A weight for each class, of any real dtype.
     ignore_index : int or None, default: -100
-        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0. None
-        ignores no row.
+        Rows with this target are ignored: their loss and their gradient are exactly 0. With None,
+        no row is ignored.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `cross_entropy`.
 
@@ -124,17 +125,17 @@ def nll_loss(
     Raises
     ------
     TypeError
-        If a dtype is none of those above, a framework differs from that of `log_probs`, or an
-        integer target has the shape of a soft one or the reverse.
+        If a dtype is not supported, an array belongs to another framework than `log_probs`, or an
+        integer target has the shape of a soft target or the reverse.
     ValueError
-        If a shape or an option is out of range.
+        If a shape is wrong or an option is out of range.
     IndexError
-        If a class index is out of range, where its value can be seen. Under a tracing compiler
-        that row's loss and gradient are NaN.
+        If a class index is out of range and its value is concrete. If it is traced, the loss and
+        the gradient of its row are NaN.
 
     See Also
     --------
-    cross_entropy : Both steps in one, with more options and more accurate.
+    cross_entropy : Both steps in one function, with more options.
 
     Examples
     --------
@@ -196,80 +197,84 @@ def cross_entropy(
     target : array or list of int
         Class indices of any integer dtype, in the shape of `logits` without the class axis; or
         class probabilities of any float dtype, in the shape of `logits`. Probabilities need not
-        sum to 1, and the loss is differentiable in them too.
+        sum to 1. The loss is also differentiable with respect to them.
     axis : int, optional
-        The axis that holds the classes. The last by default; `logits` of 3 or more dimensions
-        need it said.
+        The axis that holds the classes. The default is the last axis. Required if `logits` has 3
+        or more dimensions.
     weight : array, optional
-        A weight for each class, of any real dtype. Differentiable, as far as the framework is.
+        A weight for each class, of any real dtype. In frameworks with autodiff, the loss is
+        differentiable with respect to it.
     sample_weight : array, optional
         A weight for each row, of any real dtype, in the shape of `logits` without the class axis.
-        It multiplies the row's loss, z-loss included, so that a weight of 2 equals repeating the
-        row.
+        It multiplies the loss of the row, including the z-loss. A weight of 2 is equivalent to
+        repeating the row.
     ignore_index : int or None, default: -100
-        Class index of the rows to ignore: their loss is 0 and their gradient exactly 0, even
-        where their logits are NaN or infinite. None ignores no row. For integer targets only.
+        Rows with this target are ignored: their loss and their gradient are exactly 0, even if
+        their logits are NaN or infinite. With None, no row is ignored. For integer targets only.
     label_smoothing : float or array, default: 0.0
-        How much of the target to spread evenly over all classes, from 0 to 1.
+        The part of the target that is distributed evenly over all classes, from 0 to 1.
     z_loss : float or array, default: 0.0
         Factor of the squared log-sum-exp that is added to the loss of each row.
     logit_softcap : float or array, optional
-        Cap ``c`` to which the logits are first squashed, as ``c * tanh(logits / c)``.
+        If given, the logits are replaced by ``c * tanh(logits / c)``, where ``c`` is this number.
     temperature : float or array, default: 1.0
-        What the logits are divided by, after the cap. Positive and finite.
+        Positive, finite divisor of the logits. It is applied after `logit_softcap`.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
-        "mean" divides the sum by that of the target classes' weights for an integer target, also
-        with smoothing, and by the number of rows for a soft one, sample weights multiplied in and
-        ignored rows left out. "weighted_mean" divides by the sum of :math:`q` in both cases.
+        For an integer target, "mean" divides the sum of the losses by the sum of the target
+        classes' weights, also with smoothing. For a soft target, it divides by the number of rows.
+        In both cases, sample weights are multiplied in, and ignored rows do not count.
+        "weighted_mean" divides by the sum of :math:`q`.
     normalizer : float or 0-d array, optional
-        Replaces the divisor of "mean": for example the number of items in all micro-batches.
+        Replaces the divisor of "mean", for example by the number of items in all micro-batches.
     return_normalizer : bool, default: False
-        Whether to return the divisor too: that of "mean" where the reduction has none. Sums over
-        micro-batches, divided by the sum of their normalizers, are the mean over all of them.
+        Whether to return the divisor too. For "none" and "sum", it is the divisor that "mean"
+        would use. The mean over several micro-batches is the sum of their "sum" losses, divided by
+        the sum of their normalizers.
     precision : {"default", "exact"}, default: "default"
-        "exact" computes in float64 inside, for results that are correctly rounded but for one case
-        in thousands. It takes about three times as long. JAX needs its 64-bit mode for it.
+        "exact" computes in float64; nearly all results are correctly rounded. It takes about three
+        times as long. In JAX it requires the 64-bit mode.
 
     Returns
     -------
     array
         The loss, in the dtype of `logits`: 0-d, or one for each row with ``reduction="none"``.
     array
-        With `return_normalizer`, the 0-d divisor, in float64 where there is one.
+        With `return_normalizer`, the 0-d divisor, in float64 if the framework has it.
 
     Raises
     ------
     TypeError
-        If a dtype is none of those above, a framework differs from that of `logits`, an integer
-        target has the shape of a soft one or the reverse, or `ignore_index` comes with a soft
-        target.
+        If a dtype is not supported, an array belongs to another framework than `logits`, an
+        integer target has the shape of a soft target or the reverse, or `ignore_index` is given
+        with a soft target.
     ValueError
-        If a shape or an option is out of range, `normalizer` comes without "mean", or `precision`
-        is "exact" where there is no float64.
+        If a shape is wrong, an option is out of range, `normalizer` is given without "mean", or
+        `precision` is "exact" and float64 is not available.
     IndexError
-        If a class index is out of range, where its value can be seen. Under a tracing compiler
-        that row's loss and gradient are NaN.
+        If a class index is out of range and its value is concrete. If it is traced, the loss and
+        the gradient of its row are NaN.
 
     See Also
     --------
-    log_softmax, nll_loss : The two steps that this one equals.
+    log_softmax, nll_loss : The two steps of this function.
     value_and_grad : The loss and its gradient, in every framework.
 
     Notes
     -----
-    The gradient is ``A * softmax(x) - q`` with ``A`` the sum of ``q``. Loss and gradient are formed
-    without subtracting nearly equal numbers [1]_: for logits ``[20, 0]``, target 0, in float32 the
-    loss is 2.06e-09, and the gradient's row sums to 0.
+    The gradient is ``A * softmax(x) - q``, where ``A`` is the sum of ``q``. Loss and gradient are
+    computed without subtracting nearly equal numbers [1]_. For the logits ``[20, 0]`` in float32
+    and the target 0, the loss is 2.06e-09, and the row of the gradient sums to 0.
 
-    `label_smoothing`, `z_loss`, `logit_softcap` and `temperature` may be 0-d arrays of the
-    framework of `logits`. They may be traced, so that a schedule compiles once, and the loss can be
-    differentiated with respect to them. A concrete value out of range raises; a traced one makes
-    the loss NaN. The CPU kernel takes numbers only: with an array the loss runs on the portable
-    engine.
+    `label_smoothing`, `z_loss`, `logit_softcap` and `temperature` can be 0-d arrays of the
+    framework of `logits`. They can be traced, so that a schedule does not recompile. The loss can
+    be differentiated with respect to them. A concrete value out of range raises an error, and a
+    traced one makes the loss NaN. The CPU kernel supports numbers only: with an array, the portable
+    core computes.
 
-    An empty mean, of no rows, of ignored rows only, or over weights that sum to 0, is NaN, with a
-    gradient of exactly 0. A class at -inf adds nothing where its ``q`` is 0, and makes the loss
-    +inf where it isn't. Results are accumulated wide and rounded once to the dtype of `logits`.
+    The mean is NaN if there are no rows, if all rows are ignored, or if the weights sum to 0. Its
+    gradient is then exactly 0. A class at -inf contributes nothing if its ``q`` is 0. Otherwise it
+    makes the loss +inf. Results are accumulated in a wider dtype and rounded once to the dtype of
+    `logits`.
 
     References
     ----------
@@ -324,23 +329,22 @@ def binary_cross_entropy(
 
     .. math:: \ell = p \, y \log(1 + e^{-x}) + (1 - y) \log(1 + e^{x})
 
-    Each logit is a problem of its own, as in classification with several labels. Neither the loss
-    nor its gradient subtracts nearly equal numbers, however large or small the logits are.
+    Each logit is an independent binary problem, as in multi-label classification. Neither the loss
+    nor its gradient subtracts nearly equal numbers, for logits of any size.
 
     Parameters
     ----------
     logits : array
-        Of any shape, of dtype float16, bfloat16, float32 or float64.
+        An array of any shape, of dtype float16, bfloat16, float32 or float64.
     target : array
         Probability :math:`y` of the positive class, in the shape of `logits`, floats or integers.
     weight : array, optional
-        What each loss is multiplied by. It broadcasts to the shape of `logits`.
+        Factor of each loss. It broadcasts to the shape of `logits`.
     pos_weight : array, optional
-        What the loss of the positive class is multiplied by, :math:`p`. It broadcasts to the shape
-        of `logits`.
+        Factor :math:`p` of the loss of the positive class. It broadcasts to the shape of `logits`.
     label_smoothing : float or array, default: 0.0
-        The share :math:`s` of the target that is spread evenly over both classes:
-        :math:`(1 - s) y + s / 2`. At least 0 and at most 1.
+        The part :math:`s` of the target that is distributed evenly over both classes. The target
+        becomes :math:`(1 - s) y + s / 2`. From 0 to 1.
     reduction : {"none", "mean", "sum", "weighted_mean"}, default: "mean"
         "mean" divides the sum of the losses by their number, "weighted_mean" by the sum of
         `weight`.
@@ -350,7 +354,8 @@ def binary_cross_entropy(
     Returns
     -------
     array
-        The loss, in the dtype of `logits`, with their shape if `reduction` is "none".
+        The loss, in the dtype of `logits`. It is 0-d, or has the shape of `logits` if `reduction`
+        is "none".
 
     Raises
     ------
@@ -361,13 +366,14 @@ def binary_cross_entropy(
 
     See Also
     --------
-    cross_entropy : The loss of one class of several.
+    cross_entropy : The loss for classes that exclude each other.
 
     Notes
     -----
     It equals ``torch.nn.functional.binary_cross_entropy_with_logits``,
     ``optax.sigmoid_binary_cross_entropy`` and
-    ``tf.nn.sigmoid_cross_entropy_with_logits`` up to rounding. The portable core computes it.
+    ``tf.nn.sigmoid_cross_entropy_with_logits`` up to rounding. The portable core computes it; the
+    CPU kernel does not support it.
 
     Examples
     --------
@@ -414,30 +420,30 @@ def linear_cross_entropy(
     precision: Accuracy = "default",
     chunk: int | Literal["auto"] = "auto",
 ) -> LinearProblem | Counted:
-    r"""Cross-entropy of the logits ``hidden @ head.T + bias``, which are never all in memory.
+    r"""Cross-entropy of the logits ``hidden @ head.T + bias``, without storing all of them.
 
     .. math:: \ell = \mathrm{cross\_entropy}(H W^\top + b, \text{target})
 
-    A language model's logits, one for each token and entry of the vocabulary, take more memory than
-    all else in its last layer. Here they, and their gradient, exist for a chunk of the rows at a
-    time; rows to ignore are left out of the products.
+    The logits of a language model have one entry for each token and each entry of the vocabulary.
+    They take more memory than anything else in the last layer. This function computes them and
+    their gradient for a chunk of the rows at a time. Ignored rows are left out of the products.
 
     Parameters
     ----------
     hidden : array
-        The last layer's input, features on the last axis, of dtype float16, bfloat16, float32 or
-        float64.
+        The input of the last layer, with the features on the last axis, of dtype float16,
+        bfloat16, float32 or float64.
     head : array
-        The last layer's weights in shape ``(classes, features)``, of one of these dtypes.
+        The weights of the last layer, in shape ``(classes, features)``, of one of these dtypes.
     target : array or list of int
         Class indices of any integer dtype, in the shape of `hidden` without its last axis; or
-        class probabilities of any float dtype, with an axis of classes in its place.
+        class probabilities of any float dtype, with the classes on the last axis.
     bias : array, optional
-        The last layer's bias, one number for each class.
+        The bias of the last layer, one number for each class.
     weight, sample_weight : array, optional
         As in `cross_entropy`, for logits whose last axis holds the classes.
     ignore_index : int or None, default: -100
-        As in `cross_entropy`. Rows to ignore are left out of the products where they can be seen.
+        As in `cross_entropy`. If the target is concrete, ignored rows are left out of the products.
     label_smoothing, z_loss : float or array, default: 0.0
         As in `cross_entropy`.
     logit_softcap : float or array, optional
@@ -451,43 +457,44 @@ def linear_cross_entropy(
     return_normalizer : bool, default: False
         As in `cross_entropy`.
     precision : {"default", "exact"}, default: "default"
-        "exact" forms the logits in float64 too.
+        "exact" also computes the logits in float64.
     chunk : int or "auto", default: "auto"
-        How many rows to take at a time. More are faster up to a point, and need more memory.
+        The number of rows that are computed at a time. A larger number needs more memory and can
+        be faster.
 
     Returns
     -------
     array
-        The loss: 0-d, or one for each row with ``reduction="none"``. It is float32, and float64
-        where one of the operands is.
+        The loss: 0-d, or one for each row with ``reduction="none"``. Its dtype is float32, or
+        float64 if one of the operands is float64.
     array
-        With `return_normalizer`, the 0-d divisor, in float64 where there is one.
+        With `return_normalizer`, the 0-d divisor, in float64 if the framework has it.
 
     Raises
     ------
     TypeError
-        If a dtype is none of those above, a framework differs from that of `hidden`, an integer
-        target has the shape of a soft one or the reverse, or `ignore_index` comes with a soft
-        target.
+        If a dtype is not supported, an array belongs to another framework than `hidden`, an
+        integer target has the shape of a soft target or the reverse, or `ignore_index` is given
+        with a soft target.
     ValueError
-        If a shape or an option is out of range, `normalizer` comes without "mean", or `precision`
-        is "exact" where there is no float64.
+        If a shape is wrong, an option is out of range, `normalizer` is given without "mean", or
+        `precision` is "exact" and float64 is not available.
     IndexError
-        If a class index is out of range, where its value can be seen. Under a tracing compiler
-        that row's loss and gradient are NaN.
+        If a class index is out of range and its value is concrete. If it is traced, the loss and
+        the gradient of its row are NaN.
 
     See Also
     --------
     cross_entropy : The same loss of logits.
-    value_and_grad : The loss and its gradients by hidden, head and bias, in every framework.
+    value_and_grad : The loss and its gradients with respect to hidden, head and bias.
 
     Notes
     -----
-    float16 and bfloat16 operands are multiplied and summed up in float32; each gradient is rounded
-    once to the dtype of its operand. The gradient of a reduced loss is formed beside its value
-    [1]_, at the price of three matrix products for both, as without chunks. With
-    ``reduction="none"``, narrow operands, or derivatives of second order the logits are formed
-    again: a product more, or, for second order, all logits at once in some frameworks.
+    float16 and bfloat16 operands are multiplied and accumulated in float32. Each gradient is
+    rounded once to the dtype of its operand. The gradient of a reduced loss is computed together
+    with its value [1]_. Both take three matrix products, as without chunks. The logits are computed
+    a second time, with one more product, for ``reduction="none"`` and for narrow operands. They are
+    also computed again for derivatives of second order; some frameworks then store all logits.
 
     References
     ----------
@@ -530,30 +537,31 @@ def linear_cross_entropy(
 
 
 def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Array, Array]]:
-    """Make a function that returns a loss and its gradient by the logits, in every framework.
+    """Make a function that returns a loss and its gradient with respect to the logits.
 
-    The gradient is the core's own, hand-written one, so NumPy and every other Array API library
-    have it too; in a framework with autodiff it equals what that would give.
+    It works in every framework, including NumPy and other Array API libraries without autodiff. In
+    a framework with autodiff, the gradient is equal to that of autodiff.
 
     Parameters
     ----------
     loss_fn : callable
-        One of xentx's functions: `log_softmax`, `nll_loss`, `cross_entropy`,
-        `binary_cross_entropy` or `linear_cross_entropy`, or the same of one backend, such as
+        A loss of xentx: `log_softmax`, `nll_loss`, `cross_entropy`, `binary_cross_entropy`,
+        `linear_cross_entropy`, or one that is bound to a backend, such as
         ``xentx_torch.cross_entropy``.
 
     Returns
     -------
     callable
-        Takes the arguments of `loss_fn` and ``cotangent``, an array in the shape of the value
-        (ones by default) which is pulled back; returns ``(value, gradient)``. The gradient has
-        the shape and dtype of the first argument. That of `linear_cross_entropy` is a named tuple
-        of those by ``hidden``, ``head``, ``bias`` and a soft ``target``.
+        It takes the arguments of `loss_fn`, and ``cotangent``, an array in the shape of the value
+        (ones by default). It returns ``(value, gradient)``. The gradient is the pullback of the
+        cotangent and has the shape and dtype of the first argument. For `linear_cross_entropy` it
+        is a named tuple of the gradients with respect to ``hidden``, ``head``, ``bias`` and a soft
+        ``target``.
 
     Raises
     ------
     TypeError
-        If `loss_fn` is none of xentx's functions.
+        If `loss_fn` is not a loss of xentx.
 
     Examples
     --------

@@ -198,15 +198,15 @@ def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     Parameters
     ----------
     function : callable
-        One whose first argument is an array, such as `xentx.cross_entropy` or `xentx.per_row`.
+        A function of xentx whose first argument is an array, such as `xentx.cross_entropy` or
+        `xentx.per_row`.
     backend : Backend
-        The only one whose arrays the result takes.
+        The backend. The result accepts arrays of this backend only.
 
     Returns
     -------
     callable
-        The same function without a search for the backend. It raises a TypeError for an array of
-        another library.
+        The same function, without dispatch. It raises a TypeError for an array of another library.
 
     Examples
     --------

@@ -1,12 +1,12 @@
-"""Which backend owns an array, found without importing a framework.
+"""Find the backend that owns an array, without importing a framework.
 
-An array's type names the module that defines it, and a framework that isn't imported can't have
-made an array: so the root modules of the type's ancestors are looked up in a table, and the
-adapter, which imports the framework, is only loaded once one of its arrays has come. Walking the
-ancestors and not the type alone makes users' subclasses work.
+A framework that is not imported cannot have made an array. So the root modules of the array's type
+and of its base classes are looked up in a table. The adapter, which imports the framework, is
+loaded when the first array of the framework is received. The base classes are needed for users'
+subclasses.
 
-Another package adds its framework by an entry point in the group ``xentx.backends``. It is named
-after the module that defines the arrays, and its object is the backend::
+Another package adds its framework with an entry point in the group ``xentx.backends``. Its name is
+the module that defines the arrays, and its object is the backend::
 
     [project.entry-points."xentx.backends"]
     mlx = "xentx_mlx:BACKEND"
@@ -47,7 +47,7 @@ class BackendSpec:
     Parameters
     ----------
     name
-        What the framework is called in errors and in `xentx.backends`.
+        The name of the framework in error messages and in `xentx.backends`.
     framework
         Root of the modules that define its array types; the import name.
     package
@@ -219,21 +219,21 @@ def require(name: str, value: object) -> Backend:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """A backend as it stands on this machine.
+    """Information about a backend on this machine.
 
     Parameters
     ----------
     name : str
-        The framework.
+        The name of the framework.
     version : str or None
-        Its version; None where it is not installed.
+        The version of the framework. None if it is not installed.
     engine : str or None
-        What computes: "kernel", the CPU kernel, with the instruction set that it uses, such as
-        "kernel (avx2)"; or "portable", the core on the framework's own functions. None where the
-        framework is not installed, or fails to be imported.
+        The engine that computes. "kernel (avx2)" is the CPU kernel with its instruction set.
+        "portable" is the portable core, which uses the framework's own functions. None if the
+        framework is not installed, or if its import fails.
     reason : str or None
-        Why the engine is not "kernel", and what can be done about that. None where it is, and where
-        the framework is not installed.
+        Why the engine is not the kernel, with a hint. None if it is the kernel, or if the framework
+        is not installed.
 
     Examples
     --------
@@ -255,13 +255,14 @@ def backends(*, load: bool = False) -> tuple[BackendInfo, ...]:
     Parameters
     ----------
     load : bool
-        Whether to import the frameworks that are installed. By default none is imported, and the
-        CPU kernel is taken to serve the version of one that is not imported yet.
+        Whether to import the installed frameworks. By default, no framework is imported. For a
+        framework that is not imported yet, it is assumed that the CPU kernel supports its version.
 
     Returns
     -------
     tuple of BackendInfo
-        One for each framework that xentx adapts, installed or not, and for those of other packages.
+        One for each framework that xentx supports, installed or not, and for each backend of
+        another package.
 
     Examples
     --------
@@ -310,7 +311,7 @@ def _described(engine: str, details: str) -> str:
 
 
 def backend_of(array: Any, /) -> BackendInfo:
-    """Tell which backend a loss of `array` runs on.
+    """Return the backend and the engine for a loss of `array`.
 
     Parameters
     ----------
@@ -320,12 +321,12 @@ def backend_of(array: Any, /) -> BackendInfo:
     Returns
     -------
     BackendInfo
-        Its name, its framework's version, its engine, and why that is portable if it is.
+        The name and version of the framework, the engine, and the reason for a portable engine.
 
     Raises
     ------
     TypeError
-        If `array` is no array.
+        If `array` is not an array.
 
     Examples
     --------

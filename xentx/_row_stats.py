@@ -1,9 +1,9 @@
 """Public functions of rows: `per_row` and `linear_per_row`; `partials`, `combine` and `finish`.
 
-The first two tell more of each row than its loss. The other three are the loss as an algebra: a
-block of the classes is reduced to a state of each row, states are combined in any order, and the
-loss is finished from that of all blocks. So the classes may be spread over chunks, machines or
-tasks; what carries the states between them is the caller's.
+The first two return more than the loss of each row. The other three compute the loss of sharded
+classes: `partials` reduces a block of the classes to a state of each row, `combine` combines states
+in any order, and `finish` computes the loss from the state of all blocks. The blocks can be chunks,
+or shards on several machines or tasks. Communication is left to the caller.
 """
 
 from dataclasses import replace
@@ -21,26 +21,27 @@ from xentx._types import Array
 
 
 class RowStats(NamedTuple):
-    """What `per_row` returns: an array in the rows' shape for each field.
+    """The result of `per_row`: each field is an array with one entry for each row.
 
     Parameters
     ----------
     loss : array
-        As `cross_entropy` with ``reduction="none"`` gives it, bit for bit; what a compiler makes of
-        the portable core may differ by two units in the last place.
+        Bit-identical to `cross_entropy` with ``reduction="none"``. Exception: in a compiled
+        function on the portable core, it may differ by two units in the last place.
     lse : array
         Logarithm of the sum of the exponentials of the logits.
     log_prob : array
-        Log-probability of the target, without weights or smoothing; for class probabilities their
-        sum of products with the log-probabilities.
+        Log-probability of the target, without weights or smoothing. For class probabilities: the
+        sum of their products with the log-probabilities.
     entropy : array
         Entropy of the softmax, in nats.
     correct : array of bool
-        Whether `prediction` is the target's class; for class probabilities, that of the largest.
+        Whether `prediction` is the target. For class probabilities: whether it is the class with
+        the largest probability.
     prediction : array of int
-        Class of the largest logit: of equal ones the first, in a row with NaN the first NaN, and 0
-        for an ignored row. The dtype is that of the framework's own ``argmax``: int64, and int32 in
-        JAX without 64-bit integers.
+        Class of the largest logit. If several are equal, the first of them. In a row with NaN, the
+        first NaN. In an ignored row, 0. The dtype is that of the framework's ``argmax``: int64, or
+        int32 in JAX without the 64-bit mode.
 
     Examples
     --------
@@ -88,21 +89,21 @@ def per_row(
     axis : int, optional
         As in `cross_entropy`.
     weight : array, optional
-        As in `cross_entropy`; it concerns the loss only.
+        As in `cross_entropy`. It affects ``loss`` only.
     ignore_index : int or None, default: -100
         As in `cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
-        As in `cross_entropy`; they concern the loss only.
+        As in `cross_entropy`. They affect ``loss`` only.
     logit_softcap : float or array, optional
         As in `cross_entropy`.
     temperature : float or array, default: 1.0
-        As in `cross_entropy`. All fields are those of the divided logits.
+        As in `cross_entropy`. It affects all fields.
 
     Returns
     -------
     RowStats
-        The fields in the dtype of `logits`, ``correct`` and ``prediction``. An ignored row is 0 and
-        false.
+        A named tuple. Its fields have the dtype of `logits`, except ``correct`` and ``prediction``.
+        In an ignored row they are 0 and False.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def linear_per_row(
     temperature: float | Array = 1.0,
     chunk: int | Literal["auto"] = "auto",
 ) -> RowStats:
-    """Tell the same as `per_row` of the logits ``hidden @ head.T + bias``, formed chunk by chunk.
+    """Return `per_row` of the logits ``hidden @ head.T + bias``, computed chunk by chunk.
 
     Parameters
     ----------
@@ -180,7 +181,8 @@ def linear_per_row(
     Returns
     -------
     RowStats
-        The fields in float32, and float64 where an operand is; ``correct`` and ``prediction``.
+        A named tuple. Its fields are float32, or float64 if an operand is float64, except
+        ``correct`` and ``prediction``.
 
     Raises
     ------

@@ -1,10 +1,9 @@
-"""What a package needs that brings another framework to xentx.
+"""The interface for packages that add a backend for another framework.
 
-A backend is an object with the answers of `Backend`. `ArrayAPIBackend` has those of a library that
-follows the Array API standard; deriving from it leaves little to say: whose arrays, and how a
-derivative is attached to the framework's autodiff. An entry point in the group ``xentx.backends``
-registers it, as `xentx._registry` shows, and `xentx.testing` proves it. ``examples/mlx_backend`` is
-a whole one.
+A backend is an object that implements `Backend`. `ArrayAPIBackend` implements it for any library
+that follows the Array API standard. A subclass only defines which arrays it owns, and how to attach
+a derivative to the framework's autodiff. An entry point in the group ``xentx.backends`` registers
+the backend, and `xentx.testing` tests it. ``examples/mlx_backend`` is a complete example.
 """
 
 from xentx._backend import ArrayAPIBackend, Backend, Engine, EngineAdapter, Operation

@@ -1,7 +1,7 @@
-"""xentx for JAX: the functions of `xentx`, for its arrays alone and without dispatch.
+"""The functions of `xentx`, bound to the JAX backend.
 
-`_backend` answers for JAX's arrays, `_autodiff` attaches the core's gradients. `losses` is for
-programs that are written for Optax's.
+`_backend` is the backend. `_autodiff` attaches the derivatives of the core. `losses` has
+drop-in replacements for losses of Optax.
 """
 
 from xentx import combine, finish, value_and_grad

@@ -1,6 +1,6 @@
-"""Optax's softmax losses: its signatures, one loss for each row, and its `where`; xentx's results.
+"""Drop-in replacements for Optax's softmax losses.
 
-Only the arguments are translated; Optax itself is not imported.
+The functions here translate Optax's arguments, including `where`. Optax is not imported.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ _FUNCTIONS = Functions(BACKEND)
 def softmax_cross_entropy(
     logits: Any, labels: Any, axis: Axis | None = -1, where: Any = None
 ) -> Array:
-    r"""Cross-entropy of logits against distributions, as optax.softmax_cross_entropy takes them.
+    r"""Drop-in replacement for optax.softmax_cross_entropy.
 
     .. math:: \ell = \sum_k y_k \left( \log \sum_j e^{x_j} - x_k \right)
 
@@ -39,10 +39,10 @@ def softmax_cross_entropy(
     labels : array
         Class probabilities in the shape of `logits`, of any real dtype. They need not sum to 1.
     axis : int or tuple of int, default: -1
-        The axes that hold the classes; None for all.
+        The axes that hold the classes. None means all axes.
     where : array of bool, optional
-        What to include, in the shape of `logits` or of the result. A class left out is none of the
-        row's, and a row with none left has loss 0 and gradient exactly 0.
+        The elements to include, in the shape of `logits` or of the result. An excluded class does
+        not belong to the row. A row without classes has loss 0 and gradient exactly 0.
 
     Returns
     -------
@@ -52,12 +52,12 @@ def softmax_cross_entropy(
     Raises
     ------
     TypeError, ValueError
-        As `xentx.cross_entropy` does, in the same words.
+        As `xentx.cross_entropy`.
 
     See Also
     --------
     softmax_cross_entropy_with_integer_labels : For class indices.
-    xentx.cross_entropy : The same, with its rules, more options, and reductions.
+    xentx.cross_entropy : Describes all rules, has more options, and has reductions.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def softmax_cross_entropy(
 def softmax_cross_entropy_with_integer_labels(
     logits: Any, labels: Any, axis: Axis = -1, where: Any = None
 ) -> Array:
-    r"""Cross-entropy of logits against class indices, as Optax's function of this name takes them.
+    r"""Drop-in replacement for optax.softmax_cross_entropy_with_integer_labels.
 
     .. math:: \ell = \log \sum_j e^{x_j} - x_t
 
@@ -93,13 +93,13 @@ def softmax_cross_entropy_with_integer_labels(
         Unnormalised scores of dtype float16, bfloat16, float32 or float64.
     labels : array
         Class indices of any integer dtype, in the shape of `logits` without `axis`. For several
-        axes they count the classes of all in the order of `axis`, the last fastest.
+        axes, an index counts the classes in the order of `axis`, and the last axis varies fastest.
     axis : int or tuple of int, default: -1
         The axes that hold the classes.
     where : array of bool, optional
-        What to include, in the shape of `logits` or of the result. A class left out is none of the
-        row's: as a label its loss is +inf. A row with none left has loss 0 and gradient exactly 0,
-        whatever its label.
+        The elements to include, in the shape of `logits` or of the result. An excluded class does
+        not belong to the row: if it is the label, the loss is +inf. A row without classes has loss
+        0 and gradient exactly 0, for any label.
 
     Returns
     -------
@@ -109,12 +109,12 @@ def softmax_cross_entropy_with_integer_labels(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.cross_entropy` does, in the same words.
+        As `xentx.cross_entropy`.
 
     See Also
     --------
-    softmax_cross_entropy : For distributions.
-    xentx.cross_entropy : The same, with its rules, more options, and reductions.
+    softmax_cross_entropy : For class probabilities.
+    xentx.cross_entropy : Describes all rules, has more options, and has reductions.
 
     Notes
     -----
@@ -147,7 +147,7 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Array:
-    r"""Cross-entropy of logits against distributions, as optax.safe_softmax_cross_entropy.
+    r"""Drop-in replacement for optax.safe_softmax_cross_entropy.
 
     .. math:: \ell = \sum_k y_k \left( \log \sum_j e^{x_j} - x_k \right)
 
@@ -166,11 +166,12 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Array:
     Raises
     ------
     TypeError, ValueError
-        As `xentx.cross_entropy` does, in the same words.
+        As `xentx.cross_entropy`.
 
     See Also
     --------
-    softmax_cross_entropy : The same: xentx's is safe, a class at -inf and label 0 adds nothing.
+    softmax_cross_entropy : The same function. In xentx both are safe: a class at -inf with label 0
+        contributes 0.
 
     Examples
     --------

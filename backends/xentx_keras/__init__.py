@@ -1,7 +1,7 @@
-"""xentx's losses for Keras, on whichever backend it runs: TensorFlow, JAX, PyTorch or NumPy.
+"""Losses for Keras, for each of its backends: TensorFlow, JAX, PyTorch or NumPy.
 
-Keras hands a loss its backend's own tensors, which `xentx.cross_entropy` knows: so this package
-imports Keras and no framework.
+Keras passes tensors of its backend to a loss, and `xentx.cross_entropy` accepts them. So this
+package imports Keras, but no framework.
 """
 
 from xentx_keras._losses import CategoricalCrossentropy, SparseCategoricalCrossentropy

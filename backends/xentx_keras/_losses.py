@@ -1,7 +1,7 @@
-"""Keras's two cross-entropies, by xentx: the same arguments, in the same order, with its defaults.
+"""Drop-in replacements for Keras's two cross-entropies.
 
-Keras reduces, so that sample weights, masks and distribution strategies stay what they are there;
-xentx computes each row's loss, and its gradient.
+xentx computes the loss of each row and its gradient. Keras reduces, so sample weights, masks and
+distribution strategies behave as in Keras.
 """
 
 from collections.abc import Sequence
@@ -87,39 +87,40 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
 
 @keras.saving.register_keras_serializable(package="xentx")
 class SparseCategoricalCrossentropy(_CrossEntropy):
-    r"""Cross-entropy with class indices: `keras.losses.SparseCategoricalCrossentropy`, by xentx.
+    r"""Drop-in replacement for keras.losses.SparseCategoricalCrossentropy.
 
     .. math:: \ell = \log \sum_k e^{x_k} - x_t
 
-    A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
-    lacks, by keyword. Notes list what differs from Keras's.
+    It has the same arguments, order and defaults. Options of `xentx.cross_entropy` that Keras does
+    not have are keyword arguments. The notes list the differences from Keras's loss.
 
     Parameters
     ----------
     from_logits : bool, default: False
-        Whether `y_pred` are logits; else probabilities, which are normalised. Logits are more
-        accurate: give the model's last layer no softmax.
+        Whether `y_pred` contains logits. Otherwise it contains probabilities, which are normalised.
+        Logits are more accurate: use a last layer without softmax.
     ignore_class : int, optional
-        Class index of the rows to ignore. "sum_over_batch_size" and "mean" leave them out of the
-        divisor, too.
+        Rows with this target are ignored. They do not count in the divisor of
+        "sum_over_batch_size" and "mean".
     reduction : str, default: "sum_over_batch_size"
-        As in every loss of Keras's.
+        As in all losses of Keras.
     axis : int, default: -1
         The axis of `y_pred` that holds the classes.
     name : str, default: "sparse_categorical_crossentropy"
-        The loss's name.
+        The name of the loss.
     dtype : str or keras.DTypePolicy, optional
-        Of the computation; Keras's ``floatx`` by default. Keras turns the indices into it, so that
-        float16 and bfloat16, which count to 2048 and 256, are refused.
+        The dtype of the computation. The default is Keras's ``floatx``. Keras converts class
+        indices to this dtype. Therefore float16 and bfloat16, which are exact for integers up to
+        2048 and 256 only, raise an error.
     label_smoothing, weight, z_loss, logit_softcap
         As in `xentx.cross_entropy`.
 
     Raises
     ------
     ValueError
-        If `dtype` can't hold indices.
+        If `dtype` is float16 or bfloat16.
     IndexError
-        When called, if a label is no class: negative, too large, NaN, infinite or no whole number.
+        When called, if a label is invalid: negative, too large, NaN, infinite or fractional.
 
     See Also
     --------
@@ -129,14 +130,13 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
     -----
     These differ from Keras's loss:
 
-    - A confident row keeps its loss: it is not rounded to 0.
-    - An ignored row has a gradient of 0 whatever its logits are.
-    - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
-      normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
-    - A label that is no class raises an IndexError where labels are concrete. In a compiled step,
-      as `fit` runs by default, it makes the row's loss NaN. To find such a label when `fit` prints
-      ``loss: nan``, compile the model with ``run_eagerly=True``: the error names the label and its
-      position in the batch.
+    - The loss of a confident row is not rounded to 0.
+    - The gradient of an ignored row is 0, for any logits.
+    - With ``from_logits=False``, the probability 0 has the loss 87.34, which is ``-log`` of the
+      smallest normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
+    - An invalid label raises an IndexError if labels are concrete. If they are traced, as in `fit`
+      by default, the loss of the row is NaN. To find such a label, compile the model with
+      ``run_eagerly=True``: the error names the label and its position in the batch.
 
     Examples
     --------
@@ -231,28 +231,28 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
 
 @keras.saving.register_keras_serializable(package="xentx")
 class CategoricalCrossentropy(_CrossEntropy):
-    r"""Cross-entropy with soft targets: `keras.losses.CategoricalCrossentropy`, by xentx.
+    r"""Drop-in replacement for keras.losses.CategoricalCrossentropy.
 
     .. math:: \ell = \sum_k q_k \left(\log \sum_j e^{x_j} - x_k\right)
 
-    A drop-in: the same arguments, order and defaults, and those of `xentx.cross_entropy` that Keras
-    lacks, by keyword. Notes list what differs from Keras's.
+    It has the same arguments, order and defaults. Options of `xentx.cross_entropy` that Keras does
+    not have are keyword arguments. The notes list the differences from Keras's loss.
 
     Parameters
     ----------
     from_logits : bool, default: False
-        Whether `y_pred` are logits; else probabilities, which are normalised. Logits are more
-        accurate: give the model's last layer no softmax.
+        Whether `y_pred` contains logits. Otherwise it contains probabilities, which are normalised.
+        Logits are more accurate: use a last layer without softmax.
     label_smoothing : float, default: 0.0
         As in `xentx.cross_entropy`.
     axis : int, default: -1
         The axis that holds the classes.
     reduction : str, default: "sum_over_batch_size"
-        As in every loss of Keras's.
+        As in all losses of Keras.
     name : str, default: "categorical_crossentropy"
-        The loss's name.
+        The name of the loss.
     dtype : str or keras.DTypePolicy, optional
-        Of the computation; Keras's ``floatx`` by default.
+        The dtype of the computation. The default is Keras's ``floatx``.
     weight, z_loss, logit_softcap
         As in `xentx.cross_entropy`.
 
@@ -264,11 +264,11 @@ class CategoricalCrossentropy(_CrossEntropy):
     -----
     These differ from Keras's loss:
 
-    - A confident row keeps its loss: it is not rounded to 0.
-    - The gradient is right for a target that does not sum to 1, and there is one with respect to
-      the target.
-    - The probability 0 (``from_logits=False``) has the loss 87.34, which is ``-log`` of the least
-      normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
+    - The loss of a confident row is not rounded to 0.
+    - The gradient is correct for a target that does not sum to 1. There is also a gradient with
+      respect to the target.
+    - With ``from_logits=False``, the probability 0 has the loss 87.34, which is ``-log`` of the
+      smallest normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
 
     Examples
     --------

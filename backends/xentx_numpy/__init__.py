@@ -1,7 +1,7 @@
-"""xentx for NumPy: the functions of `xentx`, for its arrays alone and without dispatch.
+"""The functions of `xentx`, bound to the NumPy backend.
 
-`_backend` answers for NumPy's arrays, `_autodiff` attaches the core's gradients, `_kernel` hands
-arrays to the CPU kernel.
+`_backend` is the backend. `_autodiff` has the derivatives of the core, and `_kernel` passes arrays
+to the CPU kernel.
 """
 
 from xentx import combine, finish, value_and_grad

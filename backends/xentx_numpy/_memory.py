@@ -23,15 +23,15 @@ _free: dict[int, Array] = {}  # by address, oldest first
 
 
 def reuse_memory(most: int) -> None:
-    """Keep the memory of gradients that are gone, for those to come.
+    """Reuse the memory of gradients that have been deleted.
 
-    Off by default. Only gradients of a megabyte or more, as `value_and_grad` returns them, are
-    affected. Memory that is still seen through an array or a view of one is never used again.
+    This is off by default. It affects gradients of `value_and_grad` that have one megabyte or more.
+    Memory is not reused while an array or a view still refers to it.
 
     Parameters
     ----------
     most : int
-        The most bytes to keep while nobody uses them. 0 lets them all go.
+        The largest number of unused bytes to keep. 0 frees them all.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""xentx for TensorFlow: the functions of `xentx`, for its arrays alone and without dispatch.
+"""The functions of `xentx`, bound to the TensorFlow backend.
 
-`_backend` answers for TensorFlow's arrays, `_autodiff` attaches the core's gradients.
+`_backend` is the backend. `_autodiff` attaches the derivatives of the core.
 """
 
 from xentx import combine, finish, value_and_grad

@@ -1,7 +1,7 @@
-"""xentx for PyTorch: the functions of `xentx`, for its arrays alone and without dispatch.
+"""The functions of `xentx`, bound to the PyTorch backend.
 
-`_backend` answers for PyTorch's arrays, `_autodiff` attaches the core's gradients. `functional`,
-`modules` and `trainer` are for programs that are written for PyTorch's own losses.
+`_backend` is the backend. `_autodiff` attaches the derivatives of the core. `functional`, `modules`
+and `trainer` have drop-in replacements for PyTorch's own losses.
 """
 
 from xentx import combine, finish, value_and_grad

@@ -1,7 +1,7 @@
-"""The losses of torch.nn.functional: its signatures, its class axis, its autocast; xentx's results.
+"""Drop-in replacements for losses of torch.nn.functional.
 
-Only the arguments are translated. What is computed, and what is an error, is decided behind
-`xentx_torch.cross_entropy` and its siblings, in the same words as everywhere.
+They have its signatures, class axis and autocast. The functions here only translate the arguments
+to those of `xentx_torch.cross_entropy` and the other losses, which validate and compute.
 """
 
 import warnings
@@ -23,21 +23,22 @@ _FUNCTIONS = Functions(BACKEND)
 def log_softmax(
     input: Array, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Array:
-    r"""Logarithm of the softmax, as torch.nn.functional.log_softmax takes it.
+    r"""Drop-in replacement for torch.nn.functional.log_softmax.
 
     .. math:: y_k = x_k - \log \sum_j e^{x_j}
 
     Parameters
     ----------
     input : torch.Tensor
-        Logits in any shape, of dtype float16, bfloat16, float32 or float64; with `dtype`, of any
-        dtype that converts to it.
+        Logits in any shape, of dtype float16, bfloat16, float32 or float64. With `dtype`, any
+        dtype that can be converted to it.
     dim : int, optional
-        The axis that holds the classes. Without it PyTorch's own choice, with its own warning.
+        The axis that holds the classes. If it is not given, PyTorch's default is used, with
+        PyTorch's warning.
     _stacklevel : int, default: 3
-        Which caller that warning names.
+        The stack level of that warning.
     dtype : torch.dtype, optional
-        Converts `input` first.
+        If given, `input` is converted to it first.
 
     Returns
     -------
@@ -47,13 +48,13 @@ def log_softmax(
     Raises
     ------
     TypeError
-        If the logits are of none of those dtypes.
+        If the dtype of the logits is not supported.
     ValueError
-        If there is no axis `dim`, or no class on it.
+        If there is no axis `dim`, or if it has length 0.
 
     See Also
     --------
-    xentx.log_softmax : The same, with its rules.
+    xentx.log_softmax : The same function; describes all rules.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Array:
-    r"""Negative log-likelihood, as torch.nn.functional.nll_loss takes it.
+    r"""Drop-in replacement for torch.nn.functional.nll_loss.
 
     .. math:: \ell = -w_t \, y_t
 
@@ -89,13 +90,13 @@ def nll_loss(
         bfloat16, float32 or float64.
     target : torch.Tensor
         Class indices of any integer dtype, in the shape of `input` without its class axis; or
-        class probabilities in its shape.
+        class probabilities in the shape of `input`.
     weight : torch.Tensor, optional
         A weight for each class.
     size_average : bool, optional
-        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+        Deprecated, as in PyTorch. Together with `reduce` it selects the reduction.
     ignore_index : int, default: -100
-        Class index of the rows to ignore.
+        Rows with this target are ignored.
     reduce : bool, optional
         Deprecated, as in PyTorch.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
@@ -109,15 +110,15 @@ def nll_loss(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.nll_loss` does, in the same words.
+        As `xentx.nll_loss`.
 
     See Also
     --------
-    xentx.nll_loss : The same, with its rules.
+    xentx.nll_loss : The same function; describes all rules.
 
     Notes
     -----
-    Under torch.autocast float16 and bfloat16 are converted to float32 first, as PyTorch does.
+    Under torch.autocast, float16 and bfloat16 are converted to float32 first, as in PyTorch.
 
     Examples
     --------
@@ -152,11 +153,11 @@ def cross_entropy(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
 ) -> Array:
-    r"""Cross-entropy of logits, as torch.nn.functional.cross_entropy takes it.
+    r"""Drop-in replacement for torch.nn.functional.cross_entropy.
 
     .. math:: \ell = \sum_k q_k \left( \log \sum_j e^{x_j} - x_k \right) + z \, \mathrm{lse}^2
 
-    with the distribution :math:`q` of `xentx.cross_entropy`.
+    `xentx.cross_entropy` defines the distribution :math:`q`.
 
     Parameters
     ----------
@@ -165,21 +166,21 @@ def cross_entropy(
         or float64.
     target : torch.Tensor
         Class indices of any integer dtype, in the shape of `input` without its class axis; or
-        class probabilities of any float dtype, in its shape.
+        class probabilities of any float dtype, in the shape of `input`.
     weight : torch.Tensor, optional
         A weight for each class.
     size_average : bool, optional
-        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+        Deprecated, as in PyTorch. Together with `reduce` it selects the reduction.
     ignore_index : int, default: -100
-        Class index of the rows to ignore. For class indices only.
+        Rows with this target are ignored. For class indices only.
     reduce : bool, optional
         Deprecated, as in PyTorch.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `xentx.cross_entropy`.
     label_smoothing : float or array, default: 0.0
-        How much of the target to spread evenly over all classes, from 0 to 1.
+        The part of the target that is distributed evenly over all classes, from 0 to 1.
     z_loss, logit_softcap : float or array, optional
-        As in `xentx.cross_entropy`. PyTorch has neither.
+        As in `xentx.cross_entropy`. PyTorch does not have these options.
 
     Returns
     -------
@@ -189,15 +190,16 @@ def cross_entropy(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.cross_entropy` does, in the same words.
+        As `xentx.cross_entropy`.
 
     See Also
     --------
-    xentx.cross_entropy : The same, with its rules and more options; its class axis is the last.
+    xentx.cross_entropy : Describes all rules, has more options, and has the classes on the last
+        axis by default.
 
     Notes
     -----
-    Under torch.autocast float16 and bfloat16 are converted to float32 first, as PyTorch does.
+    Under torch.autocast, float16 and bfloat16 are converted to float32 first, as in PyTorch.
 
     Examples
     --------
@@ -236,56 +238,57 @@ def linear_cross_entropy(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
 ) -> Array:
-    r"""Last layer and its loss in one, as torch.nn.functional.linear_cross_entropy takes them.
+    r"""Drop-in replacement for torch.nn.functional.linear_cross_entropy.
 
     .. math:: \ell = \mathrm{cross\_entropy}(H W^\top + b, \text{target})
 
     Parameters
     ----------
     input : torch.Tensor
-        The layer's input in shape ``(F,)`` or ``(N, F)``, of dtype float16, bfloat16, float32 or
-        float64.
+        The input of the last layer in shape ``(F,)`` or ``(N, F)``, of dtype float16, bfloat16,
+        float32 or float64.
     linear_weight : torch.Tensor
-        Its weights in shape ``(C, F)``; or ``(C, ..., F)``, which is a layer for each position.
+        The weights of the layer in shape ``(C, F)``; or ``(C, ..., F)``, one layer for each
+        position.
     target : torch.Tensor
         Class indices of any integer dtype in shape ``()``, ``(N,)`` or ``(N, ...)``; or class
         probabilities in the shape of the logits, ``(C,)``, ``(N, C)`` or ``(N, C, ...)``.
     linear_bias : torch.Tensor, optional
-        Its bias, in the shape of `linear_weight` without the last axis.
+        The bias of the layer, in the shape of `linear_weight` without the last axis.
     weight : torch.Tensor, optional
         A weight for each class.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `xentx.cross_entropy`.
     ignore_index : int, optional
-        Class index of the rows to ignore; -100 by default. For class indices only.
+        Rows with this target are ignored. The default is -100. For class indices only.
     label_smoothing : float or array, default: 0.0
-        How much of the target to spread evenly over all classes, from 0 to 1.
+        The part of the target that is distributed evenly over all classes, from 0 to 1.
     options : torch.nn.LinearCrossEntropyOptions, optional
-        Its ``batch_chunk_size`` is the number of rows taken at a time. Its other fields choose how
-        narrow PyTorch may compute, and whether its gradients last: here sums are in float32 or
-        wider, and gradients last, so that there is nothing to choose.
+        ``batch_chunk_size`` is the number of rows that are computed at a time. The other fields are
+        ignored. In PyTorch they select a narrower dtype for sums and the lifetime of gradients.
+        xentx always accumulates in float32 or wider and keeps the gradients.
     z_loss, logit_softcap : float or array, optional
-        As in `xentx.cross_entropy`. PyTorch has neither.
+        As in `xentx.cross_entropy`. PyTorch does not have these options.
 
     Returns
     -------
     torch.Tensor
-        The loss: 0-d, or one for each row with ``reduction="none"``. It is float32, and float64
-        where one of the operands is.
+        The loss: 0-d, or one for each row with ``reduction="none"``. Its dtype is float32, or
+        float64 if one of the operands is float64.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.linear_cross_entropy` does, in the same words.
+        As `xentx.linear_cross_entropy`.
 
     See Also
     --------
-    xentx.linear_cross_entropy : The same, with its rules and more options.
+    xentx.linear_cross_entropy : Describes all rules and has more options.
 
     Notes
     -----
-    The logits are never all in memory, with `options` or without. Those of a layer for each
-    position are: nothing is gained there, and they are as many as PyTorch forms.
+    The logits are not all stored, with or without `options`. Exception: with one layer for each
+    position all logits are stored, as in PyTorch.
 
     Examples
     --------

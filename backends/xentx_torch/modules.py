@@ -1,6 +1,7 @@
-"""The losses of torch.nn. Each is PyTorch's own class with another forward.
+"""Drop-in replacements for losses of torch.nn.
 
-So its arguments, state, copies and pickles are PyTorch's, and ``isinstance`` says so.
+Each is a subclass of PyTorch's class and overrides ``forward``. Its arguments, state, copies and
+pickles are those of PyTorch.
 """
 
 from typing import Any
@@ -15,12 +16,13 @@ Array = torch.Tensor
 
 
 class LogSoftmax(torch.nn.LogSoftmax):
-    """Log-softmax as torch.nn.LogSoftmax, by `xentx_torch.functional.log_softmax`.
+    """Drop-in replacement for torch.nn.LogSoftmax.
 
     Parameters
     ----------
     dim : int, optional
-        The axis that holds the classes. Without it PyTorch's own choice, with its own warning.
+        The axis that holds the classes. If it is not given, PyTorch's default is used, with
+        PyTorch's warning.
 
     Examples
     --------
@@ -36,16 +38,16 @@ class LogSoftmax(torch.nn.LogSoftmax):
 
 
 class NLLLoss(torch.nn.NLLLoss):
-    """Negative log-likelihood as torch.nn.NLLLoss, by `xentx_torch.functional.nll_loss`.
+    """Drop-in replacement for torch.nn.NLLLoss.
 
     Parameters
     ----------
     weight : torch.Tensor, optional
         A weight for each class.
     size_average : bool, optional
-        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+        Deprecated, as in PyTorch. Together with `reduce` it selects the reduction.
     ignore_index : int, default: -100
-        Class index of the rows to ignore.
+        Rows with this target are ignored.
     reduce : bool, optional
         Deprecated, as in PyTorch.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
@@ -72,24 +74,24 @@ class NLLLoss(torch.nn.NLLLoss):
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """Cross-entropy as torch.nn.CrossEntropyLoss, by `xentx_torch.functional.cross_entropy`.
+    """Drop-in replacement for torch.nn.CrossEntropyLoss.
 
     Parameters
     ----------
     weight : torch.Tensor, optional
         A weight for each class.
     size_average : bool, optional
-        Deprecated, as in PyTorch: with `reduce` it chooses the reduction.
+        Deprecated, as in PyTorch. Together with `reduce` it selects the reduction.
     ignore_index : int, default: -100
-        Class index of the rows to ignore. For class indices only.
+        Rows with this target are ignored. For class indices only.
     reduce : bool, optional
         Deprecated, as in PyTorch.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
         As in `xentx.cross_entropy`.
     label_smoothing : float, default: 0.0
-        How much of the target to spread evenly over all classes, from 0 to 1.
+        The part of the target that is distributed evenly over all classes, from 0 to 1.
     z_loss, logit_softcap : float, optional
-        As in `xentx.cross_entropy`. PyTorch has neither.
+        As in `xentx.cross_entropy`. PyTorch does not have these options.
 
     Examples
     --------
@@ -133,7 +135,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
 
 class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
-    """Last layer and its loss as torch.nn.LinearCrossEntropyLoss.
+    """Drop-in replacement for torch.nn.LinearCrossEntropyLoss.
 
     The loss is `xentx_torch.functional.linear_cross_entropy`.
 
@@ -144,9 +146,9 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
     num_classes : int
         Number of classes.
     z_loss, logit_softcap : float, optional
-        As in `xentx.cross_entropy`. PyTorch has neither.
+        As in `xentx.cross_entropy`. PyTorch does not have these options.
     **options
-        Those of torch.nn.LinearCrossEntropyLoss: ``out_features``, ``bias``, ``device``,
+        Options of torch.nn.LinearCrossEntropyLoss: ``out_features``, ``bias``, ``device``,
         ``dtype``, ``reduction``, ``weight``, ``ignore_index``, ``label_smoothing`` and ``options``.
 
     Examples

@@ -1,4 +1,4 @@
-"""The loss of a causal language model, as transformers.Trainer asks for it."""
+"""The loss of a causal language model for transformers.Trainer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,29 +26,30 @@ def compute_loss_func(
     Parameters
     ----------
     outputs : mapping or object
-        What the model returns: its ``logits``, in shape ``(..., tokens, classes)``.
+        The output of the model, with ``logits`` in shape ``(..., tokens, classes)``.
     labels : torch.Tensor
-        Class indices in shape ``(..., tokens)``; -100 for tokens that don't count.
+        Class indices in shape ``(..., tokens)``. Tokens with the label -100 are ignored.
     num_items_in_batch : float or torch.Tensor, optional
-        The divisor :math:`n`: how many labels count in all batches of an optimizer step, so that
-        their losses add up to the mean over the step. Without it, how many count in this one.
+        The divisor :math:`n`: the number of labels that are not ignored, in all batches of an
+        optimizer step. The sum of the losses of these batches is then the mean over the step. The
+        default is the number in this batch.
     **options
-        Options of `xentx.cross_entropy`, such as ``z_loss``, given by functools.partial.
+        Options of `xentx.cross_entropy`, such as ``z_loss``. Use functools.partial to pass them.
 
     Returns
     -------
     torch.Tensor
-        The loss, 0-d, in float32; in float64 for such logits.
+        The 0-d loss, in float32, or in float64 for float64 logits.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.cross_entropy` does, in the same words.
+        As `xentx.cross_entropy`.
 
     Notes
     -----
-    Narrow logits are converted to float32, as transformers does: a loss is rounded to the dtype of
-    its logits, and losses in bfloat16 would not add up to a mean.
+    float16 and bfloat16 logits are converted to float32, as in transformers. Otherwise each loss
+    would be rounded to bfloat16, and the sum of rounded losses would not be the mean.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="One cross-entropy for every array framework: compare it with their own.",
+    help="Compare, explain and translate the cross-entropy losses of array frameworks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,19 +54,21 @@ def compare(
         typer.Option(
             "--framework",
             "-f",
-            help="numpy, torch, jax, tensorflow, keras; all of them by default.",
+            help="numpy, torch, jax, tensorflow or keras. Default: all.",
         ),
     ] = None,
     native: Annotated[
         list[str] | None,
         typer.Option(
-            "--native", "-n", help="Ids of native losses, with * and ?; see `xentx natives`."
+            "--native",
+            "-n",
+            help="Ids of native losses; * and ? are wildcards. See `xentx natives`.",
         ),
     ] = None,
     loss: Annotated[
         LossName,
         typer.Option(
-            "--loss", "-l", help="What they are compared with; of binary_cross_entropy, each logit."
+            "--loss", "-l", help="The function of xentx that the native losses are compared with."
         ),
     ] = LossName.cross_entropy,
     regime: Annotated[
@@ -74,7 +76,7 @@ def compare(
         typer.Option(
             "--regime",
             "-r",
-            help="Kinds of logits, or all; see `xentx regimes`. Default: worked-example, digits.",
+            help="Kinds of logits, or all. See `xentx regimes`. Default: worked-example, digits.",
         ),
     ] = None,
     dtype: Annotated[
@@ -82,32 +84,32 @@ def compare(
         typer.Option(
             "--dtype",
             "-d",
-            help="Dtypes of logits; float32 by default, or that of your own logits.",
+            help="Dtypes of the logits. Default: float32, or the dtype of your file.",
         ),
     ] = None,
     logits: Annotated[
         Path | None,
-        typer.Option(help="Your own logits: .npy, .npz, .safetensors or .csv."),
+        typer.Option(help="A file with your logits: .npy, .npz, .safetensors or .csv."),
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option(help="Your own targets; by default beside the logits in their file."),
+        typer.Option(help="A file with your targets. Default: the file of the logits."),
     ] = None,
     axis: Annotated[
         int | None,
-        typer.Option(help="The axis of your logits that holds the classes; the last by default."),
+        typer.Option(help="The class axis of your logits. Default: the last axis."),
     ] = None,
     ignore_index: Annotated[
         int | None,
-        typer.Option(help="Class index of the rows of yours to leave out; -100 by default."),
+        typer.Option(help="Rows of your file with this target are left out. Default: -100."),
     ] = None,
     corners: Annotated[
-        bool, typer.Option("--corners/--no-corners", help="Look at corner cases as well.")
+        bool, typer.Option("--corners/--no-corners", help="Also compare corner cases.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the regimes' logits.")] = 0,
     time: Annotated[
         bool | None,
-        typer.Option("--time/--no-time", help="Measure time; done by default, but not for --html."),
+        typer.Option("--time/--no-time", help="Measure times. Default: yes, but no with --html."),
     ] = None,
     jobs: Annotated[
         int | None,
@@ -115,25 +117,26 @@ def compare(
             "--jobs",
             "-j",
             min=1,
-            help="Frameworks to measure at once, each in its process, as is each of Keras's "
-            "backends. Default: 1 where time is measured, else the number of processors.",
+            help="The number of frameworks, or backends of Keras, to measure at once, each in its "
+            "own process. Default: 1 if times are measured, else the number of processors.",
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print JSON; its schema is xentx.compare.report.")
+        bool, typer.Option("--json", help="Print JSON. The schema is xentx.compare.report.")
     ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Write a page to this file: of many regimes, unless given, and all corners."
+            help="Write an HTML page to this file, with all corner cases and, by default, many "
+            "kinds of logits."
         ),
     ] = None,
     fail_on: Annotated[
         FailOn,
-        typer.Option(help="What makes the exit status 1: xentx out of its tolerance, or any loss."),
+        typer.Option(help="Exit with status 1 if xentx, or any loss, is out of its tolerance."),
     ] = FailOn.xentx,
 ) -> None:
-    """Compare each framework's losses and gradients with xentx's and with the truth."""
+    """Compare the losses and gradients of each framework with xentx and with the true values."""
     from xentx.cli import _compare  # noqa: PLC0415 -- see above
 
     raise typer.Exit(
@@ -168,7 +171,7 @@ def info() -> None:
 
 @app.command()
 def natives() -> None:
-    """List the native losses, and what those that can't run here need."""
+    """List the native losses, and what is missing for those that cannot run here."""
     from xentx.cli import _info  # noqa: PLC0415 -- see above
 
     _info.natives()
@@ -190,28 +193,24 @@ def explain(
         typer.Option(
             "--logits",
             "-x",
-            help="A row of logits, as 1.0,2.0,0.5. Several rows: repeat it, or put ; between them.",
+            help="A row of logits, such as 1.0,2.0,0.5. Separate rows with ; or repeat the option.",
         ),
     ],
     target: Annotated[
         list[str],
-        typer.Option("--target", "-t", help="The right class of the row, or of each, as 1;2."),
+        typer.Option("--target", "-t", help="The target of each row, such as 1;2."),
     ],
     dtype: Annotated[
         DType, typer.Option("--dtype", "-d", help="Dtype of the logits.")
     ] = DType.float32,
     framework: Annotated[
         list[str] | None,
-        typer.Option(
-            "--framework", "-f", help="numpy, torch, jax, tensorflow; all of them by default."
-        ),
+        typer.Option("--framework", "-f", help="numpy, torch, jax or tensorflow. Default: all."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    notebook: Annotated[
-        Path | None, typer.Option(help="Write a notebook that can be run to this file.")
-    ] = None,
+    notebook: Annotated[Path | None, typer.Option(help="Write a notebook to this file.")] = None,
 ) -> None:
-    """Explain the cross-entropy of your own rows, step by step, in each framework."""
+    """Explain the cross-entropy of your rows step by step, in each framework."""
     from xentx.cli import _explain  # noqa: PLC0415 -- see above
 
     _explain.run(
@@ -227,22 +226,28 @@ def explain(
 @app.command()
 def diff(
     a: Annotated[
-        str, typer.Argument(help='A call, as "torch:F.cross_entropy(weight=w)": what is wanted.')
+        str,
+        typer.Argument(help='The call that you want, such as "torch:F.cross_entropy(weight=w)".'),
     ],
-    b: Annotated[str, typer.Argument(help='Another, as "keras:CategoricalCrossentropy()": where.')],
+    b: Annotated[
+        str,
+        typer.Argument(
+            help='The loss that you port to, such as "keras:CategoricalCrossentropy()".'
+        ),
+    ],
     *,
     target: Annotated[
         TargetKind | None,
-        typer.Option(help="What the target is; by default what A is used with."),
+        typer.Option(help="The kind of target. Default: the kind that A is used with."),
     ] = None,
     corners: Annotated[
-        bool, typer.Option("--corners/--no-corners", help="Ask both the corner cases.")
+        bool, typer.Option("--corners/--no-corners", help="Also compare corner cases.")
     ] = True,
     json: Annotated[
-        bool, typer.Option("--json", help="Print JSON; its schema is xentx.diff.Comparison.")
+        bool, typer.Option("--json", help="Print JSON. The schema is xentx.diff.Comparison.")
     ] = False,
 ) -> None:
-    """Say what differs between two losses as they are called, and what makes them equal."""
+    """List the differences between two losses, and the call that makes them equal."""
     from xentx.cli import _diff  # noqa: PLC0415 -- see above
 
     _diff.run(a=a, b=b, target=target and target.value, corners=corners, as_json=json)

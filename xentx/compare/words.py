@@ -32,14 +32,14 @@ _SMALL, _WRITTEN_OUT = 1e-4, 1e6
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 DIFFERENCES: dict[Difference, str] = {
-    "accepts": "accepts what the rule refuses",
-    "refuses": "refuses what the rule accepts",
-    "shape": "another shape",
-    "dtype": "another dtype",
-    "sign of zero": "-0 for +0",
-    "error": "another error",
+    "accepts": "accepts invalid arguments",
+    "refuses": "rejects valid arguments",
+    "shape": "different shape",
+    "dtype": "different dtype",
+    "sign of zero": "-0 instead of +0",
+    "error": "different error",
 }
-"""What the differences are called that an answer does not show by itself."""
+"""Words for the differences that an answer does not show."""
 
 
 def number(value: float | None, digits: int = DIGITS[0]) -> str:
@@ -164,7 +164,7 @@ class Answer:
         """The differences in words, but for those that are plain to see."""
         hidden = "gradient" in self.differences and "gradient" not in self.text
         found = [words for name, words in DIFFERENCES.items() if name in self.differences]
-        return ", ".join([*found, "another gradient"] if hidden else found)
+        return ", ".join([*found, "different gradient"] if hidden else found)
 
 
 def _rows(gradient: Nested) -> tuple[Nested, ...]:

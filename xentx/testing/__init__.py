@@ -1,12 +1,12 @@
-"""The conformance suite: what xentx promises, as tests that run on any backend.
+"""The test suite for backends. xentx runs the same tests on its own backends.
 
-It is the suite that xentx runs on its own four, and it is one command for another package's::
+Another package runs it with one command::
 
     XENTX_TEST_BACKENDS=mlx python -m pytest --pyargs xentx.testing
 
-That package says how its framework is entered, in a module ``testing`` beside its backend: a tuple
-``ROUTES`` of `Route`. ``pip install "xentx[testing]"`` brings what the tests need, and
-`xentx.extending` says how a backend is written.
+The package defines a tuple ``ROUTES`` of `Route` in a module ``testing`` beside its backend.
+``pip install "xentx[testing]"`` installs the requirements of the tests. `xentx.extending` describes
+how to write a backend.
 """
 
 from xentx.testing._routes import FRAMEWORKS, Route, requested_frameworks, routes

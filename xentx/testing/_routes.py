@@ -30,31 +30,32 @@ _COMPILED: dict[tuple[str, ...], Function] = {}
 
 
 class Route:
-    """A way into xentx: a framework, eager or traced.
+    """A way to call xentx in tests: a framework, eager or traced.
 
-    A package that adds a backend derives one class for each way that its users call it, and
-    overrides what NumPy would get wrong: the conversions, `differentiate` where the framework has
-    autodiff, and `compile` where it traces.
+    A package that adds a backend derives one class for each way that its users call xentx. It
+    overrides the conversions, `differentiate` if the framework has autodiff, and `compile` if it
+    traces.
 
     Attributes
     ----------
     name : str
-        What the tests' names say.
+        The name of the route in the names of tests.
     framework : str
-        The backend's name, which XENTX_TEST_BACKENDS chooses.
+        The name of the backend, as in XENTX_TEST_BACKENDS.
     traced : bool
-        Whether `compile` hides the arrays' values from xentx.
+        Whether `compile` traces, so that xentx does not know the values of arrays.
     compiles : bool
-        Whether other calls are compiled too, for each shape. Tests that draw many shapes at random
-        then draw fewer.
+        Whether other calls are compiled too, for each shape. Tests with random shapes then use
+        fewer of them.
     dtypes : tuple of str
-        Of logits.
+        The dtypes of logits to test.
     gaps : mapping of str to str
-        Tests that the route can't pass, and why: what their names match, with ``*`` and ``?``, such
-        as ``"test_values.py::test_dtypes[*bfloat16*]"``. They run, and one that passes is an error.
+        Tests that the route cannot pass, and the reason. A key is a pattern with ``*`` and ``?``,
+        such as ``"test_values.py::test_dtypes[*bfloat16*]"``. These tests are expected to fail. If
+        one passes, it is an error.
     has_float64 : bool
-        Whether float64 is there beside narrower arrays. `precision` may bring it for those of
-        float64.
+        Whether float64 is available together with narrower arrays. `precision` may enable it for
+        float64 arrays.
 
     Examples
     --------

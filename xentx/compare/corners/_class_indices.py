@@ -64,7 +64,7 @@ CORNERS = group_of(
     ),
     (
         "ignored-2-to-24",
-        "ignore_index=16,777,217 and a target of 16,777,216, which float32 can't tell apart",
+        "ignore_index=16,777,217 and a target of 16,777,216, which are equal in float32",
         make_case(B, (2**24, 2), ignore_index=2**24 + 1),
         "range",
         OUT_OF_RANGE,

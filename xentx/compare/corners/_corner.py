@@ -24,47 +24,53 @@ Group = Literal[
 INF, NAN = math.inf, math.nan
 
 RULES = {
-    "range": "Concrete values: IndexError with the value, its position and the number of classes. "
-    "Traced, where values can't be seen: that row's loss and gradient are NaN. Never wrapped, "
-    "never clamped.",
+    "range": "A class index out of range raises an IndexError that names the value, its position "
+    "and the number of classes. If the target is traced, the loss and the gradient of the row are "
+    "NaN. An index is never wrapped or clamped.",
     "ignore": "ignore_index is -100 by default, in every framework. An ignored row has loss +0 and "
-    "gradient exactly 0, even where its logits are NaN or infinite.",
-    "ignore soft": "ignore_index is for integer targets only; other than the default with a soft "
-    "target: TypeError.",
-    "empty": "An empty mean is NaN with a gradient of exactly 0; 'sum' gives 0.",
-    "no classes": "No classes: ValueError.",
-    "one class": "One class: loss +0.0, gradient 0.",
-    "infinities": "-inf at a class with q = 0 contributes 0; with q > 0 the loss is +inf with a "
-    "finite gradient. A row all -inf, or with +inf or NaN, is NaN, and that row only.",
-    "smoothed infinity": "Smoothing over a class at -inf: +inf.",
-    "formula": "Full relative precision in loss and gradient, for confident rows too.",
-    "soft": "No check of the sum: the gradient is A p - q with A the sum of q.",
-    "mean": "'mean' divides by the sum of w[t] over the rows not ignored, also with smoothing; for "
-    "soft targets by the number of rows.",
-    "sample weight": "'mean' divides by the sum of sample_weight * w[t] for class indices, or of "
-    "sample_weight for soft targets, ignored rows left out; 'weighted_mean' by the sum of q.",
-    "smoothing": "q_k = (1 - s) w_t [k = t] + (s / C) w_k; C is the number of classes, whichever "
-    "axis holds them.",
-    "smoothing range": "label_smoothing outside [0, 1] or NaN: ValueError.",
-    "weight": "A class weight has length C and any real dtype. Wrong shape: ValueError.",
-    "shapes": "Nothing is broadcast or squeezed: ValueError. 1-D logits with a 0-d target are "
-    "fine; 0-d logits: ValueError.",
-    "axis": "The last axis by default; logits of 3 or more dimensions need axis given: ValueError.",
-    "target dtype": "Every integer dtype. bool, or float of index shape: TypeError. An integer "
-    "array of the logits' shape: TypeError.",
-    "logits dtype": "float16, bfloat16, float32, float64; int, bool and complex: TypeError.",
-    "output dtype": "The output dtype is that of the logits, always.",
-    "wide": "float16 and bfloat16 are computed in float32, accumulated wide and rounded once.",
-    "binary formula": "l = p y log(1 + exp(-x)) + (1 - y) log(1 + exp(x)), with full relative "
-    "precision in loss and gradient.",
-    "binary infinities": "An infinite logit costs nothing with its own target, and is +inf with "
-    "the other one. A NaN is NaN in its own place only.",
-    "binary target": "Floats or integers in the shape of the logits, of any value. bool: "
-    "TypeError. Nothing is broadcast or squeezed: ValueError.",
-    "binary weight": "weight and pos_weight broadcast to the shape of the logits; 0 times infinity "
-    "is 0. 'mean' divides by the number of logits.",
-    "binary smoothing": "(1 - s) y + s / 2; s outside [0, 1] or NaN: ValueError.",
-    "subnormal": "Below the smallest normal number a result may be flushed to 0.",
+    "gradient exactly 0, even if its logits are NaN or infinite.",
+    "ignore soft": "ignore_index is for integer targets only. With a soft target, any value other "
+    "than the default raises a TypeError.",
+    "empty": "An empty mean is NaN, and its gradient is exactly 0. An empty sum is 0.",
+    "no classes": "Logits without classes raise a ValueError.",
+    "one class": "With one class, the loss is +0.0 and the gradient is 0.",
+    "infinities": "A class at -inf contributes 0 if its q is 0. If its q is positive, the loss is "
+    "+inf and the gradient is finite. A row with +inf or NaN, or with -inf only, is NaN. Other "
+    "rows are not affected.",
+    "smoothed infinity": "With label smoothing, a class at -inf makes the loss +inf.",
+    "formula": "Loss and gradient have full relative precision, also for confident rows.",
+    "soft": "Probabilities need not sum to 1. The gradient is A p - q, where A is the sum of q.",
+    "mean": "For class indices, 'mean' divides by the sum of w[t] over the rows that are not "
+    "ignored, also with smoothing. For soft targets, it divides by the number of rows.",
+    "sample weight": "With sample weights, 'mean' divides by the sum of sample_weight * w[t] for "
+    "class indices, and by the sum of sample_weight for soft targets. Ignored rows do not count. "
+    "'weighted_mean' divides by the sum of q.",
+    "smoothing": "q_k = (1 - s) w_t [k = t] + (s / C) w_k, where C is the number of classes, for "
+    "any class axis.",
+    "smoothing range": "label_smoothing outside of [0, 1], or NaN, raises a ValueError.",
+    "weight": "A class weight has length C and any real dtype. Another shape raises a ValueError.",
+    "shapes": "Nothing is broadcast or squeezed: a wrong shape raises a ValueError. 1-D logits "
+    "with a 0-d target are valid. 0-d logits raise a ValueError.",
+    "axis": "The class axis is the last axis by default. If logits have 3 or more dimensions, axis "
+    "is required, and its absence raises a ValueError.",
+    "target dtype": "Class indices can have every integer dtype. bool, float indices, and integers "
+    "in the shape of the logits raise a TypeError.",
+    "logits dtype": "Logits can be float16, bfloat16, float32 or float64. int, bool and complex "
+    "raise a TypeError.",
+    "output dtype": "The result has the dtype of the logits.",
+    "wide": "float16 and bfloat16 are computed in float32, accumulated in a wider dtype, and "
+    "rounded once.",
+    "binary formula": "The loss is p y log(1 + exp(-x)) + (1 - y) log(1 + exp(x)). Loss and "
+    "gradient have full relative precision.",
+    "binary infinities": "The loss of an infinite logit is 0 if its sign agrees with the target, "
+    "and +inf otherwise. A NaN affects only its own element.",
+    "binary target": "The target has the shape of the logits. Its values are floats or integers. "
+    "bool raises a TypeError. Nothing is broadcast or squeezed: a wrong shape raises a ValueError.",
+    "binary weight": "weight and pos_weight broadcast to the shape of the logits. A weight of 0 "
+    "makes an infinite loss 0. 'mean' divides by the number of logits.",
+    "binary smoothing": "The smoothed target is (1 - s) y + s / 2. s outside of [0, 1], or NaN, "
+    "raises a ValueError.",
+    "subnormal": "A result below the smallest normal number may be flushed to 0.",
 }
 """xentx's rules, in words."""
 
