@@ -274,6 +274,25 @@ def pure(session: nox.Session) -> None:
     run_tests(session, ("numpy",), "tests/matrix", *SUITE, env=UNASKED)
 
 
+@nox.session(requires=["wheel"], default=False)
+def triton(session: nox.Session) -> None:
+    """Run Triton's kernels in its interpreter: their own tests, and some of the suite."""
+    install(session, built(session, "[testing]"), groups=("matrix", "torch", "triton"))
+    files = ("worked_example", "corners", "properties", "rows")
+    suite = ("--pyargs", *(f"xentx.testing.test_{name}" for name in files))
+    # The interpreter's NumPy warns of infinities. It takes minutes for many rows.
+    options = ("-W", "ignore::RuntimeWarning", "-k", "not many_rows and not compiled")
+    env = {**KERNEL, "XENTX_ENGINE": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run_tests(session, ("torch",), "tests/triton", *suite, *options, env=env)
+
+
+@nox.session(requires=["wheel"], default=False)
+def triton_compile(session: nox.Session) -> None:
+    """Compile Triton's kernels for GPUs of NVIDIA and AMD, none of which has to be there."""
+    install(session, built(session, "[testing]"), groups=("matrix", "torch", "triton"))
+    run_tests(session, ("torch",), "tests/triton/test_compiled.py", env=REQUIRED)
+
+
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """Run the kernel's own tests with the address and undefined-behaviour sanitizers of GCC."""

@@ -291,13 +291,15 @@ def indices(
     target: Array,
     like: Array,
     spec: LossSpec,
+    *,
+    look: bool = True,
 ) -> tuple[Array, bool, int | None]:
-    """Check class indices if they are concrete, and give them the core's dtype.
+    """Check class indices if they are concrete, unless told not to; give them the core's dtype.
 
     Returns them with whether they were seen, and the index of the rows to ignore: None where there
     was seen to be no such row.
     """
-    seen = backend.is_concrete(target)
+    seen = look and backend.is_concrete(target)
     ignored = ignore_index = spec.ignore_index
     if seen:
         values = backend.to_numpy(target)
@@ -323,8 +325,11 @@ def indices(
     return xp.astype(target, dtype, copy=False), seen, ignored
 
 
-def prepare(problem: Problem) -> Prepared:
-    """Lay a problem out for the core, and check class indices if they are concrete."""
+def prepare(problem: Problem, *, look: bool = True) -> Prepared:
+    """Lay a problem out for the core, and check class indices if they are concrete.
+
+    An engine that computes on a device does not `look` at them: the host would wait for it.
+    """
     kind = problem.kind
     backend, spec = kind.backend, kind.spec
     logits, target, weight, sample_weight, normalizer, *options = problem.arrays
@@ -332,7 +337,7 @@ def prepare(problem: Problem) -> Prepared:
         return Prepared(spec, spec, (logits,))
     xp = backend.namespace(logits)
     if not spec.soft:
-        target, seen, ignored = indices(backend, target, logits, spec)
+        target, seen, ignored = indices(backend, target, logits, spec, look=look)
         target = xp.expand_dims(target, axis=spec.axis)
         device = backend.device(logits)
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)

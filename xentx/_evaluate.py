@@ -67,7 +67,7 @@ def portable(kind: Kind, arrays: Arrays) -> Array:
     prepared = _calls.prepare(Problem(kind, tuple(arrays)))
     with backend.evaluating():
         raw = backend.attach(kind.operation, prepared.spec, prepared.arrays)
-        return _finish(kind, prepared, raw)
+        return finish(kind, prepared, raw)
 
 
 def portable_with_gradient(
@@ -83,7 +83,7 @@ def portable_with_gradient(
     xp = backend.namespace(inputs[0])
     with backend.evaluating():
         raw, residuals = operation.forward(xp, spec, *inputs)
-        result = _finish(kind, prepared, raw)
+        result = finish(kind, prepared, raw)
         seed = xp.ones_like(result) if cotangent is None else cotangent
         seed = xp.astype(seed, spec.precision.compute, copy=False)
         if operation.IS_ROWWISE:
@@ -140,7 +140,7 @@ def normalizer(problem: Problem) -> Array:
     return divisor
 
 
-def _finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:
+def finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:
     """Reduce, and round to the dtype of the logits: once."""
     logits: Array = prepared.arrays[0]
     xp = kind.backend.namespace(logits)

@@ -5,7 +5,8 @@ it was not built, or where it would be slow, `KERNEL` is None and everything run
 `NO_KERNEL` says why.
 
 The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "kernel" for the kernel
-or an error, nothing for the kernel where it is.
+or an error, "triton" for PyTorch's engine of that name or an error, nothing for each engine where
+it is.
 """
 
 import importlib
@@ -24,11 +25,11 @@ INSTALL = (
 def _find() -> tuple[Any, str | None]:
     """Import the kernel if it is there and wanted, or say why not. An explicit request raises."""
     engine = os.environ.get("XENTX_ENGINE", "auto")
-    if engine not in ("auto", "kernel", "portable"):
-        msg = f"XENTX_ENGINE: got {engine!r}; expected 'kernel', 'portable' or nothing"
+    if engine not in ("auto", "kernel", "portable", "triton"):
+        msg = f"XENTX_ENGINE: got {engine!r}; expected 'kernel', 'portable', 'triton' or nothing"
         raise ValueError(msg)
-    if engine == "portable":
-        return None, "XENTX_ENGINE=portable is set (hint: unset it to use the CPU kernel)"
+    if engine in ("portable", "triton"):
+        return None, f"XENTX_ENGINE={engine} is set (hint: unset it to use the CPU kernel)"
     try:
         kernel = importlib.import_module("xentx._kernel")
     except ImportError as error:
@@ -60,6 +61,12 @@ UNREADABLE = -2
 
 # As XENTX_ENGINE and `xentx.backend_of` name it.
 NAME = "kernel"
+
+
+def is_wanted(engine: str) -> bool | None:
+    """Whether XENTX_ENGINE asks for an engine; None where it asks for nothing."""
+    asked = os.environ.get("XENTX_ENGINE", "auto")
+    return None if asked == "auto" else asked == engine
 
 
 def engines(adapter: EngineAdapter) -> tuple[Engine, ...]:

@@ -229,11 +229,13 @@ class BackendInfo:
         The version of the framework. None if it is not installed.
     engine : str or None
         The engine that computes. "kernel (avx2)" is the CPU kernel with its instruction set.
-        "portable" is the portable core, which uses the framework's own functions. None if the
-        framework is not installed, or if its import fails.
+        "triton (3.8.0)" is the engine for PyTorch tensors on a GPU, with the version of Triton.
+        "portable" is the portable core, which uses the framework's own functions. `xentx.backends`
+        lists all engines that can be used, the one for the CPU first. None if the framework is not
+        installed, or if its import fails.
     reason : str or None
-        Why the engine is not the kernel, with a hint. None if it is the kernel, or if the framework
-        is not installed.
+        Why the engine is portable, with a hint. None if it is not, or if the framework is not
+        installed.
 
     Examples
     --------
@@ -292,18 +294,25 @@ def _installed(spec: BackendSpec, *, load: bool) -> BackendInfo:
 
 
 def _info(name: str, version: str | None, backend: Backend, array: Any = None) -> BackendInfo:
-    """Tell the engine of an array; without one, of those in the CPU's memory."""
-    reasons: list[str] = []
+    """Tell the engine of an array; without one, that of the CPU and those of other devices."""
+    no_kernel = NO_KERNEL if name in _BY_ROOT else f"the CPU kernel takes no arrays of {name}"
+    has_kernel = any(engine.name == NAME for engine in backend.engines)
+    reasons = [] if has_kernel or no_kernel is None else [no_kernel]
+    found = []
     for engine in backend.engines:
         adapter = engine.adapter
         reason = adapter.unusable() or (None if array is None else adapter.declines(array))
         if reason is None:
-            return BackendInfo(name, version, _described(engine.name, engine.details))
-        reasons.append(reason)
-    if not reasons:
-        other = f"the CPU kernel takes no arrays of {name}"
-        reasons.append(NO_KERNEL if NO_KERNEL and name in _BY_ROOT else other)
-    return BackendInfo(name, version, "portable", "; ".join(reasons))
+            found.append(_described(engine.name, engine.details))
+        else:
+            reasons.append(reason)
+    if array is not None:
+        found = found[:1]
+    elif not has_kernel:
+        found.insert(0, "portable")
+    is_portable = not found or found[0] == "portable"
+    reason = "; ".join(reasons) if is_portable else None
+    return BackendInfo(name, version, ", ".join(found) or "portable", reason)
 
 
 def _described(engine: str, details: str) -> str:

@@ -414,7 +414,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    expected = "XENTX_ENGINE: got 'fast'; expected 'kernel', 'portable' or nothing"
+    expected = "XENTX_ENGINE: got 'fast'; expected 'kernel', 'portable', 'triton' or nothing"
     assert run(program, XENTX_ENGINE="fast") == [expected]
 
 
