@@ -278,10 +278,10 @@ def pure(session: nox.Session) -> None:
 def triton(session: nox.Session) -> None:
     """Run Triton's kernels in its interpreter: their own tests, and some of the suite."""
     install(session, built(session, "[testing]"), groups=("matrix", "torch", "triton"))
-    files = ("worked_example", "corners", "properties", "rows")
-    suite = ("--pyargs", *(f"xentx.testing.test_{name}" for name in files))
+    files = "worked_example corners rows values gradients linear scalar_options any_problem errors"
+    suite = ("--pyargs", *(f"xentx.testing.test_{name}" for name in files.split()))
     # The interpreter's NumPy warns of infinities. It takes minutes for many rows.
-    options = ("-W", "ignore::RuntimeWarning", "-k", "not many_rows and not compiled")
+    options = ("-W", "ignore::RuntimeWarning", "-k", "not many_rows")
     env = {**KERNEL, "XENTX_ENGINE": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run_tests(session, ("torch",), "tests/triton", *suite, *options, env=env)
 

@@ -271,7 +271,7 @@ def test_row_stats(axis, soft, dtype, no_core):
 def test_entropy_of_logits_far_apart(no_core):
     logits = torch.tensor([[2.0**110, -(2.0**100), -(2.0**110), 0.0]], dtype=torch.bfloat16)
     fields = xentx.per_row(logits, torch.tensor([0]))
-    assert fields.entropy == fields.loss == fields.log_probability == 0
+    assert fields.entropy == fields.loss == fields.log_prob == 0
 
 
 @pytest.mark.parametrize("soft", [False, True])
