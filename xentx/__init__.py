@@ -1,6 +1,7 @@
 """One cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
 
-The functions live in `_losses`, which says where to read on, and those of rows in `_row_stats`.
+The functions live in `_losses`, which says where to read on, those of rows in `_row_stats`, and
+those of blocks of the classes in `_partials`.
 """
 
 from xentx._core.partials import Partials
@@ -13,15 +14,9 @@ from xentx._losses import (
     nll_loss,
     value_and_grad,
 )
+from xentx._partials import align, block_gradient, combine, finish, partials
 from xentx._registry import BackendInfo, backend_of, backends, installed_version
-from xentx._row_stats import (
-    RowStats,
-    combine,
-    finish,
-    linear_per_row,
-    partials,
-    per_row,
-)
+from xentx._row_stats import RowStats, linear_per_row, per_row
 
 __version__: str = installed_version("xentx", ("xentx",)) or "unknown"
 
@@ -30,9 +25,11 @@ __all__ = [
     "LinearGradients",
     "Partials",
     "RowStats",
+    "align",
     "backend_of",
     "backends",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -249,11 +249,12 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
         return portable
     adapter = backend.linear
     if adapter is None:
-        return _kernel_blocks.engine(spec, portable, _numpy_view, backend.array, 0)
+        return _kernel_blocks.engine(spec, portable, numpy_view, backend.array, 0)
     return _kernel_blocks.engine(spec, portable, adapter.view, backend.array, adapter.threads())
 
 
-def _numpy_view(array: Array) -> Array | None:
+def numpy_view(array: Array) -> Array | None:
+    """Return NumPy's arrays; None for any other, whose memory can't be seen."""
     return array if isinstance(array, np.ndarray) else None
 
 

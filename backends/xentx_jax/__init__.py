@@ -4,7 +4,7 @@
 programs that are written for Optax's.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_jax._backend import BACKEND
 from xentx_jax.losses import (
@@ -25,7 +25,9 @@ per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

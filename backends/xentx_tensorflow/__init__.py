@@ -3,7 +3,7 @@
 `_backend` answers for TensorFlow's arrays, `_autodiff` attaches the core's gradients.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_tensorflow._backend import BACKEND
 
@@ -19,7 +19,9 @@ per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -1,7 +1,9 @@
 """Cross-entropy from blocks of the classes: a monoid of what each row is reduced to.
 
 `partials` reduces a block of logits, `combine` joins two blocks' states, in any order, and `finish`
-makes the loss of a state that has seen every class. With ``q`` the target distribution, a state is
+makes the loss of a state that has seen every class. `align` rebases a state to a maximum that all
+blocks share: then the sums of states are those of the whole, and any engine that can sum will do.
+With ``q`` the target distribution, a state is
 
     top = max x,   ties = how often it occurs,   rest = sum over x_k < top of exp(x_k - top),
     mass = sum q_k,   gaps = sum q_k (top - x_k)
@@ -84,25 +86,36 @@ def partials(
     return Partials(*(xp.squeeze(field, axis=spec.axis) for field in state))
 
 
+def align(xp: Namespace, state: Partials, top: Array) -> Partials:
+    """Rebase a state to a maximum, no smaller than its own: that of several blocks.
+
+    The loss does not depend on it, so it may be a constant to whoever differentiates.
+    """
+    level = _finite_or_zero(xp, top)
+    leads = state.top == top
+    own = xp.where(state.top == -xp.inf, level, state.top)
+    # 1 where it leads, but not as a function of the logits.
+    scale = xp.exp(own - level)
+    return Partials(
+        top,
+        scale * xp.where(leads, state.rest, state.rest + state.ties),
+        scale * xp.where(leads, state.ties, 0.0),
+        state.mass,
+        state.gaps + state.mass * (level - _finite_or_zero(xp, state.top)),
+        state.kept,
+    )
+
+
 def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
     """Join the states of two blocks of the same rows."""
     top = xp.maximum(a.top, b.top)
-    level = _finite_or_zero(xp, top)
-    rest, ties, gaps = [], [], []
-    for state in (a, b):
-        leads = state.top == top
-        own = xp.where(state.top == -xp.inf, level, state.top)
-        # 1 where it leads, but not as a function of the logits.
-        scale = xp.exp(own - level)
-        rest.append(scale * xp.where(leads, state.rest, state.rest + state.ties))
-        ties.append(scale * xp.where(leads, state.ties, 0.0))
-        gaps.append(state.gaps + state.mass * (level - _finite_or_zero(xp, state.top)))
+    a, b = align(xp, a, top), align(xp, b, top)
     return Partials(
         top,
-        rest[0] + rest[1],
-        ties[0] + ties[1],
+        a.rest + b.rest,
+        a.ties + b.ties,
         a.mass + b.mass,
-        gaps[0] + gaps[1],
+        a.gaps + b.gaps,
         xp.maximum(a.kept, b.kept),
     )
 
