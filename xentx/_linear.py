@@ -207,6 +207,8 @@ def _of_chunks(
     def of_chunk(
         hidden: Array, target: Array, head: Array, bias: Array | None, *others: Array | None
     ) -> tuple[Array, ...]:
+        # An ignored row may hold NaN, times which a slope of 0 is NaN.
+        hidden = core.kept_rows(tiles.xp, prepared.static, hidden, target)
         logits = core.logits_of(tiles, prepared.static, hidden, head, bias)
         return function(of_shape(logits), logits, target, *others)
 

@@ -16,6 +16,7 @@ logits, so a framework may differentiate through it.
 `gradient` is the loss's gradient in one block, once the state of all of them is known.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from xentx._core import _distribution, _pick, _softmax
@@ -170,6 +171,42 @@ def gradient(
     if spec.logit_softcap is not None:
         slope = slope * _softmax.cap_slope(xp, spec, block)
     return xp.where(kept == 0.0, 0.0, slope)
+
+
+def details(
+    xp: Namespace, spec: LossSpec, block: Array, target: Array, start: Any, top: Array
+) -> tuple[Array, Array, Array]:
+    """Return sums of a block from which the rows' entropy and log-probability are made.
+
+    They are those of the exponentials times the gaps, of a target without weights and smoothing,
+    and of that times the gaps. The gaps are distances to `top`, the maximum of all classes.
+    """
+    x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, block))
+    x, spec = _softmax.at_temperature_1(spec, x)
+    level = xp.expand_dims(_finite_or_zero(xp, top), axis=spec.axis)
+    gap, e = _softmax.exponentials(xp, spec, x, xp.astype(level, x.dtype, copy=False))
+    bare, size = replace(spec, label_smoothing=0.0), block.shape[spec.axis]
+    y = _distribution.distribution(xp, bare, target, None, start, size)
+    fields = (
+        _sum(xp, spec, _distribution.times(xp, e, gap, is_constant=True)),
+        _distribution.no_class_is_nan(xp, spec, target, _sum(xp, spec, y)),
+        _sum(xp, spec, _distribution.times(xp, y, gap, is_constant=True)),
+    )
+    mean, mass, gaps = (xp.squeeze(field, axis=spec.axis) for field in fields)
+    return mean, mass, gaps
+
+
+def lse_log_prob_entropy(
+    xp: Namespace, state: Partials, mean: Array, mass: Array, gaps: Array
+) -> tuple[Array, Array, Array]:
+    """Return these for each row from the state and the `details` of all classes."""
+    tail = xp.log1p(state.rest + (state.ties - 1.0))
+    fields = state.top + tail, -(mass * tail + gaps), tail + mean / (state.rest + state.ties)
+    nothing, ignored = state.top == -xp.inf, state.kept == 0.0
+    lse, log_prob, entropy = (
+        xp.where(ignored, 0.0, xp.where(nothing, xp.nan, field)) for field in fields
+    )
+    return lse, log_prob, entropy
 
 
 def _sum(xp: Namespace, spec: LossSpec, x: Array) -> Array:
