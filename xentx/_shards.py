@@ -151,10 +151,12 @@ def joined(
 ) -> Partials:
     """Return the state of all classes from the sums."""
     rest, ties, gaps, *mass = sums
+    xp, spec, target = shard.backend.namespace(top), shard.spec, arrays[1]
+    # JAX knows what is the same on all devices by what it is made of: not of the shard's logits.
+    kept = xp.ones_like(top) if spec.ignore_index is None else own.kept
     if not mass:
-        xp, target = shard.backend.namespace(top), arrays[1]
-        mass = [_distribution.no_class_is_nan(xp, shard.spec, target[:, 0], own.kept)]
-    return Partials(top, rest, ties, mass[0], gaps, own.kept)
+        mass = [_distribution.no_class_is_nan(xp, spec, target[:, 0], kept)]
+    return Partials(top, rest, ties, mass[0], gaps, kept)
 
 
 def details(shard: Shard, arrays: Arrays, top: Array) -> list[Array]:

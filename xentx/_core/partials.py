@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from xentx._core import _distribution, _pick, _softmax
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, is_given
+from xentx._core.reduction import two_sum
 from xentx._types import Array, Namespace
 
 
@@ -95,8 +96,10 @@ def align(xp: Namespace, state: Partials, top: Array) -> Partials:
     level = _finite_or_zero(xp, top)
     leads = state.top == top
     own = xp.where(state.top == -xp.inf, level, state.top)
-    # 1 where it leads, but not as a function of the logits.
-    scale = xp.exp(own - level)
+    # 1 where it leads, but not as a function of the logits. The rounding error of a distance, up to
+    # half a unit in its last place, would be tens of units in its exponential.
+    distance, error = two_sum(xp, level, -own)
+    scale = xp.exp(-distance) * (1.0 - error)
     return Partials(
         top,
         scale * xp.where(leads, state.rest, state.rest + state.ties),
