@@ -238,6 +238,94 @@ def several_axes_and_rows_that_are_spread():
     np.testing.assert_allclose(found[1]["logits"], expected[1]["logits"], rtol=1e-4, atol=1e-7)
 
 
+def linear_problem(dtype=np.float32):
+    rng = np.random.default_rng(SEED)
+    named, _ = problem({"weight": True})
+    hidden = rng.normal(size=(ROWS, 6)).astype(dtype)
+    hidden[3] = np.nan  # ignored
+    return {
+        "hidden": hidden,
+        "head": rng.normal(size=(CLASSES, 6)).astype(dtype),
+        "bias": rng.normal(size=CLASSES).astype(dtype),
+        "target": named["target"],
+    }, named["weight"]
+
+
+def linear_sharded(mesh, axes, rows=None, **options):
+    """The sharded loss of the last layer, as a function of whole arrays."""
+    cut = {"hidden": P(rows), "head": P(axes), "bias": P(axes), "target": P(rows)}
+
+    def loss(given, weight):
+        given = dict(given)
+        factors = [given.pop(name) for name in ("hidden", "head", "target")]
+        value, count = parallel.linear_cross_entropy(
+            *factors,
+            axis_name=axes,
+            weight=weight,
+            reduction="sum",
+            return_normalizer=True,
+            chunk=5,
+            **given,
+            **options,
+        )
+        if rows is not None:
+            value, count = jax.lax.psum((value, count), rows)
+        return value / count.astype(value.dtype)
+
+    return jax.shard_map(loss, mesh=mesh, in_specs=(cut, P(axes)), out_specs=P()), cut
+
+
+def linear_pulled(loss, named, weight):
+    factors = {k: a for k, a in named.items() if k != "target"}
+    step = jax.value_and_grad(lambda f: loss({**f, "target": named["target"]}, weight))
+    value, gradients = jax.jit(step)(factors)
+    return [np.asarray(a, np.float32) for a in (value, *gradients.values())]
+
+
+@case
+def linear():
+    """Rows of explicit sharding on a line, and rows over another axis of a grid."""
+    for dtype, tolerance in ((np.float32, 1e-5), (jnp.bfloat16, 2e-2)):
+        named, weight = linear_problem(dtype)
+        options = {"label_smoothing": 0.1, "z_loss": 0.01}
+
+        def whole(given, weight, options=options):
+            given = dict(given)
+            factors = [given.pop(name) for name in ("hidden", "head", "target")]
+            return xentx.linear_cross_entropy(*factors, weight=weight, **given, **options)
+
+        expected = linear_pulled(whole, named, weight)
+        for mesh, axes, rows in ((LINE, "v", None), (GRID, ("v", "w"), "d")):
+            loss, cut = linear_sharded(mesh, axes, rows, **options)
+            placed = {k: jax.device_put(a, NamedSharding(mesh, cut[k])) for k, a in named.items()}
+            there = jax.device_put(weight, NamedSharding(mesh, P(axes)))
+            for a, b in zip(linear_pulled(loss, placed, there), expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10)
+
+
+@case
+def without_jit():
+    named, weight = linear_problem()
+    loss, _ = linear_sharded(GRID, ("v", "w"), "d")
+    found = loss(named, weight)
+    np.testing.assert_allclose(found, jax.jit(loss)(named, weight), rtol=1e-6)
+    named, rest = problem({"label_smoothing": 0.1})
+    loss, whole = sharded(named, rest)
+    np.testing.assert_allclose(loss(whole), jax.jit(loss)(whole), rtol=1e-6)
+
+
+@case
+def linear_by_weights_is_an_error():
+    named, weight = linear_problem()
+    loss, _ = linear_sharded(GRID, ("v", "w"), "d")
+    try:
+        jax.grad(loss, argnums=1)(named, weight)
+    except NotImplementedError as error:
+        assert "weight: got one to differentiate by" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError
+
+
 @case
 def a_class_that_is_none():
     named, _ = problem({"reduction": "none"})
@@ -275,6 +363,16 @@ def two_collectives():
         step = jax.value_and_grad(lambda x, loss=loss, fixed=fixed: loss({**fixed, "logits": x}))
         sent = collectives(step, whole["logits"])
         assert sorted(sent) == [("all-reduce", 1, 1), ("all-reduce", numbers, numbers)], sent
+    named, weight = linear_problem()
+    loss, cut = linear_sharded(LINE, "v")
+    placed = {k: jax.device_put(a, NamedSharding(LINE, cut[k])) for k, a in named.items()}
+    factors = {k: placed.pop(k) for k in ("hidden", "head")}
+    there = jax.device_put(weight, NamedSharding(LINE, P("v")))
+    step = jax.value_and_grad(lambda f: loss({**f, **placed}, there))
+    kinds = [kind for kind, *_ in collectives(step, factors)]
+    # The maximum, the sums, the divisor's (which XLA may join with them), and that of hidden.
+    assert set(kinds) == {"all-reduce"}, kinds
+    assert len(kinds) in (3, 4), kinds
 
 
 def main():

@@ -480,6 +480,22 @@ def collectives():
     assert sent == [4 * ROWS * FEATURES]
 
 
+@case
+def collectives_of_pytorchs_own():
+    """Three, as docs/howto/tensor_parallel.md says."""
+    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    named, _ = problem({}, corners=False)
+    shards = [torch.distributed.tensor.Shard(1)]
+    logits = distribute_tensor(named["logits"], mesh, shards).requires_grad_()
+    with loss_parallel(), CommDebugMode() as mode:
+        loss = torch.nn.functional.cross_entropy(logits, named["target"], reduction="sum")
+        loss.backward()
+    assert mode.get_total_counts() == 3, mode.get_comm_counts()
+
+
 def raised(function, *args, **options):
     try:
         function(*args, **options)
