@@ -84,7 +84,7 @@ def partials(
     See Also
     --------
     combine, align, finish : What is done with the states.
-    block_gradient : The gradient, which is not to be had by differentiating these.
+    block_gradient : The accurate gradient of a block.
 
     References
     ----------
