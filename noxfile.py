@@ -34,8 +34,10 @@ DROP_INS = ("torch", *CHECKOUTS)
 SURFACES = (
     "xentx_torch.functional",
     "xentx_torch.modules",
+    "xentx_torch.parallel",
     "xentx_torch.trainer",
     "xentx_jax.losses",
+    "xentx_jax.parallel",
 )
 
 # Without it the repository's xentx would be tested, and not the installed one.

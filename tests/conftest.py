@@ -44,7 +44,7 @@ def pytest_sessionstart() -> None:
             )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def frameworks() -> tuple[str, ...]:
     """The frameworks that this run tests."""
     return REQUESTED

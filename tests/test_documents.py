@@ -258,7 +258,7 @@ def test_surfaces_have_examples(package):
 def test_contributing_lists_the_places_of_an_option():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     section = text.split("## Add an option\n")[1].split("In the tests,")[0]
-    listed = set(re.findall(r"`((?:xentx|kernel)/[\w/]+\.\w+)`", section)) - {
+    listed = set(re.findall(r"`((?:xentx|backends|kernel)/[\w/]+\.\w+)`", section)) - {
         "xentx/_kernel_engine.py",
         "xentx/_core/partials.py",  # by functions of `_softmax`
     }

@@ -1,6 +1,7 @@
 """Cross-entropy for every array framework: NumPy, PyTorch, JAX, TensorFlow and others.
 
-The losses are in `_losses`. The functions that return results for each row are in `_row_stats`.
+The losses are in `_losses`. The functions that return results for each row are in `_row_stats`,
+those for blocks of the classes in `_partials`.
 """
 
 from xentx._core.partials import Partials
@@ -14,15 +15,9 @@ from xentx._losses import (
     nll_loss,
     value_and_grad,
 )
+from xentx._partials import align, block_gradient, combine, finish, partials
 from xentx._registry import BackendInfo, backend_of, backends, installed_version
-from xentx._row_stats import (
-    RowStats,
-    combine,
-    finish,
-    linear_per_row,
-    partials,
-    per_row,
-)
+from xentx._row_stats import RowStats, linear_per_row, per_row
 
 __version__: str = installed_version("xentx", ("xentx",)) or "unknown"
 
@@ -31,9 +26,11 @@ __all__ = [
     "LinearGradients",
     "Partials",
     "RowStats",
+    "align",
     "backend_of",
     "backends",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -215,6 +215,12 @@ class Backend(Protocol):
         None if the framework moves arrays between devices itself.
         """
 
+    def constant(self, array: Array) -> Array:
+        """Return the same values, through which no derivative is taken."""
+
+    def is_differentiated(self, array: Array) -> bool:
+        """Whether a derivative may be taken through what is computed from an array."""
+
     def evaluating(self) -> AbstractContextManager[Any]:
         """Return a context manager in which the core computes."""
 
@@ -272,6 +278,12 @@ class ArrayAPIBackend:
 
     def device(self, array: Array) -> Any:  # noqa: ARG002
         return None
+
+    def constant(self, array: Array) -> Array:
+        return array
+
+    def is_differentiated(self, array: Array) -> bool:  # noqa: ARG002
+        return False
 
     def evaluating(self) -> AbstractContextManager[Any]:
         # Infinite logits make NaN and inf on purpose; NumPy, which may be underneath, would warn.

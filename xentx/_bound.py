@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from xentx import _divergence, _losses, _row_stats
+from xentx import _divergence, _losses, _partials, _row_stats
 from xentx._backend import Backend
 from xentx._public import bind
 
@@ -27,5 +27,5 @@ class Functions:
         self.linear_per_row: Bound = bind(_row_stats.linear_per_row, backend)
         self.log_softmax: Bound = bind(_losses.log_softmax, backend)
         self.nll_loss: Bound = bind(_losses.nll_loss, backend)
-        self.partials: Bound = bind(_row_stats.partials, backend)
+        self.partials: Bound = bind(_partials.partials, backend)
         self.per_row: Bound = bind(_row_stats.per_row, backend)

@@ -1,7 +1,7 @@
 """Blocks of the classes by the CPU kernel, for arrays whose memory NumPy can see.
 
-What `_core.partials` computes of a block, in one pass over it and not in thirty: for the way of
-`_core.linear` that goes by classes. The kernel computes in float64, and rounds once.
+What `_core.partials` computes of a block, in one pass over it and not in thirty: for `_blocks`, and
+for the way of `_core.linear` that goes by classes. The kernel computes in float64, and rounds once.
 """
 
 from collections.abc import Callable
@@ -16,63 +16,88 @@ from xentx._kernel_engine import UNREADABLE, Layout, plan
 from xentx._types import Array
 
 NumPyArray = np.ndarray[Any, Any]
+# Returns an array's memory, None where it can't.
+View = Callable[[Array], NumPyArray | None]
+FromNumPy = Callable[[NumPyArray, Array], Array]
 
 
 def engine(
-    spec: LossSpec,
-    portable: core.Engine,
-    view: Callable[[Array], NumPyArray | None],
-    array: Callable[[NumPyArray, Array], Array],
-    threads: int,
+    spec: LossSpec, portable: core.Engine, view: View, array: FromNumPy, threads: int
 ) -> core.Engine:
     """Let the kernel take the blocks that it can read, and the portable core the others.
 
-    ``view`` returns an array's memory, None where it can't; ``array(values, like)`` makes an array
-    beside another. No more than so many threads are used; for 0, what the kernel likes.
+    ``array(values, like)`` makes an array beside another. No more than so many threads are used;
+    for 0, what the kernel likes.
     """
 
-    def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
-        seen = _seen(view, logits, target, weight)
-        if seen is None:
-            return portable.state(logits, target, weight, first)
-        values = np.empty((len(Partials._fields), len(seen[0])))
-        ready = _plan(spec, "block_state", seen, first)
-        if ready(values, None, None, threads, *seen) == UNREADABLE:
-            return portable.state(logits, target, weight, first)
-        return Partials(*(array(row, logits) for row in values))
+    def state(logits: Array, *block: Any) -> Partials:
+        fields = state_of(spec, view, threads, logits, *block)
+        if fields is None:
+            return portable.state(logits, *block)
+        return Partials(*(array(field, logits) for field in fields))
 
-    def gradient(
-        known: Partials,
-        cotangent: Array,
-        logits: Array,
-        target: Array,
-        weight: Array | None,
-        first: Any,
-    ) -> Array:
-        seen = _seen(view, logits, target, weight)
-        others = [view(field) for field in (*known, cotangent)]
-        if seen is None or any(other is None for other in others):
-            return portable.gradient(known, cotangent, logits, target, weight, first)
-        *fields, seed = others
-        values, seed = np.stack(fields).astype(np.float64, copy=False), np.ascontiguousarray(seed)  # type: ignore[arg-type]
-        ready = _plan(spec, "block_gradient", seen, first, values, seed)
-        bad = ready(None, seen[0], seed, threads, *seen, None, None, values)  # over the logits
-        if bad == UNREADABLE:
-            return portable.gradient(known, cotangent, logits, target, weight, first)
-        return logits
+    def gradient(known: Partials, cotangent: Array, logits: Array, *block: Any) -> Array:
+        if write_gradient(spec, view, threads, logits, known, cotangent, logits, *block):
+            return logits
+        return portable.gradient(known, cotangent, logits, *block)
 
     return core.Engine(portable.rows, state, gradient)
+
+
+def state_of(
+    spec: LossSpec,
+    view: View,
+    threads: int,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    first: int,
+) -> NumPyArray | None:
+    """State of a block, a row for each of its fields; None where the kernel can't read it."""
+    seen = _seen(view, logits, target, weight)
+    if seen is None:
+        return None
+    values = np.empty((len(Partials._fields), len(seen[0])))
+    ready = _plan(spec, "block_state", seen, first)
+    return None if ready(values, None, None, threads, *seen) == UNREADABLE else values
+
+
+def write_gradient(
+    spec: LossSpec,
+    view: View,
+    threads: int,
+    gradient: Array,
+    known: Partials,
+    cotangent: Array,
+    logits: Array,
+    target: Array,
+    weight: Array | None,
+    first: int,
+) -> bool:
+    """Write a block's gradient to an array of its form, which may be the logits.
+
+    False where the kernel can't read an argument, or the array isn't dense.
+    """
+    seen, out = _seen(view, logits, target, weight), view(gradient)
+    others = [view(field) for field in (*known, cotangent)]
+    if seen is None or out is None or any(other is None for other in others):
+        return False
+    if not out.flags.c_contiguous or out.dtype != seen[0].dtype:
+        return False
+    *fields, seed = others
+    values, seed = np.stack(fields).astype(np.float64, copy=False), np.ascontiguousarray(seed)  # type: ignore[arg-type]
+    ready = _plan(spec, "block_gradient", seen, first, values, seed)
+    done: int = ready(None, out, seed, threads, *seen, None, None, values)
+    return done != UNREADABLE
 
 
 Seen = tuple[NumPyArray, NumPyArray, NumPyArray | None]
 
 
-def _seen(
-    view: Callable[[Array], NumPyArray | None], logits: Array, target: Array, weight: Array | None
-) -> Seen | None:
+def _seen(view: View, logits: Array, target: Array, weight: Array | None) -> Seen | None:
     x, t = view(logits), view(target)
     w = None if weight is None else view(weight)
-    if x is None or t is None or (w is None and weight is not None) or not x.flags.c_contiguous:
+    if x is None or t is None or (w is None and weight is not None):
         return None
     return x, t, w
 

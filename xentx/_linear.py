@@ -207,6 +207,8 @@ def _of_chunks(
     def of_chunk(
         hidden: Array, target: Array, head: Array, bias: Array | None, *others: Array | None
     ) -> tuple[Array, ...]:
+        # An ignored row may hold NaN, times which a slope of 0 is NaN.
+        hidden = core.kept_rows(tiles.xp, prepared.static, hidden, target)
         logits = core.logits_of(tiles, prepared.static, hidden, head, bias)
         return function(of_shape(logits), logits, target, *others)
 
@@ -249,11 +251,12 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
         return portable
     adapter = backend.linear
     if adapter is None:
-        return _kernel_blocks.engine(spec, portable, _numpy_view, backend.array, 0)
+        return _kernel_blocks.engine(spec, portable, numpy_view, backend.array, 0)
     return _kernel_blocks.engine(spec, portable, adapter.view, backend.array, adapter.threads())
 
 
-def _numpy_view(array: Array) -> Array | None:
+def numpy_view(array: Array) -> Array | None:
+    """Return NumPy's arrays; None for any other, whose memory can't be seen."""
     return array if isinstance(array, np.ndarray) else None
 
 

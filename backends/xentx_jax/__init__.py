@@ -4,7 +4,7 @@
 drop-in replacements for losses of Optax.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_jax._backend import BACKEND
 from xentx_jax.losses import (
@@ -26,7 +26,9 @@ per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -36,6 +36,12 @@ class JAXBackend(ArrayAPIBackend):
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return jnp.result_type(float) == jnp.float64
 
+    def constant(self, array: Array) -> Array:
+        return jax.lax.stop_gradient(array)
+
+    def is_differentiated(self, array: Array) -> bool:
+        return not self.is_concrete(array)
+
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

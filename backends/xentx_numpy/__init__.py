@@ -4,7 +4,7 @@
 to the CPU kernel.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_numpy._backend import BACKEND
 from xentx_numpy._memory import reuse_memory
@@ -22,7 +22,9 @@ per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -3,7 +3,7 @@
 `_backend` is the backend. `_autodiff` attaches the derivatives of the core.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_tensorflow._backend import BACKEND
 
@@ -20,7 +20,9 @@ per_row = _bound.per_row
 
 __all__ = [
     "BACKEND",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "cross_entropy",
     "finish",

@@ -10,7 +10,7 @@ import tensorflow as tf
 from xentx._backend import ArrayAPIBackend, Operation
 from xentx._core._spec import LossSpec
 from xentx._types import Array
-from xentx_tensorflow import _autodiff
+from xentx_tensorflow import _autodiff, _private
 
 
 class TensorFlowBackend(ArrayAPIBackend):
@@ -69,6 +69,12 @@ class TensorFlowBackend(ArrayAPIBackend):
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
         return True
+
+    def constant(self, array: Array) -> Array:
+        return tf.stop_gradient(array)
+
+    def is_differentiated(self, array: Array) -> bool:
+        return _private.is_recorded(array) or _private.has_tangents([array])
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -4,7 +4,7 @@
 and `trainer` have drop-in replacements for PyTorch's own losses.
 """
 
-from xentx import combine, finish, value_and_grad
+from xentx import align, block_gradient, combine, finish, value_and_grad
 from xentx._bound import Functions
 from xentx_torch import functional
 from xentx_torch._backend import BACKEND
@@ -28,7 +28,9 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LogSoftmax",
     "NLLLoss",
+    "align",
     "binary_cross_entropy",
+    "block_gradient",
     "combine",
     "compute_loss_func",
     "cross_entropy",

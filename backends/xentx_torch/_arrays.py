@@ -99,6 +99,13 @@ class TorchBackend(ArrayAPIBackend):
     def device(self, array: Array) -> torch.device:
         return array.device
 
+    def constant(self, array: Array) -> Array:
+        return array.detach()
+
+    def is_differentiated(self, array: Array) -> bool:
+        recorded = array.requires_grad and torch.is_grad_enabled()
+        return recorded or _private.needs_traceable_ops()
+
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
 

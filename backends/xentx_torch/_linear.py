@@ -67,7 +67,7 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
     others = arrays[FACTORS:]
     if torch.compiler.is_compiling() and not any(a is not None and a.requires_grad for a in others):
         return _by_operator(linear, arrays)
-    with _as_they_are(arrays[0]):
+    with as_they_are(arrays[0]):
         return _attach(linear, arrays)
 
 
@@ -116,7 +116,7 @@ def by_chunks(
     return _linear.by_chunks(_TILES, function, size, mapped, whole)
 
 
-def _as_they_are(array: Array | None) -> AbstractContextManager[Any]:
+def as_they_are(array: Array | None) -> AbstractContextManager[Any]:
     """Context without autocast, which would multiply float32 operands in bfloat16."""
     device = "cpu" if array is None else array.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import xentx
 import xentx_numpy
-from xentx import _kernel_blocks, _kernel_engine
+from xentx import _blocks, _kernel_blocks, _kernel_engine
 from xentx._core import linear as core_linear
 from xentx._core import partials as monoid
 from xentx._core._spec import LossSpec, Precision
@@ -284,6 +284,35 @@ def test_blocks_are_as_the_core_has_them(seed):
     assert gradient.dtype == (np.float64 if seed % 2 else np.float32)
     unit = np.finfo(gradient.dtype).eps
     np.testing.assert_allclose(gradient, slope, rtol=0.51 * unit + 1e-13, atol=1e-13)
+
+
+def refused(*_, **__):
+    """Stand in the place of the core's expressions where the kernel has to compute."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_public_blocks_take_the_kernel(dtype, axis, monkeypatch):
+    """Whatever the strides, and with the same numbers as the core's."""
+    rng = np.random.default_rng(RNG_SEED)
+    x = rng.normal(size=(12, 12)).astype(dtype)[1:9:2, 1:9:2]
+    target, cotangent = rng.integers(0, 9, 4), rng.normal(size=4)
+    options = {"classes": 9, "start": 3, "axis": axis, "label_smoothing": 0.1, "temperature": 0.7}
+
+    def solved():
+        state = xentx.partials(x, target, **options)
+        return (*state, xentx.block_gradient(state, x, target, cotangent=cotangent, **options))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(monoid, "partials", refused)
+        patched.setattr(monoid, "gradient", refused)
+        by_kernel = solved()
+    monkeypatch.setattr(_blocks, "KERNEL", None)
+    for found, expected in zip(by_kernel, solved(), strict=True):
+        assert found.dtype == expected.dtype
+        unit = 1e-3 if dtype == np.float16 else np.finfo(found.dtype).eps
+        np.testing.assert_allclose(found, expected, rtol=8 * unit, atol=unit)
 
 
 PROGRAM = """

@@ -109,7 +109,7 @@ def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bo
 def losses(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine: Engine) -> Array:
     """Return a loss for each row, in the compute dtype."""
     if tiling.by_classes:
-        state = _states(tiles, spec, tiling, arrays, engine)
+        state = states(tiles, spec, tiling, arrays, engine)
         return tiles.xp.astype(monoid.finish(tiles.xp, state, spec.z_loss), spec.precision.compute)
     hidden, head, bias, target, weight = arrays
     bias = _cast(tiles, spec, bias)
@@ -137,8 +137,13 @@ def losses_and_gradients(
     Only to those that need it: the others' are None.
     """
     needs = (*needs[:2], needs[2] and arrays[2] is not None)
-    way = _by_classes if tiling.by_classes else _by_rows
-    rows, gradients = way(tiles, spec, tiling, arrays, cotangent, engine, needs)
+    if tiling.by_classes:
+        state = states(tiles, spec, tiling, arrays, engine)
+        gradients = gradients_of(tiles, spec, tiling, arrays, state, cotangent, engine, needs)
+        rows = monoid.finish(tiles.xp, state, spec.z_loss)
+        rows = tiles.xp.astype(rows, spec.precision.compute, copy=False)
+    else:
+        rows, gradients = _by_rows(tiles, spec, tiling, arrays, cotangent, engine, needs)
     by_hidden, by_head, by_bias = (
         None if gradient is None else tiles.xp.astype(gradient, array.dtype, copy=False)
         for gradient, array in zip(gradients, arrays[:3], strict=True)
@@ -236,7 +241,7 @@ def _by_rows(
         if by_hidden is not None:
             by_hidden = tiles.put(by_hidden, start, tiles.product(slope, head))
         if by_head is not None:
-            by_head = tiles.add_product(by_head, slope, _kept(xp, spec, x, chosen))
+            by_head = tiles.add_product(by_head, slope, kept_rows(xp, spec, x, chosen))
         if by_bias is not None:
             by_bias = by_bias + xp.sum(slope, axis=0, dtype=by_bias.dtype)
         return rows, by_hidden, by_head, by_bias
@@ -255,18 +260,23 @@ def _by_rows(
     return rows, gradients
 
 
-def _by_classes(
+def gradients_of(
     tiles: Tiles,
     spec: LossSpec,
     tiling: Tiling,
     arrays: Arrays,
+    state: Partials,
     cotangent: Array,
     engine: Engine,
     needs: Needs,
-) -> tuple[Array, Gradients]:
+) -> Gradients:
+    """Pull the rows' cotangents back to hidden, head and bias, from the state of all classes.
+
+    The head may be a part of one with more classes, of which `state` is the state. Then the
+    gradient of hidden is that part's share.
+    """
     xp, compute = tiles.xp, spec.precision.compute
     hidden, head, *_ = arrays
-    state = _states(tiles, spec, tiling, arrays, engine)
     features = hidden.shape[1]
 
     def zeros(i: int, shape: tuple[Any, ...], dtype: Any) -> Array | None:
@@ -304,18 +314,17 @@ def _by_classes(
     carry = (
         zeros(0, (tiles.count(hidden), features), compute),
         zeros(1, tuple(head.shape), head.dtype),
-        zeros(2, (spec.classes,), compute),
+        zeros(2, (head.shape[0],), compute),
     )
-    gradients = tiles.chunks(spec.classes, tiling.classes, outer, carry)
-    rows = xp.astype(monoid.finish(xp, state, spec.z_loss), compute, copy=False)
-    return rows, gradients
+    gradients: Gradients = tiles.chunks(head.shape[0], tiling.classes, outer, carry)
+    return gradients
 
 
-def _states(
+def states(
     tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine: Engine
 ) -> Partials:
-    """Return the states of all rows, combined over blocks of the classes."""
-    xp, hidden = tiles.xp, arrays[0]
+    """Return the states of all rows, combined over blocks of the head's classes."""
+    xp, (hidden, head, *_) = tiles.xp, arrays
 
     def outer(first: Any, width: Any, state: Partials) -> Partials:
         _, tile = _block(tiles, spec, arrays, first, width)
@@ -333,7 +342,7 @@ def _states(
     # Each in memory of its own, as tiles are written to.
     zeros = (tiles.zeros(shape, spec.precision.accumulate, hidden) for _ in Partials._fields)
     state = monoid.empty(xp, *zeros)
-    return tiles.chunks(spec.classes, tiling.classes, outer, state)
+    return tiles.chunks(head.shape[0], tiling.classes, outer, state)
 
 
 def _block(
@@ -357,13 +366,15 @@ def _block(
         x = _cast(tiles, spec, tiles.take(hidden, start, size))
         chosen = tiles.take(target, start, size)
         logits = tiles.logits(x, block, bias)
-        kept = _kept(tiles.xp, spec, x, chosen)
+        kept = kept_rows(tiles.xp, spec, x, chosen)
         return kept, logits, chosen if spec.soft else chosen[:, None], weight, first
 
     return block, tile
 
 
-def _kept(xp: Any, spec: LossSpec, hidden: Array, target: Array) -> Array:
+def kept_rows(xp: Any, spec: LossSpec, hidden: Array, target: Array) -> Array:
     """Replace the ignored rows of a factor by 0, since a slope of 0 times NaN is NaN."""
     keep = kept(spec, target)
-    return hidden if keep is None else xp.where(keep[:, None], hidden, 0.0)
+    if keep is None:
+        return hidden
+    return xp.where(keep[:, None], hidden, xp.zeros((), dtype=hidden.dtype))

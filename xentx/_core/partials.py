@@ -1,7 +1,9 @@
 """Cross-entropy from blocks of the classes: a monoid of what each row is reduced to.
 
 `partials` reduces a block of logits, `combine` joins two blocks' states, in any order, and `finish`
-makes the loss of a state that has seen every class. With ``q`` the target distribution, a state is
+makes the loss of a state that has seen every class. `align` rebases a state to a maximum that all
+blocks share: then the sums of states are those of the whole, and any engine that can sum will do.
+With ``q`` the target distribution, a state is
 
     top = max x,   ties = how often it occurs,   rest = sum over x_k < top of exp(x_k - top),
     mass = sum q_k,   gaps = sum q_k (top - x_k)
@@ -14,11 +16,13 @@ logits, so a framework may differentiate through it.
 `gradient` is the loss's gradient in one block, once the state of all of them is known.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from xentx._core import _distribution, _pick, _softmax
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, is_given
+from xentx._core.reduction import two_sum
 from xentx._types import Array, Namespace
 
 
@@ -84,25 +88,38 @@ def partials(
     return Partials(*(xp.squeeze(field, axis=spec.axis) for field in state))
 
 
+def align(xp: Namespace, state: Partials, top: Array) -> Partials:
+    """Rebase a state to a maximum, no smaller than its own: that of several blocks.
+
+    The loss does not depend on it, so it may be a constant to whoever differentiates.
+    """
+    level = _finite_or_zero(xp, top)
+    leads = state.top == top
+    own = xp.where(state.top == -xp.inf, level, state.top)
+    # 1 where it leads, but not as a function of the logits. The rounding error of a distance, up to
+    # half a unit in its last place, would be tens of units in its exponential.
+    distance, error = two_sum(xp, level, -own)
+    scale = xp.exp(-distance) * (1.0 - error)
+    return Partials(
+        top,
+        scale * xp.where(leads, state.rest, state.rest + state.ties),
+        scale * xp.where(leads, state.ties, 0.0),
+        state.mass,
+        state.gaps + state.mass * (level - _finite_or_zero(xp, state.top)),
+        state.kept,
+    )
+
+
 def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
     """Join the states of two blocks of the same rows."""
     top = xp.maximum(a.top, b.top)
-    level = _finite_or_zero(xp, top)
-    rest, ties, gaps = [], [], []
-    for state in (a, b):
-        leads = state.top == top
-        own = xp.where(state.top == -xp.inf, level, state.top)
-        # 1 where it leads, but not as a function of the logits.
-        scale = xp.exp(own - level)
-        rest.append(scale * xp.where(leads, state.rest, state.rest + state.ties))
-        ties.append(scale * xp.where(leads, state.ties, 0.0))
-        gaps.append(state.gaps + state.mass * (level - _finite_or_zero(xp, state.top)))
+    a, b = align(xp, a, top), align(xp, b, top)
     return Partials(
         top,
-        rest[0] + rest[1],
-        ties[0] + ties[1],
+        a.rest + b.rest,
+        a.ties + b.ties,
         a.mass + b.mass,
-        gaps[0] + gaps[1],
+        a.gaps + b.gaps,
         xp.maximum(a.kept, b.kept),
     )
 
@@ -157,6 +174,42 @@ def gradient(
     if spec.logit_softcap is not None:
         slope = slope * _softmax.cap_slope(xp, spec, block)
     return xp.where(kept == 0.0, 0.0, slope)
+
+
+def details(
+    xp: Namespace, spec: LossSpec, block: Array, target: Array, start: Any, top: Array
+) -> tuple[Array, Array, Array]:
+    """Return sums of a block from which the rows' entropy and log-probability are made.
+
+    They are those of the exponentials times the gaps, of a target without weights and smoothing,
+    and of that times the gaps. The gaps are distances to `top`, the maximum of all classes.
+    """
+    x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, block))
+    x, spec = _softmax.at_temperature_1(spec, x)
+    level = xp.expand_dims(_finite_or_zero(xp, top), axis=spec.axis)
+    gap, e = _softmax.exponentials(xp, spec, x, xp.astype(level, x.dtype, copy=False))
+    bare, size = replace(spec, label_smoothing=0.0), block.shape[spec.axis]
+    y = _distribution.distribution(xp, bare, target, None, start, size)
+    fields = (
+        _sum(xp, spec, _distribution.times(xp, e, gap, is_constant=True)),
+        _distribution.no_class_is_nan(xp, spec, target, _sum(xp, spec, y)),
+        _sum(xp, spec, _distribution.times(xp, y, gap, is_constant=True)),
+    )
+    mean, mass, gaps = (xp.squeeze(field, axis=spec.axis) for field in fields)
+    return mean, mass, gaps
+
+
+def lse_log_prob_entropy(
+    xp: Namespace, state: Partials, mean: Array, mass: Array, gaps: Array
+) -> tuple[Array, Array, Array]:
+    """Return these for each row from the state and the `details` of all classes."""
+    tail = xp.log1p(state.rest + (state.ties - 1.0))
+    fields = state.top + tail, -(mass * tail + gaps), tail + mean / (state.rest + state.ties)
+    nothing, ignored = state.top == -xp.inf, state.kept == 0.0
+    lse, log_prob, entropy = (
+        xp.where(ignored, 0.0, xp.where(nothing, xp.nan, field)) for field in fields
+    )
+    return lse, log_prob, entropy
 
 
 def _sum(xp: Namespace, spec: LossSpec, x: Array) -> Array:

@@ -110,7 +110,7 @@ def test_cross_entropy_differs_by_the_entropy_of_the_target(route):
         ),
         ((A, B), {"where": np.ones(2)}, TypeError, "where: got dtype float64; expected bool"),
         ((A, B), {"sample_weight": np.ones(3)}, ValueError, r"sample_weight: got shape \(3,\)"),
-        ((A, B), {"normalizer": 2, "reduction": "sum"}, ValueError, "normalizer: got one with red"),
+        ((A, B), {"normalizer": 2, "reduction": "sum"}, ValueError, "normalizer: got reduction='s"),
     ],
 )
 def test_errors(arguments, options, error, text):

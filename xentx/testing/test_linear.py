@@ -122,3 +122,18 @@ def test_rows(route, rows):
         rng, rows, 3, 4, np.float32, soft=False, reduction="sum", options={}, bias=False
     )
     check_linear(route, arrays, options, cotangent)
+
+
+def test_an_ignored_row_may_hold_nan(route):
+    """For derivatives by the head beside those by the class weights, which take another way."""
+    if not route.has_autodiff:
+        pytest.skip(f"{route} has no autodiff")
+    rng = np.random.default_rng(RNG_SEED)
+    hidden, head = rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)).astype("f")
+    target, weight = np.array([0, -100, 4, 2], np.int32), np.linspace(0.5, 1.5, 5, dtype="f")
+    arguments = {"wrt": (0, 1, "weight"), "weight": weight, "chunk": 2}
+    _, expected = route.pull(xentx.linear_cross_entropy, hidden, head, target, **arguments)
+    hidden[1] = np.nan
+    _, found = route.pull(xentx.linear_cross_entropy, hidden, head, target, **arguments)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,543 @@
+"""Losses whose classes are spread over devices: tensor parallel training inside `jax.shard_map`.
+
+The last axis of the logits is cut into equal parts along one axis of the mesh, or several. The rows
+are the same on every device of these axes, and so are class indices, sample weights and the value.
+Class probabilities and class weights are cut as the logits are.
+
+A loss takes two collectives: ``pmax`` of one number a row, and ``psum`` of three, or of four with
+weights, smoothing or class probabilities. They grow with the rows, and not with the classes. The
+backward by the logits takes none. That by `hidden`, in which every device has a share, takes one.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from xentx import _registry, _shards, _validation
+from xentx._calls import Problem
+from xentx._checks import Reduction
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import linear as core
+from xentx._core import partials as monoid
+from xentx._core._spec import LossSpec, is_given
+from xentx._core.partials import Partials
+from xentx._shards import Arrays, Rows, Shard
+from xentx_jax import _linear, _namespace
+from xentx_jax._arrays import BACKEND
+
+__all__ = ["cross_entropy", "linear_cross_entropy"]
+
+Array = jax.Array
+Axis = str | tuple[str, ...]
+
+
+def _joined(
+    shard: Shard, axis: Axis, arrays: Arrays, extra: Sequence[Array] = ()
+) -> tuple[Partials, tuple[Array, ...]]:
+    """Return the state of all classes, and the sums of further numbers of each row."""
+    own = _shards.state(shard, arrays)
+    top = lax.pmax(lax.stop_gradient(own.top), axis)
+    terms = _shards.summands(shard, own, top)
+    sums = lax.psum((*terms, *extra), axis)
+    return _shards.joined(shard, arrays, own, top, sums[: len(terms)]), sums[len(terms) :]
+
+
+def _here(static: Shard, axis: Axis) -> Shard:
+    """Place a shard, which is hashable without its place."""
+    return replace(static, start=lax.axis_index(axis) * static.size)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _losses(
+    static: Shard, axis: Axis, reduction: str, *arrays: Array | None
+) -> tuple[Array, Array | None]:
+    """Each row's loss, and what it adds to the divisor of a mean where that is a sum."""
+    losses, amounts, _ = _solved(static, axis, reduction, arrays)
+    return losses, amounts
+
+
+def _solved(
+    static: Shard, axis: Axis, reduction: str, arrays: Arrays
+) -> tuple[Array, Array | None, Partials]:
+    shard = _here(static, axis)
+    has_amounts = shard.has_amounts(reduction)
+    # With these the target's distribution sums to what is added.
+    is_mass = reduction == "weighted_mean" or not is_given(shard.spec.label_smoothing)
+    extra = [_shards.amounts(shard, arrays, reduction)] if has_amounts and not is_mass else []
+    state, sums = _joined(shard, axis, arrays, extra)
+    amounts = None
+    if has_amounts:
+        amounts = state.mass if is_mass else sums[0]
+    return _shards.losses(shard, arrays, state), amounts, state
+
+
+@functools.partial(_losses.defjvp, symbolic_zeros=True)
+def _losses_jvp(
+    static: Shard, axis: Axis, reduction: str, arrays: Arrays, tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """By the logits from the state of all classes; by the others as JAX differentiates."""
+    shard = _here(static, axis)
+    losses, amounts, state = _solved(static, axis, reduction, arrays)
+    zero = jax.custom_derivatives.SymbolicZero
+    moved = [i for i, t in enumerate(tangents) if t is not None and not isinstance(t, zero)]
+    by_losses = jnp.zeros_like(losses)
+    by_amounts = None if amounts is None else jnp.zeros_like(amounts)
+    if 0 in moved:
+        spec = _shards.prepared(shard, arrays).bound
+        logits, target, weight, *_ = arrays
+        slope = monoid.gradient(_namespace, spec, state, logits, target, weight, shard.start)
+        tangent = tangents[0].astype(slope.dtype)
+        share = jnp.sum(slope * tangent, axis=1, dtype=losses.dtype)
+        by_losses = by_losses + lax.psum(share, axis)
+    others = [i for i in moved if i > 0]
+    if others:
+
+        def plain(*values: Array) -> Any:
+            given = list(arrays)
+            for i, value in zip(others, values, strict=True):
+                given[i] = value
+            losses, amounts, _ = _solved(static, axis, reduction, tuple(given))
+            return losses, amounts
+
+        given, directions = ([x[i] for i in others] for x in (arrays, tangents))
+        _, (more, by_amounts) = jax.jvp(plain, given, directions)
+        by_losses = by_losses + more
+    return (losses, amounts), (by_losses, by_amounts)
+
+
+# ---- The last layer.
+
+
+class _ShardTiles(_linear.JAXTiles):
+    """Tiles in loops whose arrays differ between the devices that hidden and head differ on."""
+
+    def __init__(self, zero: Array) -> None:
+        super().__init__(_namespace)
+        self.zero = zero
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        return super().zeros(shape, dtype, like) + self.zero.astype(dtype)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """All of a loss of the last layer but its arrays: hashable.
+
+    Parameters
+    ----------
+    shard, axis
+        As for logits, with no place.
+    spec
+        With the dtype of products, where that of the shard has the dtype of states.
+    chunk
+        How many rows to take at a time; None for as many as is good.
+    """
+
+    shard: Shard
+    axis: Axis
+    spec: LossSpec
+    chunk: int | None
+
+    def tiling(self, rows: int) -> core.Tiling:
+        return core.tiling(rows, self.shard.size, self.chunk, by_classes=True)
+
+    def engine(self, options: Sequence[Array]) -> core.Engine:
+        """What computes tiles: as shards of their own."""
+        shard = _here(self.shard, self.axis)
+
+        def tile(logits: Array, first: Any) -> Shard:
+            return replace(shard, start=shard.start + first, size=logits.shape[1])
+
+        def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
+            return _shards.state(tile(logits, first), (logits, target, weight, *options))
+
+        def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
+            *arrays, first = block
+            return _shards.gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
+
+        return core.Engine(_no_rows, state, gradient)
+
+
+def _no_rows(*_: Any) -> Any:
+    """Compute no whole rows: no device has any."""
+    raise NotImplementedError
+
+
+def _factors(last: _Last, arrays: Arrays) -> tuple[_ShardTiles, core.Arrays]:
+    """Return tiles, and hidden, head, bias, target and weight as they take them."""
+    hidden, head, bias, target, weight, *_ = arrays
+    zero = jnp.zeros_like(hidden, shape=()) + jnp.zeros_like(head, shape=())
+    target = target if last.spec.soft else target[:, 0]
+    return _ShardTiles(zero), (hidden, head, bias, target, None if weight is None else weight[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _last_losses(last: _Last, *arrays: Array | None) -> Array:
+    """Each row's loss from hidden, head, bias, target, weight and options."""
+    return _last_state(last, arrays)[0]
+
+
+def _last_state(last: _Last, arrays: Arrays) -> tuple[Array, Partials]:
+    tiles, factors = _factors(last, arrays)
+    options, tiling = arrays[5:], last.tiling(arrays[0].shape[0])
+    own = core.states(tiles, last.spec, tiling, factors, last.engine(options))
+    own = own._replace(kept=_kept(last, arrays[3], own.kept))
+    shard = _here(last.shard, last.axis)
+    given = (arrays[0], *arrays[3:])
+    top = lax.pmax(lax.stop_gradient(own.top), last.axis)
+    sums = lax.psum(tuple(_shards.summands(shard, own, top)), last.axis)
+    state = _shards.joined(shard, given, own, top, sums)
+    return _shards.losses(shard, given, state), state
+
+
+def _kept(last: _Last, target: Array, like: Array) -> Array:
+    """Mark the rows that are not ignored, which is the same on all devices."""
+    if last.spec.ignore_index is None:
+        return like
+    return (target[:, 0] != last.spec.ignore_index).astype(like.dtype)
+
+
+def _last_forward(last: _Last, *given: Any) -> tuple[Array, Any]:
+    arrays = tuple(None if a is None else a.value for a in given)
+    names = ("target", "weight", *last.spec.operands)
+    for name, a in zip(names, given[3:], strict=True):
+        if a is not None and a.perturbed and jnp.issubdtype(a.value.dtype, jnp.floating):
+            msg = (
+                f"{name}: got one to differentiate by; expected a constant, or logits for "
+                "xentx_jax.parallel.cross_entropy"
+            )
+            raise NotImplementedError(msg)
+    losses, state = _last_state(last, arrays)
+    return losses, (arrays, state)
+
+
+def _last_backward(last: _Last, residuals: Any, cotangent: Any) -> tuple[Any, ...]:
+    arrays, state = residuals
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return (None,) * len(arrays)
+    tiles, factors = _factors(last, arrays)
+    found = core.gradients_of(
+        tiles,
+        last.spec,
+        last.tiling(arrays[0].shape[0]),
+        factors,
+        state,
+        cotangent,
+        last.engine(arrays[5:]),
+        (True, True, arrays[2] is not None),
+    )
+    gradients = (
+        None if a is None or g is None else g.astype(a.dtype)
+        for a, g in zip(arrays[:3], found, strict=True)
+    )
+    return *gradients, *(None for _ in arrays[3:])
+
+
+_last_losses.defvjp(_last_forward, _last_backward, symbolic_zeros=True)
+# Called one by one, JAX has no symbolic zeros in shard_map.
+_traced_last_losses = jax.jit(_last_losses, static_argnums=0)
+
+
+def _differing(array: Array, others: Sequence[Array]) -> Array:
+    """Return an array as one that differs on all devices that others differ on.
+
+    Autodiff then sums its gradient over those. A compiler leaves the choice out.
+    """
+    for other in others:
+        array = jnp.where(jnp.zeros_like(other, shape=(), dtype=bool), 0, array)
+    return array
+
+
+# ---- The functions.
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
+) -> Any:
+    """`xentx.cross_entropy` of logits whose classes are spread over an axis of the mesh.
+
+    To be called in a function that `jax.shard_map` maps.
+
+    Parameters
+    ----------
+    logits : jax.Array
+        This device's part of the logits, its classes on the last axis. All devices have as many.
+    target : jax.Array
+        Class indices, counted from the first class of all devices, the same on every device; or
+        this device's part of class probabilities.
+    axis_name : str or tuple of str
+        The axis of the mesh, or the axes, over which the classes are spread.
+    weight : jax.Array, optional
+        This device's part of the class weights.
+    sample_weight : jax.Array, optional
+        As in `xentx.cross_entropy`, the same on every device of these axes.
+    ignore_index : int or None, default: -100
+        As in `xentx.cross_entropy`.
+    label_smoothing, z_loss : float or jax.Array, default: 0.0
+        As in `xentx.cross_entropy`.
+    logit_softcap : float or jax.Array, optional
+        As in `xentx.cross_entropy`.
+    temperature : float or jax.Array, default: 1.0
+        As in `xentx.cross_entropy`.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `xentx.cross_entropy`. It is over the rows that the device has. Where rows are spread
+        over another axis, ``psum`` a "sum" and its normalizer over that, and divide.
+    normalizer : float or jax.Array, optional
+        As in `xentx.cross_entropy`.
+    return_normalizer : bool, default: False
+        As in `xentx.cross_entropy`.
+
+    Returns
+    -------
+    jax.Array
+        What `xentx.cross_entropy` returns for all classes together, the same on every device of
+        these axes.
+    jax.Array
+        With `return_normalizer`, the divisor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xentx.cross_entropy`. A class index that is out of range makes its row NaN.
+
+    Notes
+    -----
+    It can be differentiated to any order, in both modes. Only derivatives by class weights, class
+    probabilities and options take collectives of their own. Without JAX's 64-bit mode the states
+    are float32, and the loss has the error of as many float32 sums.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jax.sharding import AxisType, PartitionSpec as P
+    >>> from xentx_jax import parallel
+    >>> mesh = jax.make_mesh((1,), ("vocabulary",), axis_types=(AxisType.Auto,))
+    >>> logits, target = jnp.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]), jnp.array([1, 2])
+    >>> loss = jax.shard_map(
+    ...     lambda x, t: parallel.cross_entropy(x, t, axis_name="vocabulary"),
+    ...     mesh=mesh,
+    ...     in_specs=(P(None, "vocabulary"), P()),
+    ...     out_specs=P(),
+    ... )
+    >>> print(f"{loss(logits, target):.6f}")
+    0.390574
+    """
+    if not BACKEND.owns(logits):
+        msg = f"logits: got {_registry.describe(logits)}; expected a jax array"
+        raise TypeError(msg)
+    problem = _validation.rowwise(
+        BACKEND,
+        _cross_entropy,
+        logits,
+        target,
+        axis=-1,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+    )
+    shape, size = logits.shape[:-1], logits.shape[-1]
+    shard, arrays, rows = _shards.lay_out(
+        problem,
+        jnp.reshape(logits, (math.prod(shape), size)),
+        shape,
+        logits.dtype,
+        size=size,
+        classes=size * lax.axis_size(axis_name),
+        start=None,
+    )
+    wanted = _amounts_of(rows, return_normalizer=return_normalizer)
+    losses, amounts = _losses(shard, axis_name, wanted, *arrays)
+    return _value(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
+
+
+def _amounts_of(rows: Rows, *, return_normalizer: bool) -> str:
+    """Say of which reduction the divisor is wanted, where it has to be summed."""
+    if rows.normalizer is not None:
+        return "none"
+    is_mean = rows.reduction in ("mean", "weighted_mean")
+    return rows.reduction if is_mean or not return_normalizer else "mean"
+
+
+def _value(
+    shard: Shard,
+    arrays: Arrays,
+    rows: Rows,
+    losses: Array,
+    amounts: Array | None,
+    *,
+    return_normalizer: bool,
+) -> Any:
+    """Reduce the losses of rows."""
+    is_mean = rows.reduction in ("mean", "weighted_mean")
+    divisor = None
+    if is_mean or return_normalizer:
+        divisor = _shards.divisor(shard, arrays, rows, losses, amounts)
+    value = _shards.reduce(shard, rows, losses, divisor if is_mean else None)
+    return (value, divisor) if return_normalizer else value
+
+
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
+    chunk: int | Literal["auto"] = "auto",
+) -> Any:
+    """`xentx.linear_cross_entropy` of a head whose classes are spread over an axis of the mesh.
+
+    A device forms its logits tile by tile, and never has all of them.
+
+    Parameters
+    ----------
+    hidden : jax.Array
+        The last layer's input, features on the last axis, the same on every device of these axes.
+    head : jax.Array
+        This device's part of the last layer's weights, in shape ``(classes, features)``.
+    target : jax.Array
+        As in `cross_entropy`.
+    axis_name : str or tuple of str
+        As in `cross_entropy`.
+    bias : jax.Array, optional
+        This device's part of the last layer's bias.
+    weight, sample_weight : jax.Array, optional
+        As in `cross_entropy`.
+    ignore_index : int or None, default: -100
+        As in `cross_entropy`.
+    label_smoothing, z_loss : float or jax.Array, default: 0.0
+        As in `cross_entropy`.
+    logit_softcap : float or jax.Array, optional
+        As in `cross_entropy`.
+    temperature : float or jax.Array, default: 1.0
+        As in `cross_entropy`.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `cross_entropy`.
+    normalizer : float or jax.Array, optional
+        As in `cross_entropy`.
+    return_normalizer : bool, default: False
+        As in `cross_entropy`.
+    chunk : int or "auto", default: "auto"
+        How many rows a tile has.
+
+    Returns
+    -------
+    jax.Array
+        What `xentx.linear_cross_entropy` returns for the whole head.
+    jax.Array
+        With `return_normalizer`, the divisor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+    NotImplementedError
+        If it is differentiated by class probabilities, class weights or options.
+
+    Notes
+    -----
+    It is differentiated in reverse mode, by hidden, head, bias and sample weights. Tiles of logits
+    are formed again in the backward.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jax.sharding import AxisType, PartitionSpec as P
+    >>> from xentx_jax import parallel
+    >>> mesh = jax.make_mesh((1,), ("vocabulary",), axis_types=(AxisType.Auto,))
+    >>> hidden = jnp.array([[1.0, 2.0], [0.5, -1.0]])
+    >>> head = jnp.array([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> loss = jax.shard_map(
+    ...     lambda *a: parallel.linear_cross_entropy(*a, axis_name="vocabulary"),
+    ...     mesh=mesh,
+    ...     in_specs=(P(), P("vocabulary"), P()),
+    ...     out_specs=P(),
+    ... )
+    >>> print(f"{loss(hidden, head, jnp.array([0, 2])):.6f}")
+    0.565440
+    """
+    if not BACKEND.owns(hidden):
+        msg = f"hidden: got {_registry.describe(hidden)}; expected a jax array"
+        raise TypeError(msg)
+    linear, given = _validation.linear(
+        BACKEND,
+        _cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        chunk=chunk,
+    )
+    _, factor, bias, *others = given
+    assert factor is not None  # noqa: S101 -- for the type checker
+    shape, size = hidden.shape[:-1], head.shape[0]
+    kind = replace(linear.kind, spec=replace(linear.kind.spec, reduction=linear.reduction))
+    shard, arrays, rows = _shards.lay_out(
+        Problem(kind, (hidden, *others)),
+        jnp.reshape(hidden, (math.prod(shape), hidden.shape[-1])),
+        shape,
+        linear.dtype,
+        size=size,
+        classes=size * lax.axis_size(axis_name),
+        start=None,
+    )
+    dtypes = linear.kind.spec.precision
+    last = _Last(shard, axis_name, replace(shard.spec, precision=dtypes), linear.chunk)
+    flat, *rest = arrays
+    # In the dtype in which the devices' shares of its gradient are to be summed.
+    flat = jnp.asarray(flat, dtypes.compute)
+    known = (flat, factor, bias)
+    factors = [a if a is None else _differing(a, (flat, factor)) for a in known]
+    losses = _traced_last_losses(last, *factors, *rest)
+    amounts, wanted = None, _amounts_of(rows, return_normalizer=return_normalizer)
+    if shard.has_amounts(wanted):
+        amounts = lax.psum(_shards.amounts(_here(shard, axis_name), arrays, wanted), axis_name)
+    return _value(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)

@@ -1,0 +1,996 @@
+"""Losses whose classes are spread over the ranks of a process group: tensor parallel training.
+
+The last axis of the logits, or the first of the head, is cut into one part for each rank, in the
+order of the ranks. The parts may differ in size, and have no classes at all. The rows are the same
+on every rank, and so are class indices, sample weights and the value. Class probabilities and class
+weights are cut as the logits are. Every rank calls ``backward`` on its own copy of the one loss.
+
+A loss takes two all-reduces: the maximum of one number a row, and the sum of three, or of four with
+weights, smoothing or class probabilities, all in float64. They grow with the rows, and not with the
+classes. The backward by the logits takes none. That by `hidden`, in which every rank has a share,
+takes one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from xentx import RowStats, _registry, _shards, _validation
+from xentx._calls import Problem
+from xentx._checks import Reduction, check_block
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import linear as core
+from xentx._core import partials as monoid
+from xentx._core._spec import LossSpec, is_given
+from xentx._core.partials import Partials
+from xentx._shards import Arrays, Rows, Shard
+from xentx_torch import _arrays, _distributed, _linear, _private
+
+__all__ = ["cross_entropy", "linear_cross_entropy", "per_row"]
+
+Array = torch.Tensor
+BACKEND = _arrays.BACKEND
+xp = _distributed.NAMESPACE
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+# ---- Collectives, and their derivatives.
+
+
+def _all_reduced(array: Array, op: Any, group: Any) -> Array:
+    array = array.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(array, op, group=group)
+    return array
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of every rank's own, which all ranks have. Its transpose is `_Shared`."""
+
+    @staticmethod
+    def forward(array: Array, group: Any) -> Array:
+        return _all_reduced(array, dist.ReduceOp.SUM, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Any, None]:
+        return _Shared.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Array, _: None) -> Any:
+        return _Sum.apply(tangent, ctx.group)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], array: Array, group: Any) -> Any:  # noqa: ARG004
+        return _Sum.apply(array, group), dims[0]  # type: ignore[no-untyped-call]
+
+
+class _Shared(torch.autograd.Function):
+    """What all ranks have, for each to compute with its own. Its transpose is `_Sum`."""
+
+    @staticmethod
+    def forward(array: Array, group: Any) -> Array:  # noqa: ARG004
+        return array.view_as(array)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Any, None]:
+        return _Sum.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Array, _: None) -> Array:  # noqa: ARG004
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], array: Array, group: Any) -> Any:  # noqa: ARG004
+        return _Shared.apply(array, group), dims[0]  # type: ignore[no-untyped-call]
+
+
+class _Ranks:
+    """The ranks of a group, of which this process is one."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            msg = "group: got one that this process is not in; expected one of its own"
+            raise ValueError(msg)
+
+    def sums(self, terms: Sequence[Array]) -> tuple[Array, ...]:
+        """Sum what every rank has a share of, in one all-reduce that is differentiated."""
+        return _Sum.apply(torch.stack(list(terms)), self.group).unbind()  # type: ignore[no-untyped-call]
+
+    def shared(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """Return what all ranks have, for each to compute with its own.
+
+        Together, so that a derivative that needs one of them takes one all-reduce on every rank.
+        """
+        if not arrays:
+            return ()
+        return _Shared.apply(torch.stack(list(arrays)), self.group).unbind()  # type: ignore[no-untyped-call]
+
+    def tops(self, own: Sequence[Array], error: Exception | None = None) -> tuple[Array, ...]:
+        """Return the largest of every rank's, one number a row, unless a rank has an error.
+
+        A flag goes with them: what raises on one rank raises on all, and none waits for it.
+        """
+        flag = 0 if error is None else self.rank + 1
+        if error is not None and not isinstance(error, IndexError):
+            flag += self.count
+        parts = [part.detach() for part in own]
+        largest = _all_reduced(
+            torch.cat([*parts, parts[0].new_full((1,), flag)]), dist.ReduceOp.MAX, self.group
+        )
+        if error is not None:
+            raise error
+        number = int(largest[-1])
+        if number:
+            rank, is_index = (number - 1) % self.count, number <= self.count
+            what = "target: a class index is out of range" if is_index else "a call was refused"
+            msg = f"{what} on rank {rank} of the group, whose error says more"
+            raise IndexError(msg) if is_index else RuntimeError(msg)
+        return largest[:-1].split([part.shape[0] for part in own])
+
+    def gathered(self, numbers: Sequence[int], like: Array) -> list[list[int]]:
+        """Every rank's numbers."""
+        own = torch.tensor(numbers, dtype=torch.int64, device=like.device)
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(parts, own, group=self.group)
+        return [[int(number) for number in part] for part in parts]
+
+
+# ---- From arguments to a shard.
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that every rank has accepted, as `xentx._shards.lay_out` lays it out."""
+
+    ranks: _Ranks
+    shard: Shard
+    arrays: Arrays
+    rows: Rows
+
+    def state(self) -> Partials:
+        """State of this rank's classes, of which no derivative is taken."""
+        return _shards.state(self.shard, self.arrays)
+
+    def losses(self, state: Partials) -> Array:
+        """Return each row's loss from the state of all classes, with its derivatives."""
+        return _Losses.apply(self, state, *self.arrays)  # type: ignore[no-untyped-call]
+
+    def plain(self) -> "_Call":
+        """Return the call of which autograd sees the logits."""
+        return self
+
+
+@dataclass(frozen=True)
+class _LinearCall(_Call):
+    """The same for logits that are not formed: the first of the arrays is hidden.
+
+    Parameters
+    ----------
+    head, bias
+        This rank's.
+    spec
+        With the dtype of products, where that of the shard has the dtype of states.
+    chunk
+        How many rows to take at a time; None for as many as is good.
+    """
+
+    head: Array
+    bias: Array | None
+    spec: LossSpec
+    chunk: int | None
+
+    @property
+    def factors(self) -> tuple[Any, ...]:
+        """Hidden, head, bias, target and weight, as the core's tiles take them."""
+        hidden, target, weight, *_ = self.arrays
+        target = target if self.spec.soft else target[:, 0]
+        return hidden, self.head, self.bias, target, None if weight is None else weight[0]
+
+    def tiling(self) -> core.Tiling:
+        """Choose the tiles."""
+        rows, size = self.arrays[0].shape[0], max(1, self.shard.size)
+        return core.tiling(rows, size, self.chunk, by_classes=True)
+
+    def engine(self) -> core.Engine:
+        """What computes tiles: as shards of their own."""
+        options = self.arrays[3:]
+
+        def tile(logits: Array, first: int) -> Shard:
+            return replace(self.shard, start=self.shard.start + first, size=logits.shape[1])
+
+        def state(logits: Array, target: Array, weight: Array | None, first: int) -> Partials:
+            return _shards.state(tile(logits, first), (logits, target, weight, *options))
+
+        def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
+            *arrays, first = block
+            return _shards.gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
+
+        return core.Engine(_no_rows, state, gradient)
+
+    def state(self) -> Partials:
+        if not self.shard.size:
+            return _shards.state(self.shard, self.plain().arrays)
+        tiles, tiling = _linear.tiles(self.head), self.tiling()
+        return core.states(tiles, self.spec, tiling, self.factors, self.engine())
+
+    def losses(self, state: Partials) -> Array:
+        hidden, *others = self.arrays
+        return _LinearLosses.apply(self, state, hidden, self.head, self.bias, *others)  # type: ignore[no-untyped-call]
+
+    def plain(self) -> _Call:
+        hidden, *others = self.arrays
+        # An ignored row may hold NaN, times which a slope of 0 is NaN.
+        hidden = core.kept_rows(xp, self.spec, hidden, self.factors[3])
+        (hidden,) = self.ranks.shared([hidden])
+        factors = (hidden, self.head, self.bias)
+        logits = core.logits_of(_linear.tiles(self.head), self.spec, *factors)
+        return _Call(self.ranks, self.shard, (logits, *others), self.rows)
+
+    def of(self, hidden: Array, head: Array, bias: Array | None, *others: Any) -> "_LinearCall":
+        """Return the same call of other arrays."""
+        return replace(self, arrays=(hidden, *others), head=head, bias=bias)
+
+
+def _no_rows(*_: Any) -> Any:
+    """Compute no whole rows: no rank has any."""
+    raise NotImplementedError
+
+
+class _Given(NamedTuple):
+    """What a rank says of its own part before it asks the others.
+
+    Parameters
+    ----------
+    array
+        The first array.
+    shape
+        Of the rows.
+    size
+        How many classes there are here.
+    classes, start
+        How many all ranks have, and where this rank's begin; None for the ranks to find out.
+    """
+
+    array: Array
+    shape: tuple[int, ...]
+    size: int
+    classes: int | None
+    start: int | None
+
+
+def _called(
+    group: Any, given: _Given, check: Callable[[], Problem], flat: Callable[[], Array], dtype: Any
+) -> _Call:
+    """Check a call on all ranks together: what one of them refuses raises on all.
+
+    ``check()`` checks this rank's arguments, and ``flat()`` returns the logits with the rows on one
+    axis, or what they are made of.
+    """
+    ranks, count = _Ranks(group), math.prod(given.shape)
+    classes, start = given.classes, given.start
+    error: Exception | None = None
+    try:
+        if (classes is None) != (start is None):
+            msg = (
+                f"classes, start: got {classes} and {start}; expected both, or neither where the "
+                "ranks are to ask each other"
+            )
+            raise ValueError(msg)  # noqa: TRY301 -- it is raised once the other ranks know
+        problem = check()
+        if classes is not None:
+            start = check_block(BACKEND, start, given.size, classes)
+    except (TypeError, ValueError) as wrong:
+        error = wrong
+    if classes is None or start is None:
+        found = ranks.gathered([error is not None, count, given.size], given.array)
+        error = error or _difference(found)
+        if error is not None:
+            raise error
+        classes = sum(size for *_, size in found)
+        start = sum(size for *_, size in found[: ranks.rank])
+    if error is None:
+        try:
+            laid_out = _shards.lay_out(
+                problem,
+                flat(),
+                given.shape,
+                dtype,
+                size=given.size,
+                classes=classes,
+                start=start,
+            )
+        except IndexError as wrong:
+            error = wrong
+    if error is not None:
+        ranks.tops([given.array.new_zeros(count, dtype=torch.float64)], error)
+    return _Call(ranks, *laid_out)
+
+
+def _difference(found: list[list[int]]) -> Exception | None:
+    """Say what is wrong with the failures, numbers of rows and numbers of classes of all ranks."""
+    failed = [rank for rank, (wrong, *_) in enumerate(found) if wrong]
+    if failed:
+        return RuntimeError(f"{_named(failed)} of the group refused the call: see the error there")
+    by_rows: dict[int, list[int]] = {}
+    for rank, (_, rows, _) in enumerate(found):
+        by_rows.setdefault(rows, []).append(rank)
+    if len(by_rows) > 1:
+        got = " and ".join(f"{rows} on {_named(ranks)}" for rows, ranks in by_rows.items())
+        return ValueError(f"rows: got {got} of the group; expected as many on every rank")
+    if not any(size for *_, size in found):
+        return ValueError("classes: got none on any rank of the group; expected at least 1")
+    return None
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _local(name: str, array: Any, ndim: int) -> Array:
+    """Return a tensor that is a rank's own part."""
+    if not isinstance(array, torch.Tensor):
+        msg = f"{name}: got {_registry.describe(array)}; expected a torch array"
+        raise TypeError(msg)
+    if _distributed.is_distributed(array):
+        msg = (
+            f"{name}: got a DTensor; expected this rank's own part (hint: to_local(); "
+            "xentx.cross_entropy takes DTensors)"
+        )
+        raise TypeError(msg)
+    if array.ndim < ndim:
+        msg = f"{name}: got a {array.ndim}-dimensional array; expected at least {ndim} dimensions"
+        raise ValueError(msg)
+    return array
+
+
+def _padded(array: Any, axis: int) -> Any:
+    """Return what stands for an array of no classes in checks that expect one."""
+    if not isinstance(array, torch.Tensor) or not array.ndim or array.shape[axis]:
+        return array
+    shape = list(array.shape)
+    shape[axis] = 1
+    return array.new_zeros(shape)
+
+
+def _emptied(array: Any, padded: Array | None, axis: int) -> Array | None:
+    """Return an array of no classes again, which autograd has to know if it is a tensor."""
+    return array if isinstance(array, torch.Tensor) or padded is None else padded.narrow(axis, 0, 0)
+
+
+def _dense(
+    group: Any,
+    logits: Array,
+    target: Any,
+    *,
+    classes: int | None,
+    start: int | None,
+    weight: Any,
+    **options: Any,
+) -> _Call:
+    """Check a call whose logits there are."""
+    logits = _local("logits", logits, 1)
+    shape, size = tuple(logits.shape[:-1]), logits.shape[-1]
+
+    def check() -> Problem:
+        if size:
+            return _validation.rowwise(
+                BACKEND, _cross_entropy, logits, target, axis=-1, weight=weight, **options
+            )
+        given = (_padded(logits, -1), _padded(target, -1))
+        problem = _validation.rowwise(
+            BACKEND, _cross_entropy, *given, axis=-1, weight=_padded(weight, -1), **options
+        )
+        _, found, own, *others = problem.arrays
+        found = _emptied(target, found, -1) if problem.kind.spec.soft else found
+        return Problem(problem.kind, (logits, found, _emptied(weight, own, -1), *others))
+
+    given = _Given(logits, shape, size, classes, start)
+    flat = lambda: logits.reshape(math.prod(shape), size)  # noqa: E731
+    return _called(group, given, check, flat, logits.dtype)
+
+
+def _with_head(
+    group: Any,
+    factors: tuple[Any, Any, Any],
+    target: Any,
+    *,
+    classes: int | None,
+    start: int | None,
+    weight: Any,
+    **options: Any,
+) -> _LinearCall:
+    """Check a call whose logits are a product."""
+    hidden, head = _local("hidden", factors[0], 1), _local("head", factors[1], 2)
+    shape, size = tuple(hidden.shape[:-1]), head.shape[0]
+    bias, linear = factors[2], None
+
+    def check() -> Problem:
+        nonlocal bias, linear
+        padded = (_padded(head, 0), _padded(target, -1) if not size else target)
+        linear, found = _validation.linear(
+            BACKEND,
+            _cross_entropy,
+            hidden,
+            *padded,
+            bias=bias if size else _padded(bias, 0),
+            weight=weight if size else _padded(weight, 0),
+            **options,
+        )
+        _, _, bias, found_target, own, *others = found
+        spec = replace(linear.kind.spec, reduction=linear.reduction)
+        if not size:
+            bias, own = _emptied(factors[2], bias, 0), _emptied(weight, own, 0)
+            found_target = _emptied(target, found_target, -1) if spec.soft else found_target
+        return Problem(replace(linear.kind, spec=spec), (hidden, found_target, own, *others))
+
+    given = _Given(hidden, shape, size, classes, start)
+    flat = lambda: hidden.reshape(math.prod(shape), hidden.shape[-1])  # noqa: E731
+    call = _called(group, given, check, flat, None)
+    assert linear is not None  # noqa: S101 -- for the type checker
+    spec = replace(call.shard.spec, precision=linear.kind.spec.precision)
+    rows = replace(call.rows, dtype=linear.dtype)
+    return _LinearCall(call.ranks, call.shard, call.arrays, rows, head, bias, spec, linear.chunk)
+
+
+# ---- The losses of rows.
+
+
+def _is_transformed() -> bool:
+    """Whether forward mode or torch.func wants plain expressions."""
+    return _private.in_forward_mode() or bool(_private.are_transforms_active())
+
+
+def _needs_gradient(arrays: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays)
+
+
+def _local_arrays(call: _Call) -> Arrays:
+    """Return arrays for this rank's own classes, where options are the same on all ranks."""
+    return (*call.arrays[:3], *call.ranks.shared(call.arrays[3:]))
+
+
+More = Callable[[Array], Sequence[Array]]
+
+
+def _joined(
+    call: _Call, own: Partials, more: More, beside: Sequence[Array] = ()
+) -> tuple[Partials, list[Array], tuple[Array, ...]]:
+    """Return the state of all classes, from every rank's own, in two all-reduces.
+
+    ``more(top)`` are further numbers of each row, which are summed along; those `beside` the maxima
+    are reduced as these are.
+    """
+    top, *others = call.ranks.tops([own.top, *beside])
+    extra = more(top)
+    sums = call.ranks.sums([*_shards.summands(call.shard, own, top), *extra])
+    known = len(sums) - len(extra)
+    state = _shards.joined(call.shard, call.arrays, own, top, sums[:known])
+    return state, list(sums[known:]), tuple(others)
+
+
+def _plain(call: _Call, more: More = lambda _: ()) -> tuple[Partials, list[Array]]:
+    """Return the same as an expression that autograd differentiates."""
+    state, extra, _ = _joined(call, _shards.state(call.shard, _local_arrays(call)), more)
+    return state, extra
+
+
+def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
+    """Return each row's loss, and what it adds to the divisor of a mean where that is a sum."""
+    shard = call.shard
+    has_amounts = shard.has_amounts(reduction)
+    # With these the target's distribution sums to what is added.
+    is_mass = reduction == "weighted_mean" or not is_given(shard.spec.label_smoothing)
+    transformed = _is_transformed()
+    moves = has_amounts and (transformed or _needs_gradient(call.arrays[1:]))
+
+    def more(_: Array) -> Sequence[Array]:
+        extra = has_amounts and not is_mass and not moves
+        return [_shards.amounts(shard, call.arrays, reduction)] if extra else []
+
+    if transformed:
+        dense = call.plain()
+        state, extra = _plain(dense, more)
+        losses = _shards.losses(shard, dense.arrays, state)
+    else:
+        with torch.no_grad():
+            state, extra, _ = _joined(call, call.state(), more)
+        losses = call.losses(state)
+    if not has_amounts:
+        return losses, None
+    if moves:
+        return losses, call.ranks.sums([_shards.amounts(shard, _local_arrays(call), reduction)])[0]
+    return losses, extra[0] if extra else state.mass
+
+
+class _Losses(torch.autograd.Function):
+    """The rows' losses from the state of all classes, with the accurate gradient by the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, state: Partials, *arrays: Array | None) -> Array:
+        ctx.call, ctx.state = replace(call, arrays=()), state
+        ctx.save_for_backward(*arrays)
+        return _shards.losses(call.shard, arrays, state)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
+        arrays, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        call = replace(ctx.call, arrays=arrays)
+        found: list[Array | None] = [None] * len(arrays)
+        again = torch.is_grad_enabled()
+        if needs[0] and not again:
+            found[0] = _shards.gradient(call.shard, arrays, ctx.state, cotangent)
+        if again or any(needs[1:]):
+            _differentiate(call, needs, cotangent, found)
+        return None, None, *found
+
+
+def _differentiate(
+    call: _Call, needs: Sequence[bool], cotangent: Array, found: list[Array | None]
+) -> None:
+    """Add gradients to those that are found, by expressions where they are differentiated again.
+
+    That by the logits is the accurate one, and the others are autograd's.
+    """
+    again, shard, ranks = torch.is_grad_enabled(), call.shard, call.ranks
+    with torch.enable_grad():
+        if not again:
+            arrays = _leaves(call.arrays, [False, *needs[1:]])
+            call = replace(call, arrays=arrays)
+        state, _ = _plain(call)
+        if needs[0] and again:
+            *fields, seed = ranks.shared([*state, cotangent])
+            found[0] = _shards.gradient(shard, _local_arrays(call), Partials(*fields), seed)
+        places = [i for i, need in enumerate(needs) if need and i > 0]
+        losses = _shards.losses(shard, call.arrays, state)
+        _add_gradients(losses, call.arrays, places, cotangent, found, again=again)
+
+
+def _add_gradients(
+    losses: Array,
+    arrays: Arrays,
+    places: Sequence[int],
+    cotangent: Array,
+    found: list[Array | None],
+    *,
+    again: bool,
+) -> None:
+    """Add autograd's gradients by the arrays at some places."""
+    if not places:
+        return
+    wanted = [arrays[i] for i in places]
+    gradients = torch.autograd.grad(
+        losses, wanted, cotangent, create_graph=again, materialize_grads=True
+    )
+    for i, gradient in zip(places, gradients, strict=True):
+        found[i] = gradient
+
+
+def _leaves(arrays: Arrays, needs: Sequence[bool]) -> Arrays:
+    return tuple(
+        None if a is None else a.detach().requires_grad_(need)
+        for a, need in zip(arrays, needs, strict=True)
+    )
+
+
+class _LinearLosses(torch.autograd.Function):
+    """The same from hidden, head and bias, of which tiles of logits are formed again."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _LinearCall, state: Partials, *arrays: Array | None) -> Array:
+        ctx.call, ctx.state = call.of(None, None, None), state  # type: ignore[arg-type]
+        ctx.save_for_backward(*arrays)
+        return _shards.losses(call.shard, call.arrays, state)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
+        arrays, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        factors, others = needs[: _linear.FACTORS], needs[_linear.FACTORS :]
+        found: list[Array | None] = [None] * len(arrays)
+        if torch.is_grad_enabled() or any(others):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad(), _linear.as_they_are(arrays[0]):
+                given = arrays if again else _leaves(arrays, needs)
+                losses, _ = _rows_of(ctx.call.of(*given).plain(), "none")
+                places = [i for i, need in enumerate(needs) if need]
+                _add_gradients(losses, given, places, cotangent, found, again=again)
+            return None, None, *found
+        call = ctx.call.of(*arrays)
+        with _linear.as_they_are(arrays[0]):
+            found[: _linear.FACTORS] = core.gradients_of(
+                _linear.tiles(call.head),
+                call.spec,
+                call.tiling(),
+                call.factors,
+                ctx.state,
+                cotangent,
+                call.engine(),
+                factors,
+            )
+        for i, gradient in enumerate(found[: _linear.FACTORS]):
+            if gradient is not None:
+                whole = (
+                    _all_reduced(gradient, dist.ReduceOp.SUM, call.ranks.group)
+                    if i == 0
+                    else gradient
+                )
+                found[i] = whole.to(arrays[i].dtype)
+        return None, None, *found
+
+
+def _value(call: _Call, *, return_normalizer: bool) -> Any:
+    """Reduce the losses of rows."""
+    shard, rows = call.shard, call.rows
+    is_mean = rows.reduction in ("mean", "weighted_mean")
+    reduction = rows.reduction if is_mean or not return_normalizer else "mean"
+    losses, amounts = _rows_of(call, "none" if rows.normalizer is not None else reduction)
+    divisor = None
+    if is_mean or return_normalizer:
+        divisor = _shards.divisor(shard, call.arrays, rows, losses, amounts)
+    value = _shards.reduce(shard, rows, losses, divisor if is_mean else None)
+    return (value, divisor) if return_normalizer else value
+
+
+# ---- The functions.
+
+
+def _uncompiled(function: Function) -> Function:
+    """Let a compiler leave a function out of its graph: collectives and errors need values."""
+    disabled: Function = torch.compiler.disable(function)
+    return disabled
+
+
+@_uncompiled
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
+) -> Any:
+    """`xentx.cross_entropy` of logits whose classes are spread over the ranks of a group.
+
+    Every rank calls it, with logits of the same rows and its own classes.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        This rank's part of the logits, its classes on the last axis.
+    target : torch.Tensor
+        Class indices, counted from the first class of all ranks, the same on every rank; or this
+        rank's part of class probabilities.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks that share the classes. By default all ranks.
+    classes, start : int, optional
+        How many classes all ranks have, and where this rank's begin. Without them the ranks tell
+        each other how many each has, by a third collective of three numbers.
+    weight : torch.Tensor, optional
+        This rank's part of the class weights.
+    sample_weight : torch.Tensor, optional
+        As in `xentx.cross_entropy`, the same on every rank.
+    ignore_index : int or None, default: -100
+        As in `xentx.cross_entropy`.
+    label_smoothing, z_loss : float or torch.Tensor, default: 0.0
+        As in `xentx.cross_entropy`, the same on every rank.
+    logit_softcap : float or torch.Tensor, optional
+        As in `xentx.cross_entropy`, the same on every rank.
+    temperature : float or torch.Tensor, default: 1.0
+        As in `xentx.cross_entropy`, the same on every rank.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `xentx.cross_entropy`.
+    normalizer : float or torch.Tensor, optional
+        As in `xentx.cross_entropy`, the same on every rank.
+    return_normalizer : bool, default: False
+        As in `xentx.cross_entropy`.
+
+    Returns
+    -------
+    torch.Tensor
+        What `xentx.cross_entropy` returns for all classes together, on every rank.
+    torch.Tensor
+        With `return_normalizer`, the divisor.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xentx.cross_entropy`, on every rank: where another rank has the reason, as a
+        RuntimeError or an IndexError that names it. A ValueError also says which ranks have another
+        number of rows, where the ranks tell each other their sizes.
+
+    Notes
+    -----
+    The gradient is that of the one loss, of which every rank has a copy: each calls ``backward`` on
+    its own. It can be differentiated again, and in forward mode. By class weights, class
+    probabilities and options it takes two all-reduces of its own.
+
+    Where a gradient of second order is a number of each rank, as the square of this rank's part of
+    a gradient is, what is differentiated is the sum of all ranks' numbers. ``torch.func`` works but
+    for ``vmap`` of the loss, and ``torch.compile`` leaves the loss out of its graph.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from xentx_torch import parallel
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> logits = torch.tensor([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
+    >>> print(f"{parallel.cross_entropy(logits, torch.tensor([1, 2])):.6f}")
+    0.390574
+    >>> dist.destroy_process_group()
+    """
+    call = _dense(
+        group,
+        logits,
+        target,
+        classes=classes,
+        start=start,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+    )
+    return _value(call, return_normalizer=return_normalizer)
+
+
+@_uncompiled
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    sample_weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Array | None = None,
+    return_normalizer: bool = False,
+    chunk: int | Literal["auto"] = "auto",
+) -> Any:
+    """`xentx.linear_cross_entropy` of a head whose classes are spread over the ranks of a group.
+
+    A rank forms its logits tile by tile, and never has all of them. The gradient of `hidden` is
+    summed over the ranks.
+
+    Parameters
+    ----------
+    hidden : torch.Tensor
+        The last layer's input, features on the last axis, the same on every rank.
+    head : torch.Tensor
+        This rank's part of the last layer's weights, in shape ``(classes, features)``.
+    target : torch.Tensor
+        As in `cross_entropy`.
+    group : torch.distributed.ProcessGroup, optional
+        As in `cross_entropy`.
+    classes, start : int, optional
+        As in `cross_entropy`.
+    bias : torch.Tensor, optional
+        This rank's part of the last layer's bias.
+    weight, sample_weight : torch.Tensor, optional
+        As in `cross_entropy`.
+    ignore_index : int or None, default: -100
+        As in `cross_entropy`.
+    label_smoothing, z_loss : float or torch.Tensor, default: 0.0
+        As in `cross_entropy`.
+    logit_softcap : float or torch.Tensor, optional
+        As in `cross_entropy`.
+    temperature : float or torch.Tensor, default: 1.0
+        As in `cross_entropy`.
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `cross_entropy`.
+    normalizer : float or torch.Tensor, optional
+        As in `cross_entropy`.
+    return_normalizer : bool, default: False
+        As in `cross_entropy`.
+    chunk : int or "auto", default: "auto"
+        How many rows a tile has.
+
+    Returns
+    -------
+    torch.Tensor
+        What `xentx.linear_cross_entropy` returns for the whole head, on every rank.
+    torch.Tensor
+        With `return_normalizer`, the divisor.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    The backward takes one all-reduce, of the gradient of `hidden`. Tiles of logits are formed
+    again in it. Derivatives of second order, in forward mode, and by class weights, class
+    probabilities or options form all of this rank's logits at once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from xentx_torch import parallel
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> hidden = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
+    >>> head = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> print(f"{parallel.linear_cross_entropy(hidden, head, torch.tensor([0, 2])):.6f}")
+    0.565440
+    >>> dist.destroy_process_group()
+    """
+    call = _with_head(
+        group,
+        (hidden, head, bias),
+        target,
+        classes=classes,
+        start=start,
+        weight=weight,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction=reduction,
+        normalizer=normalizer,
+        chunk=chunk,
+    )
+    with _linear.as_they_are(call.head):
+        return _value(call, return_normalizer=return_normalizer)
+
+
+@_uncompiled
+def per_row(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+) -> RowStats:
+    """`xentx.per_row` of logits whose classes are spread over the ranks of a group.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        As in `cross_entropy`.
+    target : torch.Tensor
+        As in `cross_entropy`.
+    group : torch.distributed.ProcessGroup, optional
+        As in `cross_entropy`.
+    classes, start : int, optional
+        As in `cross_entropy`.
+    weight : torch.Tensor, optional
+        As in `cross_entropy`.
+    ignore_index : int or None, default: -100
+        As in `cross_entropy`.
+    label_smoothing, z_loss : float or torch.Tensor, default: 0.0
+        As in `cross_entropy`.
+    logit_softcap : float or torch.Tensor, optional
+        As in `cross_entropy`.
+    temperature : float or torch.Tensor, default: 1.0
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    RowStats
+        What `xentx.per_row` returns for all classes together, on every rank.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    A third all-reduce finds the first class of the largest logit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import torch.distributed as dist
+    >>> from xentx_torch import parallel
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> parallel.per_row(torch.tensor([[1.0, 2.0, 0.5]]), torch.tensor([1])).prediction
+    tensor([1])
+    >>> dist.destroy_process_group()
+    """
+    call = _dense(
+        group,
+        logits,
+        target,
+        classes=classes,
+        start=start,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+    )
+    shard, rows, own = call.shard, call.rows, _local_arrays(call)
+    target, soft = call.arrays[1], shard.spec.soft
+    kept = torch.ones_like(call.arrays[0][:, :0].sum(1, keepdim=True), dtype=torch.bool)
+    if shard.spec.ignore_index is not None:
+        kept = target != shard.spec.ignore_index
+    searched = [
+        torch.where(kept, call.arrays[0].detach(), 0.0),
+        *([target.detach()] if soft else []),
+    ]
+    largest = [_largest(array) for array in searched]
+    state, sums, found = _joined(
+        call,
+        _shards.state(shard, own),
+        lambda top: _shards.details(shard, own, top),
+        [value for value, _ in largest],
+    )
+    if _is_transformed():
+        loss = _shards.losses(shard, call.arrays, state)
+    else:
+        loss = call.losses(Partials(*(field.detach() for field in state)))
+    lse, log_prob, entropy = monoid.lse_log_prob_entropy(xp, state, *sums)
+    # Of ranks with the largest number the first, and before them those with NaN.
+    far = 2 * shard.spec.classes
+    places = []
+    for (value, place), top in zip(largest, found, strict=True):
+        at = torch.where(value == top, place + shard.start, far)
+        places.append(torch.where(value.isnan(), place + shard.start - far, at))
+    first = _all_reduced(torch.stack(places), dist.ReduceOp.MIN, call.ranks.group)
+    prediction, *wanted = torch.where(first < 0, first + far, first)
+    prediction = torch.where(kept[:, 0], prediction, 0)
+    correct = kept[:, 0] & (prediction == (wanted[0] if soft else target[:, 0]))
+    fields = (field.reshape(rows.shape).to(rows.dtype) for field in (loss, lse, log_prob, entropy))
+    loss, lse, log_prob, entropy = fields
+    hits = (field.reshape(rows.shape) for field in (correct, prediction))
+    correct, prediction = hits
+    return RowStats(loss, lse, log_prob, entropy, correct, prediction)
+
+
+def _largest(array: Array) -> tuple[Array, Array]:
+    """Return each row's largest number in float64 and the first place of it; NaN is the largest."""
+    if not array.shape[1]:
+        nothing = array.new_full((array.shape[0],), -math.inf, dtype=torch.float64)
+        return nothing, torch.zeros_like(nothing, dtype=torch.int64)
+    return array.amax(1).double(), array.argmax(1)

@@ -1,0 +1,567 @@
+"""One of four ranks of PyTorch: sharded losses against the whole, for `test_torch_parallel.py`.
+
+``python torch_ranks.py RANK STORE`` prints a line for each case: its name and what is wrong. The
+results are compared on every rank, after the collectives of a case, so that no rank waits for
+another that has failed.
+"""
+
+import sys
+import traceback
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.utils.checkpoint
+from torch.distributed.tensor.debug import CommDebugMode
+
+import xentx
+from xentx_torch import parallel
+
+RANKS = 4
+SIZES = (5, 0, 8, 3)  # uneven, and one rank without a class
+EDGES = np.cumsum([0, *SIZES])
+CLASSES, ROWS, FEATURES = int(EDGES[-1]), 12, 6
+SEED = 20261129
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def own(array, dim=-1):
+    """Take the classes of the own rank."""
+    rank = dist.get_rank()
+    return array.narrow(dim, int(EDGES[rank]), SIZES[rank]).contiguous()
+
+
+def whole(array, dim=-1):
+    """All ranks' classes."""
+    parts = [None] * RANKS
+    dist.all_gather_object(parts, array.detach())
+    return torch.cat(parts, dim)
+
+
+def arrays(dtype=torch.float32):
+    """Logits with corners, indices, probabilities, class weights and sample weights."""
+    rng = np.random.default_rng(SEED)
+    x = rng.normal(0, 3, (ROWS, CLASSES))
+    hard = rng.integers(0, CLASSES, ROWS)
+    hard[3] = -100
+    x[3] = np.nan  # in a row that is ignored
+    x[5, 7], hard[5] = 40.0, 7  # confident
+    x[6, 1] = x[6, 14] = x[6].max() + 1.0  # level on two ranks
+    x[7, 5:13], hard[7] = -np.inf, 14  # a rank with nothing
+    x[8, 2] = np.nan
+    x[9] = -np.inf
+    soft, weight = rng.dirichlet(np.ones(CLASSES), ROWS), rng.uniform(0.5, 2, CLASSES)
+    sample = rng.uniform(0.5, 2, ROWS)
+    given = [torch.tensor(a).to(dtype) for a in (x, soft, weight, sample)]
+    return given[0], torch.tensor(hard), *given[1:]
+
+
+OPTIONS = {
+    "mean": {},
+    "none": {"reduction": "none"},
+    "sum": {"reduction": "sum"},
+    "weighted mean": {"reduction": "weighted_mean", "weight": True, "label_smoothing": 0.1},
+    "smoothing": {"label_smoothing": 0.1},
+    "weight": {"weight": True},
+    "weight and smoothing": {"weight": True, "label_smoothing": 0.1},
+    "z loss": {"z_loss": 0.01},
+    "cap": {"logit_softcap": 5.0},
+    "temperature": {"temperature": 0.7},
+    "sample weight": {"sample_weight": True},
+    "normalizer": {"normalizer": 7.0},
+    "soft": {"soft": True},
+    "soft mean": {"soft": True, "reduction": "weighted_mean", "weight": True},
+    "everything": {
+        "weight": True,
+        "sample_weight": True,
+        "label_smoothing": 0.1,
+        "z_loss": 0.01,
+        "logit_softcap": 8.0,
+        "temperature": 1.5,
+    },
+    "everything soft": {
+        "soft": True,
+        "weight": True,
+        "sample_weight": True,
+        "label_smoothing": 0.1,
+        "z_loss": 0.01,
+        "reduction": "none",
+    },
+}
+
+
+def problem(options, dtype=torch.float32, *, corners=True):
+    """Arrays by name, and options that are none."""
+    options = dict(options)
+    x, hard, soft, weight, sample = arrays(dtype)
+    if not corners or options.get("reduction") != "none":
+        x = torch.where(x.isnan() & (hard != -100)[:, None], 0.0, x)
+        x[9] = 1.0  # ties everywhere
+    if not corners:
+        x = x.nan_to_num(0.0, neginf=-9.0)
+    named = {"logits": x, "target": hard}
+    if options.pop("soft", False):
+        named["target"], named["logits"] = soft, x.nan_to_num(0.0, neginf=-9.0)
+    if options.get("label_smoothing"):
+        named["logits"] = torch.where(x == -torch.inf, -9.0, named["logits"])
+    if options.pop("weight", False):
+        named["weight"] = weight
+    if options.pop("sample_weight", False):
+        named["sample_weight"] = sample
+    return named, options
+
+
+def shard(named):
+    """Take the arrays of the own rank."""
+    split = {"logits", "weight"} | ({"target"} if named["target"].ndim == 2 else set())
+    return {name: own(array) if name in split else array for name, array in named.items()}
+
+
+def pulled(function, named, options, cotangent=None):
+    """Value, and gradients by all arrays of floats."""
+    given = {name: a.clone().requires_grad_(a.is_floating_point()) for name, a in named.items()}
+    leaves = {name: a for name, a in given.items() if a.requires_grad}
+    value = function(given.pop("logits"), given.pop("target"), **given, **options)
+    seed = None
+    if value.ndim:
+        seed = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    found = torch.autograd.grad(value, list(leaves.values()), seed)
+    return value.detach(), dict(zip(leaves, found, strict=True))
+
+
+def units(found, true, *, together=False):
+    """Error in units of the last place of the largest number of a row, or of a vector."""
+    assert found.shape == true.shape, (found.shape, true.shape)
+    eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
+    found, true = found.double(), true.double()
+    assert torch.equal(found.isnan(), true.isnan())
+    infinite = true.isinf()
+    assert torch.equal(found[infinite], true[infinite])
+    found, true = (torch.where(true.isfinite(), a, 0.0) for a in (found, true))
+    if not true.numel():
+        return 0.0
+    rows = true.ndim > 1 or together
+    scale = true.abs().amax(-1, keepdim=True) if rows else true.abs()
+    unit = torch.exp2(scale.clamp_min(tiny).log2().floor()) * eps
+    return float(((found - true).abs() / unit).max())
+
+
+def check_pulled(name, options, most, dtype=torch.float32):
+    named, rest = problem(options, dtype)
+    value, gradients = pulled(parallel.cross_entropy, shard(named), rest)
+    gradients = {
+        key: whole(g) if shard(named)[key].shape != named[key].shape else g
+        for key, g in gradients.items()
+    }
+    wide = {k: a.double() if a.is_floating_point() else a for k, a in named.items()}
+    true, expected = pulled(xentx.cross_entropy, wide, rest)
+    assert value.dtype == dtype
+    errors = {"value": units(value, true) / most[0]}
+    for key, gradient in gradients.items():
+        errors[key] = units(gradient, expected[key], together=True) / most[1]
+    assert max(errors.values()) <= 1.0, (name, errors)
+
+
+@case
+def values_and_gradients():
+    """By logits, class probabilities, class weights and sample weights, beside float64's."""
+    for name, options in OPTIONS.items():
+        check_pulled(name, options, (1, 4))
+
+
+@case
+def narrow_and_wide_dtypes():
+    for name in ("none", "everything"):
+        for dtype, most in ((torch.bfloat16, 1), (torch.float16, 1), (torch.float64, 60)):
+            check_pulled(name, OPTIONS[name], (most, most), dtype)
+
+
+@case
+def options_that_are_tensors():
+    """Derivatives by them are sums over the ranks, the same on each."""
+    named, _ = problem({"weight": True}, torch.float64, corners=False)
+    numbers = {"label_smoothing": 0.1, "z_loss": 0.01, "logit_softcap": 8.0, "temperature": 1.5}
+    more = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+    _, gradients = pulled(parallel.cross_entropy, {**shard(named), **more}, {})
+    _, expected = pulled(xentx.cross_entropy, {**named, **more}, {})
+    for key in numbers:
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(whole(gradients["logits"]), expected["logits"])
+
+
+@case
+def second_derivatives():
+    """Of a sum over all ranks' parts of a gradient."""
+    for options in OPTIONS.values():
+        named, rest = problem(options, torch.float64, corners=False)
+        rng = np.random.default_rng(SEED)
+        direction = torch.tensor(rng.normal(size=(ROWS, CLASSES)))
+
+        def twice(function, named, direction, rest=rest):
+            given = dict(named)
+            x = given.pop("logits").clone().requires_grad_()
+            value = function(x, given.pop("target"), **given, **rest)
+            (g,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+            (h,) = torch.autograd.grad((g * direction).sum() + (g**3).sum(), x)
+            return g.detach(), h
+
+        found = twice(parallel.cross_entropy, shard(named), own(direction))
+        expected = twice(xentx.cross_entropy, named, direction)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(whole(a), b, rtol=1e-9, atol=1e-12)
+
+
+@case
+def forward_mode():
+    for options in OPTIONS.values():
+        named, rest = problem(options, torch.float64, corners=False)
+        direction = torch.tensor(np.random.default_rng(SEED).normal(size=(ROWS, CLASSES)))
+
+        def tangent(function, named, direction, rest=rest):
+            given = dict(named)
+            x, target = given.pop("logits"), given.pop("target")
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x, direction)
+                value = function(dual, target, **given, **rest)
+                return torch.autograd.forward_ad.unpack_dual(value).tangent
+
+        found = tangent(parallel.cross_entropy, shard(named), own(direction))
+        expected = tangent(xentx.cross_entropy, named, direction)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@case
+def torch_func():
+    named, rest = problem({"label_smoothing": 0.1}, torch.float64, corners=False)
+    local = shard(named)
+    found = torch.func.grad(lambda x: parallel.cross_entropy(x, local["target"], **rest))(
+        local["logits"]
+    )
+    _, expected = pulled(xentx.cross_entropy, named, rest)
+    torch.testing.assert_close(whole(found), expected["logits"])
+
+    def jacobian(function, named):
+        rows = torch.func.jacrev(lambda x: function(x, named["target"], reduction="none", **rest))
+        return rows(named["logits"])
+
+    found = whole(jacobian(parallel.cross_entropy, local))
+    torch.testing.assert_close(found, jacobian(xentx.cross_entropy, named))
+
+
+@case
+def compiled_and_checkpointed():
+    named, _ = problem({}, corners=False)
+    local, (_, expected) = shard(named), pulled(xentx.cross_entropy, named, {})
+
+    def loss(x):
+        return parallel.cross_entropy(2.0 * x, local["target"])
+
+    for function in (
+        torch.compile(loss, backend="aot_eager"),
+        lambda x: torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False),
+    ):
+        x = (local["logits"] / 2.0).requires_grad_()
+        function(x).backward()
+        torch.testing.assert_close(whole(x.grad), 2.0 * expected["logits"])
+
+
+@case
+def places_that_are_given():
+    named, _ = problem({})
+    local, rank = shard(named), dist.get_rank()
+    found = parallel.cross_entropy(
+        local["logits"], local["target"], classes=CLASSES, start=int(EDGES[rank])
+    )
+    assert torch.equal(found, parallel.cross_entropy(local["logits"], local["target"]))
+    value, divisor = parallel.cross_entropy(
+        local["logits"], local["target"], reduction="sum", return_normalizer=True
+    )
+    torch.testing.assert_close(value / divisor.float(), found)
+
+
+@case
+def rows_of_any_shape():
+    named, _ = problem({}, corners=False)
+    x, target = named["logits"].reshape(3, 4, CLASSES), named["target"].reshape(3, 4)
+    found = parallel.cross_entropy(own(x), target, reduction="none")
+    torch.testing.assert_close(found, xentx.cross_entropy(x, target, axis=-1, reduction="none"))
+    empty = parallel.cross_entropy(own(x)[:0], target[:0], reduction="none")
+    assert empty.shape == (0, 4)
+    assert bool(parallel.cross_entropy(own(x)[:0], target[:0]).isnan())
+
+
+@case
+def groups_of_some_ranks():
+    """Two pairs of ranks, each with a loss of its own."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    rank = dist.get_rank()
+    named, _ = problem({}, corners=False)
+    x, target = named["logits"][:, :6] + rank // 2, named["target"].clamp(max=5)
+    part = x[:, :4] if rank % 2 == 0 else x[:, 4:]
+    found = parallel.cross_entropy(part.contiguous(), target, group=pairs[rank // 2])
+    torch.testing.assert_close(found, xentx.cross_entropy(x, target))
+    other = pairs[1 - rank // 2]
+    kind, text = raised(parallel.cross_entropy, part, target, group=other)
+    assert kind is ValueError
+    assert text.startswith("group: got one that this process is not in")
+
+
+def linear_problem(options, dtype):
+    rng = np.random.default_rng(SEED)
+    named, rest = problem(options, dtype, corners=False)
+    del named["logits"]
+    target = named.pop("target")
+    hidden, head, bias = (
+        torch.tensor(rng.normal(size=shape)).to(dtype)
+        for shape in ((ROWS, FEATURES), (CLASSES, FEATURES), (CLASSES,))
+    )
+    if target.ndim == 1:
+        hidden[3] = torch.nan  # ignored
+    return (hidden, head, bias, target), named, rest
+
+
+def linear_pulled(function, factors, named, rest, *, second=False, **more):
+    hidden, head, bias = (a.clone().requires_grad_() for a in factors[:3])
+    weight = {k: a.clone().requires_grad_() for k, a in named.items()}
+    value = function(hidden, head, factors[3], bias=bias, **weight, **rest, **more)
+    wanted = [hidden, head, bias, *weight.values()]
+    seed = None
+    if value.ndim:
+        seed = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype)
+    return value.detach(), torch.autograd.grad(value, wanted, seed)
+
+
+@case
+def linear():
+    for name, options in OPTIONS.items():
+        for dtype, most in ((torch.float32, 12), (torch.bfloat16, 1.5), (torch.float64, 200)):
+            factors, named, rest = linear_problem(options, dtype)
+            hidden, head, bias, target = factors
+            local = (
+                hidden,
+                own(head, 0),
+                own(bias, 0),
+                own(target) if target.ndim == 2 else target,
+            )
+            split = {k: own(a) if k == "weight" else a for k, a in named.items()}
+            # Weights and probabilities take the plain expression: these don't.
+            names = [k for k in named if k == "sample_weight"]
+            value, found = linear_pulled(
+                parallel.linear_cross_entropy,
+                local,
+                {k: split[k] for k in names},
+                {**rest, **{k: a for k, a in split.items() if k not in names}},
+                chunk=5,
+            )
+            wide = [a.double() if a.is_floating_point() else a for a in factors]
+            wide_named = {k: a.double() for k, a in named.items()}
+            true, expected = linear_pulled(
+                xentx.linear_cross_entropy,
+                wide,
+                {k: wide_named[k] for k in names},
+                {**rest, **{k: a for k, a in wide_named.items() if k not in names}},
+            )
+            assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            found = [found[0], whole(found[1], 0), whole(found[2], 0), *found[3:]]
+            errors = [
+                units(a, b, together=True) / most for a, b in zip(found, expected, strict=True)
+            ]
+            errors.append(units(value, true) / max(most, 12))
+            assert max(errors) <= 1.0, (name, dtype, errors)
+
+
+@case
+def linear_by_everything():
+    """By class weights too, and twice."""
+    for name in ("weight and smoothing", "everything soft", "soft mean"):
+        factors, named, rest = linear_problem(OPTIONS[name], torch.float64)
+        hidden, head, bias, target = factors
+        local = (hidden, own(head, 0), own(bias, 0), own(target) if target.ndim == 2 else target)
+        split = {k: own(a) if k == "weight" else a for k, a in named.items()}
+        value, found = linear_pulled(parallel.linear_cross_entropy, local, split, rest)
+        true, expected = linear_pulled(xentx.linear_cross_entropy, factors, named, rest)
+        torch.testing.assert_close(value, true)
+        found = [found[0], *(whole(a, 0) for a in found[1:4]), *found[4:]]
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+    def twice(function, hidden, head, target, share):
+        hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        value = function(hidden, head, target, label_smoothing=0.1)
+        by_hidden, by_head = torch.autograd.grad(value, (hidden, head), create_graph=True)
+        # What all ranks have counts once, as a sum of shares.
+        square = (by_hidden**2).sum() * share + (by_head**3).sum()
+        return torch.autograd.grad(square, (hidden, head))
+
+    (hidden, head, _, target), *_ = linear_problem({}, torch.float64)
+    hidden, target = hidden.nan_to_num(0.0), target.clamp(min=0)
+    found = twice(parallel.linear_cross_entropy, hidden, own(head, 0), target, 1.0)
+    expected = twice(xentx.linear_cross_entropy, hidden, head, target, 1.0)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(whole(found[1], 0), expected[1])
+
+
+@case
+def per_row():
+    for name in ("none", "weight and smoothing", "z loss", "cap", "temperature", "soft"):
+        options = {k: v for k, v in OPTIONS[name].items() if k != "reduction"}
+        named, rest = problem({**options, "reduction": "none"})
+        rest.pop("reduction")
+        wide = {k: a.double() if a.is_floating_point() else a for k, a in named.items()}
+
+        def solved(function, named, rest=rest):
+            given = dict(named)
+            x, target = given.pop("logits").clone().requires_grad_(), given.pop("target")
+            stats = function(x, target, **given, **rest)
+            total = sum((i + 1) * field.nan_to_num(0.0).sum() for i, field in enumerate(stats[:4]))
+            return stats, torch.autograd.grad(total, x)[0]
+
+        found, gradient = solved(parallel.per_row, shard(named))
+        expected, true = solved(xentx.per_row, wide)
+        same = xentx.per_row(named["logits"], named["target"])
+        for field, a, b in zip(found._fields[:4], found, expected, strict=False):
+            assert units(a.detach(), b.detach()) <= 2, (name, field)
+        assert torch.equal(found.prediction, same.prediction), name
+        assert torch.equal(found.correct, same.correct), name
+        torch.testing.assert_close(
+            whole(gradient), true.float(), rtol=1e-5, atol=1e-6, equal_nan=True
+        )
+
+
+def counted(function, *args, **options):
+    """How many collectives a call takes, and how many bytes they carry."""
+    reduced = []
+    original = dist.all_reduce
+
+    def counting(tensor, *args, **kwargs):
+        reduced.append(tensor.numel() * tensor.element_size())
+        return original(tensor, *args, **kwargs)
+
+    with CommDebugMode() as mode:
+        dist.all_reduce = counting
+        try:
+            result = function(*args, **options)
+        finally:
+            dist.all_reduce = original
+    assert mode.get_total_counts() == len(reduced), mode.get_comm_counts()
+    return result, reduced
+
+
+@case
+def collectives():
+    """Two all-reduces of so many float64 a row, and none in the backward by the logits."""
+    named, _ = problem({"weight": True}, corners=False)
+    local = shard(named)
+    rank, flag = dist.get_rank(), 1
+    place = {"classes": CLASSES, "start": int(EDGES[rank])}
+    for numbers, options in (
+        (3, {}),
+        (4, {"label_smoothing": 0.1}),
+        (4, {"weight": local["weight"]}),
+        (5, {"weight": local["weight"], "label_smoothing": 0.1}),
+    ):
+        x = local["logits"].clone().requires_grad_()
+        value, sent = counted(parallel.cross_entropy, x, local["target"], **place, **options)
+        assert sent == [8 * (ROWS + flag), 8 * numbers * ROWS], (options, sent)
+        _, sent = counted(value.backward)
+        assert sent == []
+    factors, *_ = linear_problem({}, torch.float32)
+    hidden, head, _, target = factors
+    hidden, head = hidden.clone().requires_grad_(), own(head, 0).requires_grad_()
+    value, sent = counted(parallel.linear_cross_entropy, hidden, head, target, chunk=5, **place)
+    assert sent == [8 * (ROWS + flag), 8 * 3 * ROWS]
+    _, sent = counted(value.backward)
+    assert sent == [4 * ROWS * FEATURES]
+
+
+@case
+def collectives_of_pytorchs_own():
+    """Three, as docs/howto/tensor_parallel.md says."""
+    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    named, _ = problem({}, corners=False)
+    shards = [torch.distributed.tensor.Shard(1)]
+    logits = distribute_tensor(named["logits"], mesh, shards).requires_grad_()
+    with loss_parallel(), CommDebugMode() as mode:
+        loss = torch.nn.functional.cross_entropy(logits, named["target"], reduction="sum")
+        loss.backward()
+    assert mode.get_total_counts() == 3, mode.get_comm_counts()
+
+
+def raised(function, *args, **options):
+    try:
+        function(*args, **options)
+    except Exception as error:  # noqa: BLE001 -- it is what is asked for
+        return type(error), str(error)
+    raise AssertionError
+
+
+@case
+def errors_on_one_rank():
+    """Raise on all of them, and the group is as good as before."""
+    named, _ = problem({}, corners=False)
+    local, rank = shard(named), dist.get_rank()
+    x, target = local["logits"], local["target"].clone()
+    place = {"classes": CLASSES, "start": int(EDGES[rank])}
+    for given in ({}, place):
+        bad = target.clone()
+        if rank == 2:
+            bad[4] = CLASSES
+        kind, text = raised(parallel.cross_entropy, x, bad, **given)
+        assert kind is IndexError
+        assert ("got 16 at position 4" if rank == 2 else "on rank 2 of the group") in text, text
+
+        smoothing = 2.0 if rank == 3 else 0.1
+        more = {"label_smoothing": smoothing, **given}
+        kind, text = raised(parallel.cross_entropy, x, target, **more)
+        assert kind is (ValueError if rank == 3 else RuntimeError)
+        assert ("label_smoothing: got 2.0" if rank == 3 else "rank 3 of the group") in text, text
+    rows = ROWS - (rank == 1)
+    kind, text = raised(parallel.cross_entropy, x[:rows], target[:rows])
+    assert kind is ValueError
+    assert text.startswith("rows: got 12 on ranks 0, 2, 3 and 11 on rank 1 of the group"), text
+    kind, text = raised(parallel.cross_entropy, x[:, :0], target)
+    assert (kind, text[:12]) == (ValueError, "classes: got")
+    kind, text = raised(parallel.cross_entropy, x, target, classes=CLASSES)
+    assert kind is ValueError
+    assert "expected both, or neither" in text
+    kind, text = raised(parallel.cross_entropy, x, target, classes=CLASSES, start=CLASSES)
+    # A rank without classes may begin there.
+    assert kind is (RuntimeError if SIZES[rank] == 0 else ValueError)
+    assert kind is RuntimeError or "start: got 16" in text
+    kind, text = raised(parallel.cross_entropy, None, target)
+    assert (kind, text) == (TypeError, "logits: got a NoneType; expected a torch array")
+    found = parallel.cross_entropy(x, target)
+    torch.testing.assert_close(found, xentx.cross_entropy(named["logits"], target))
+
+
+def main():
+    rank, store, chosen = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(seconds=20),
+    )
+    for name in chosen or CASES:
+        try:
+            CASES[name]()
+            wrong = ""
+        except Exception:  # noqa: BLE001 -- of any case
+            wrong = traceback.format_exc()
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

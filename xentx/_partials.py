@@ -1,0 +1,377 @@
+"""The loss as an algebra: `partials`, `align`, `combine`, `finish` and `block_gradient`.
+
+A block of the classes is reduced to a state of each row, states are combined in any order, or
+aligned and added, the loss is finished from that of all blocks, and so is each block's gradient.
+So the classes may be spread over chunks, machines or tasks; what carries the states between them is
+the caller's.
+"""
+
+from xentx import _blocks, _checks, _registry, _validation
+from xentx._backend import Backend
+from xentx._calls import shape_of
+from xentx._core import cross_entropy as _cross_entropy
+from xentx._core import partials as _monoid
+from xentx._core.partials import Partials
+from xentx._public import public
+from xentx._types import Array
+
+
+@public
+def partials(
+    backend: Backend,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    classes: int,
+    start: int | Array = 0,
+    axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+) -> Partials:
+    r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
+
+    With :math:`q` the target distribution of `cross_entropy` and :math:`m` the block's maximum
+
+    .. math::
+        m = \max_k x_k \qquad S = \sum_k e^{x_k - m} \qquad A = \sum_k q_k \qquad
+        g = \sum_k q_k (m - x_k)
+
+    where the terms of :math:`S` that equal 1 are summed apart from the rest.
+
+    Parameters
+    ----------
+    logits : array
+        The block's part of the logits.
+    target : array or list of int
+        Class indices, counted from the first class of all blocks, in the shape of `logits` without
+        the class axis; or the block's part of class probabilities.
+    classes : int
+        How many classes all blocks have together.
+    start : int or array, default: 0
+        Index of the block's first class. An array of no dimensions may be traced, as the index of a
+        device is; whether the block then lies within `classes` is left to the caller.
+    axis : int, optional
+        As in `cross_entropy`.
+    weight : array, optional
+        The block's part of the class weights.
+    ignore_index : int or None, default: -100
+        As in `cross_entropy`, the same for all blocks.
+    label_smoothing : float or array, default: 0.0
+        As in `cross_entropy`, the same for all blocks.
+    logit_softcap : float or array, optional
+        As in `cross_entropy`, the same for all blocks.
+    temperature : float or array, default: 1.0
+        As in `cross_entropy`, the same for all blocks.
+
+    Returns
+    -------
+    Partials
+        A named tuple of arrays in the rows' shape, in float64 where there is one. It can be sent
+        elsewhere, stacked, and differentiated through; `block_gradient` is more accurate, and
+        cheaper.
+
+    Raises
+    ------
+    TypeError, IndexError
+        As `cross_entropy`.
+    ValueError
+        As `cross_entropy`, and if the block does not lie within `classes`.
+
+    See Also
+    --------
+    combine, align, finish : What is done with the states.
+    block_gradient : The accurate gradient of a block.
+
+    References
+    ----------
+    .. [1] M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax", 2018.
+       https://arxiv.org/abs/1805.02867
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]])
+    >>> left = xentx.partials(logits[:, :2], [1, 2], classes=3)
+    >>> right = xentx.partials(logits[:, 2:], [1, 2], classes=3, start=2)
+    >>> xentx.finish(xentx.combine(left, right)).round(6)
+    array([0.464369, 0.316779])
+    """
+    problem = _validation.rowwise(
+        backend,
+        _cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+    )
+    first = _checks.check_block(backend, start, problem.kind.spec.classes, classes)
+    with backend.evaluating():
+        return _blocks.state(backend, _blocks.prepare(problem, classes), first)
+
+
+def align(state: Partials, top: Array, /) -> Partials:
+    """Rebase a state to the rows' maxima over several blocks. States of the same maxima add.
+
+    So two sums do what `combine` does one by one: the largest of the blocks' maxima first, then the
+    sums of ``rest``, ``ties``, ``mass`` and ``gaps`` of the states aligned to it. Those are the
+    reductions that every engine has: MAX and SUM of an all-reduce, ``pmax`` and ``psum``.
+
+    Parameters
+    ----------
+    state : Partials
+        A state that `partials` or `combine` returned.
+    top : array
+        The largest ``top`` of all the states that are to be added, in the shape of that of `state`.
+
+    Returns
+    -------
+    Partials
+        The same set of classes, relative to `top`. The loss does not depend on `top`, through which
+        no derivative is taken.
+
+    Raises
+    ------
+    TypeError
+        If `state` is none, or `top` is no array of its framework.
+    ValueError
+        If `top` has another shape than that of `state`.
+
+    See Also
+    --------
+    combine : The same of two states, with no maximum known before.
+    block_gradient : The gradient, from the state of all classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits, target = np.asarray([[1.0, 2.0, 0.5]]), [1]
+    >>> a = xentx.partials(logits[:, :1], target, classes=3)
+    >>> b = xentx.partials(logits[:, 1:], target, classes=3, start=1)
+    >>> top = np.maximum(a.top, b.top)
+    >>> a, b = xentx.align(a, top), xentx.align(b, top)
+    >>> sums = (x + y for x, y in zip(a[1:5], b[1:5]))  # rest, ties, mass and gaps
+    >>> xentx.finish(xentx.Partials(top, *sums, a.kept)).round(6)
+    array([0.464369])
+    """
+    backend = _backend_of("state", state)
+    top = _checks.convert(backend, "top", top, state.top, "state")
+    _check_rows("top", top, state)
+    with backend.evaluating():
+        xp = backend.namespace(state.top)
+        top = backend.constant(xp.astype(top, state.top.dtype, copy=False))
+        return _monoid.align(xp, state, top)
+
+
+def combine(a: Partials, b: Partials, /) -> Partials:
+    """Join the states of two sets of classes of the same rows. The order does not matter.
+
+    Parameters
+    ----------
+    a, b : Partials
+        States that `partials` or `combine` returned.
+
+    Returns
+    -------
+    Partials
+        The state of both sets together.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no state.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits, target = np.asarray([[1.0, 2.0, 0.5]]), [1]
+    >>> a = xentx.partials(logits[:, :1], target, classes=3)
+    >>> b = xentx.partials(logits[:, 1:], target, classes=3, start=1)
+    >>> xentx.combine(b, a).top
+    array([2.])
+    """
+    backend = _backend_of("a", a)
+    _backend_of("b", b)
+    with backend.evaluating():
+        return _monoid.combine(backend.namespace(a.top), a, b)
+
+
+def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
+    """Return the loss of each row from the state of all classes.
+
+    Parameters
+    ----------
+    state : Partials
+        The state of all classes.
+    z_loss : float or array, default: 0.0
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    array
+        What `cross_entropy` returns with ``reduction="none"``, in the dtype of the state.
+
+    Raises
+    ------
+    TypeError
+        If `state` is none.
+    ValueError
+        If `z_loss` is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> xentx.finish(xentx.partials(np.asarray([[1.0, 2.0, 0.5]]), [1], classes=3)).round(6)
+    array([0.464369])
+    """
+    backend = _backend_of("state", state)
+    z = _checks.traced_z_loss(backend, z_loss, state.top)
+    with backend.evaluating():
+        return _monoid.finish(backend.namespace(state.top), state, z)
+
+
+def block_gradient(
+    state: Partials,
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    classes: int,
+    start: int | Array = 0,
+    cotangent: Array | None = None,
+    axis: int | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+) -> Array:
+    r"""Gradient of each row's loss by a block of its logits, from the state of all classes.
+
+    .. math:: g_k = c \, (A p_k - q_k + 2 z \, \mathrm{lse} \, p_k)
+
+    with nothing lost where one class has nearly all of the probability: there derivatives through
+    `finish` subtract nearly equal numbers.
+
+    Parameters
+    ----------
+    state : Partials
+        The state of all classes, each block's share of which `partials` reduced with the same
+        options.
+    logits, target : array
+        The block's, as in `partials`.
+    classes : int
+        As in `partials`.
+    start : int or array, default: 0
+        As in `partials`.
+    cotangent : array, optional
+        What each row's gradient is multiplied by, in the rows' shape: for the mean of N rows, 1 / N
+        each. Ones by default.
+    axis : int, optional
+        As in `partials`.
+    weight : array, optional
+        As in `partials`.
+    ignore_index : int or None, default: -100
+        As in `partials`.
+    label_smoothing : float or array, default: 0.0
+        As in `partials`.
+    z_loss : float or array, default: 0.0
+        As in `finish`.
+    logit_softcap : float or array, optional
+        As in `partials`.
+    temperature : float or array, default: 1.0
+        As in `partials`.
+
+    Returns
+    -------
+    array
+        The gradient, in the shape and dtype of `logits`: exactly 0 in rows that are ignored.
+
+    Raises
+    ------
+    TypeError, IndexError
+        As `partials`, and if `state` is none.
+    ValueError
+        As `partials`, and if `state` or `cotangent` has other rows than `logits`.
+
+    See Also
+    --------
+    partials, align, combine, finish : How the state and the loss are made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> logits, target = np.asarray([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]), [1, 2]
+    >>> left, right = logits[:, :2], logits[:, 2:]
+    >>> a = xentx.partials(left, target, classes=3)
+    >>> b = xentx.partials(right, target, classes=3, start=2)
+    >>> state = xentx.combine(a, b)
+    >>> xentx.block_gradient(state, right, target, classes=3, start=2).round(6)
+    array([[ 0.140244],
+           [-0.271508]])
+    """
+    backend = _backend_of("state", state)
+    if not backend.owns(logits):
+        msg = (
+            f"logits: got {_registry.describe(logits)} where state is "
+            f"{_registry.describe(state.top)}; expected both of one framework"
+        )
+        raise TypeError(msg)
+    problem = _validation.rowwise(
+        backend,
+        _cross_entropy,
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+    )
+    first = _checks.check_block(backend, start, problem.kind.spec.classes, classes)
+    shape, own = shape_of(logits), problem.kind.spec.axis
+    rows = shape[:own] + shape[own + 1 :]
+    if not _checks.shapes_agree(shape_of(state.top), rows):
+        msg = (
+            f"state: got rows of shape {shape_of(state.top)}; expected {rows}, those of logits of "
+            f"shape {shape}"
+        )
+        raise ValueError(msg)
+    if cotangent is not None:
+        cotangent = _validation.cotangent(backend, cotangent, logits, rows)
+    with backend.evaluating():
+        prepared = _blocks.prepare(problem, classes)
+        return _blocks.gradient(backend, prepared, state, cotangent, first)
+
+
+def _check_rows(name: str, array: Array, state: Partials) -> None:
+    if not _checks.shapes_agree(shape_of(array), shape_of(state.top)):
+        msg = (
+            f"{name}: got shape {shape_of(array)}; expected {shape_of(state.top)}, the rows of "
+            "state"
+        )
+        raise ValueError(msg)
+
+
+def _backend_of(name: str, state: object) -> Backend:
+    if not isinstance(state, Partials):
+        msg = f"{name}: got {_registry.describe(state)}; expected what xentx.partials returns"
+        raise TypeError(msg)
+    return _registry.require(f"{name}.top", state.top)
