@@ -217,8 +217,10 @@ def modules():
     packages = map(importlib.import_module, ["xentx", *surfaces()])
     found = (pkgutil.walk_packages(p.__path__, f"{p.__name__}.") for p in packages)
     names = [module.name for module in itertools.chain(*found)]
-    # TensorFlow loads its operators from a library that is no module.
-    others = re.compile(r"\.natives\.(calls|runtimes)\.|\._tensorflow_op$")
+    # TensorFlow loads its operators from a library that is no module, and Triton is for GPUs.
+    others = re.compile(
+        r"\.natives\.(calls|runtimes)\.|\._tensorflow_op$|\._triton\._(kernels|launch)$"
+    )
     return [name for name in names if not others.search(name)]
 
 
