@@ -1,7 +1,7 @@
 """A block of the classes: its state, and its gradient from the state of all blocks.
 
-The CPU kernel computes both where it can see the memory and nobody differentiates through them;
-elsewhere the core's expressions do.
+The CPU kernel computes both where the memory is accessible and no derivative is taken through
+them; elsewhere the core's expressions do.
 """
 
 from dataclasses import replace
@@ -49,7 +49,7 @@ def state(backend: Backend, prepared: Prepared, start: Any) -> Partials:
 def gradient(
     backend: Backend, prepared: Prepared, known: Partials, cotangent: Array | None, start: Any
 ) -> Array:
-    """Gradient by a block's logits, in their dtype, for a cotangent of each row; ones if None."""
+    """Gradient with respect to a block's logits, for a cotangent of each row; ones if None."""
     logits: Array = prepared.arrays[0]
     _, target, weight, *_ = prepared.arrays
     spec, xp = prepared.spec, backend.namespace(logits)
@@ -106,7 +106,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(backend: Backend, prepared: Prepared, start: Any, *others: Array) -> _Seen | None:
-    """Return what the kernel takes; None where it has no such loss, or somebody differentiates."""
+    """Return what the kernel takes; None for a loss it lacks, or under autodiff."""
     spec, (logits, target, weight, *_) = prepared.spec, prepared.arrays
     given = (logits, target, weight, *others)
     if (

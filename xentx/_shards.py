@@ -2,7 +2,7 @@
 
 Each machine has a block of the classes, its shard. The rows, and all that has one number a row, are
 the same everywhere. A loss takes two reductions: the maximum of the rows' maxima, and the sum of
-what the states are once they are aligned to it. The gradient by the logits takes none.
+what the states are once they are aligned to it. The gradient with respect to the logits takes none.
 """
 
 import math
@@ -14,9 +14,10 @@ from xentx import _blocks
 from xentx._backend import Backend
 from xentx._calls import Kind, Prepared, Problem
 from xentx._core import _distribution, _pick
+from xentx._core import linear as core
 from xentx._core import partials as monoid
 from xentx._core import reduction as reductions
-from xentx._core._spec import LossSpec, bound
+from xentx._core._spec import LossSpec, bound, is_given
 from xentx._core.partials import Partials
 from xentx._types import Array
 
@@ -57,6 +58,10 @@ class Shard:
             return not self.has_known_mass
         return reduction == "mean" and self.is_weighted and not self.spec.soft
 
+    def amounts_are_mass(self, reduction: str) -> bool:
+        """Whether that sum is the one of the row's target distribution, which its state has."""
+        return reduction == "weighted_mean" or not is_given(self.spec.label_smoothing)
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -77,6 +82,17 @@ class Rows:
     reduction: str
     sample_weight: Array | None
     normalizer: Array | None
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the sum of the losses is divided."""
+        return self.reduction in ("mean", "weighted_mean")
+
+    def divided_by(self, *, return_normalizer: bool) -> str:
+        """Name the reduction whose divisor has to be summed, "none" if none has."""
+        if self.normalizer is not None:
+            return "none"
+        return self.reduction if self.is_mean or not return_normalizer else "mean"
 
 
 def lay_out(
@@ -132,11 +148,32 @@ def state(shard: Shard, arrays: Arrays) -> Partials:
 
 
 def gradient(shard: Shard, arrays: Arrays, known: Partials, cotangent: Array) -> Array:
-    """Gradient by the shard's logits, from the state of all classes."""
+    """Gradient with respect to the shard's logits, from the state of all classes."""
     if not shard.size:  # no numbers, but a function of what all machines have, as elsewhere
         xp = shard.backend.namespace(arrays[0])
         return xp.astype(arrays[0] * cotangent[:, None], arrays[0].dtype, copy=False)
     return _blocks.gradient(shard.backend, prepared(shard, arrays), known, cotangent, shard.start)
+
+
+def engine(shard: Shard, options: Sequence[Array]) -> core.Engine:
+    """Compute tiles of the logits of a last layer: each is a shard of its own."""
+
+    def tile(logits: Array, first: Any) -> Shard:
+        return replace(shard, start=shard.start + first, size=logits.shape[1])
+
+    def of_tile(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
+        return state(tile(logits, first), (logits, target, weight, *options))
+
+    def pulled(known: Partials, cotangent: Array, *block: Any) -> Array:
+        *arrays, first = block
+        return gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
+
+    return core.Engine(_no_rows, of_tile, pulled)
+
+
+def _no_rows(*_: Any) -> Any:
+    """Compute no whole rows: no machine has any."""
+    raise NotImplementedError
 
 
 def summands(shard: Shard, own: Partials, top: Array) -> list[Array]:
@@ -202,12 +239,24 @@ def divisor(
     return reductions.total(xp, spec, amounts)
 
 
-def reduce(shard: Shard, rows: Rows, losses: Array, divisor: Array | None) -> Array:
-    """Reduce the rows' losses, and round them."""
-    xp = shard.backend.namespace(losses)
+def reduce(
+    shard: Shard,
+    arrays: Arrays,
+    rows: Rows,
+    losses: Array,
+    amounts: Array | None,
+    *,
+    return_normalizer: bool,
+) -> Any:
+    """Reduce the rows' losses, and round them; return the divisor too if it is asked for."""
+    xp, found = shard.backend.namespace(losses), None
+    if rows.is_mean or return_normalizer:
+        found = divisor(shard, arrays, rows, losses, amounts)
+    by = found if rows.is_mean else None
     value = reductions.forward(
-        xp, shard.spec, losses[:, None], rows.sample_weight, rows.reduction, divisor
+        xp, shard.spec, losses[:, None], rows.sample_weight, rows.reduction, by
     )
     if rows.reduction == "none":
         value = xp.reshape(value, rows.shape)
-    return xp.astype(value, rows.dtype, copy=False)
+    value = xp.astype(value, rows.dtype, copy=False)
+    return (value, found) if return_normalizer else value

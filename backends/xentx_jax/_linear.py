@@ -158,18 +158,18 @@ def _value(linear: Linear, *arrays: Array | None) -> Array:
 
 @functools.partial(_value.defjvp, symbolic_zeros=True)
 def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    known = _known(tangents)
-    if any(tangent is not None for tangent in known[FACTORS:]):
-        return _plain_jvp(lambda *given: _linear.plain(linear, given), arrays, known)
-    moved = tuple(i for i, tangent in enumerate(known) if tangent is not None)
+    directions = known(tangents)
+    if any(direction is not None for direction in directions[FACTORS:]):
+        return plain_jvp(lambda *given: _linear.plain(linear, given), arrays, directions)
+    moved = tuple(i for i, direction in enumerate(directions) if direction is not None)
     if not linear.grads_in_forward:
         present = [array for array in arrays if array is not None]
         given = tuple(array is not None for array in arrays)
-        directions = [known[i] for i in moved]
-        (tangent,) = tangent_p.bind(*directions, *present, linear=linear, moved=moved, given=given)
+        factors = [directions[i] for i in moved]
+        (tangent,) = tangent_p.bind(*factors, *present, linear=linear, moved=moved, given=given)
         return _value(linear, *arrays), tangent
     value, gradients = _with_gradients(linear, moved, *arrays)
-    terms = [jnp.sum(g * known[i]) for i, g in zip(moved, gradients, strict=True)]
+    terms = [jnp.sum(g * directions[i]) for i, g in zip(moved, gradients, strict=True)]
     return value, sum(terms[1:], start=terms[0])
 
 
@@ -189,7 +189,7 @@ def _with_gradients_jvp(
         factors = [arrays[i] for i in moved]
         return jax.value_and_grad(lambda v: _plain(linear, arrays, moved, v))(factors)
 
-    return _plain_jvp(both, arrays, _known(tangents))
+    return plain_jvp(both, arrays, known(tangents))
 
 
 # The tangent by factors, where the gradients wait for the cotangent: those of rows do, and those
@@ -213,7 +213,7 @@ def _gradients_jvp(
         factors = [arrays[i] for i in moved]
         return jax.vjp(lambda v: _plain(linear, arrays, moved, v), factors)[1](cotangent)[0]
 
-    return _plain_jvp(pull, operands, _known(tangents))
+    return plain_jvp(pull, operands, known(tangents))
 
 
 tangent_p: Any = Primitive("xentx_linear_tangent")
@@ -259,8 +259,8 @@ def _tangent_transpose(
 def _tangent_jvp(
     primals: Sequence[Array], tangents: Sequence[Any], **static: Any
 ) -> tuple[list[Array], list[Any]]:
-    known = tuple(None if isinstance(t, ad.Zero) else t for t in tangents)
-    return _plain_jvp(lambda *operands: _tangent(*operands, **static), tuple(primals), known)
+    directions = tuple(None if isinstance(t, ad.Zero) else t for t in tangents)
+    return plain_jvp(lambda *operands: _tangent(*operands, **static), tuple(primals), directions)
 
 
 def _tangent_batch(
@@ -287,13 +287,13 @@ def _plain(
     return _linear.plain(linear, replaced(arrays, places, values))
 
 
-def _known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
+def known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
     """Return tangents that are not known to be zero; None for the others."""
     zero = jax.custom_derivatives.SymbolicZero
     return tuple(None if t is None or isinstance(t, zero) else t for t in tangents)
 
 
-def _plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -> Any:
+def plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -> Any:
     """Differentiate ``function(*arrays)`` in the direction of the tangents that there are."""
     moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
 

@@ -6,7 +6,8 @@ Class probabilities and class weights are cut as the logits are.
 
 A loss takes two collectives: ``pmax`` of one number a row, and ``psum`` of three, or of four with
 weights, smoothing or class probabilities. They grow with the rows, and not with the classes. The
-backward by the logits takes none. That by `hidden`, in which every device has a share, takes one.
+backward with respect to the logits takes none. That with respect to `hidden`, in which every device
+has a share, takes one.
 """
 
 import functools
@@ -25,9 +26,9 @@ from xentx._checks import Reduction
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import linear as core
 from xentx._core import partials as monoid
-from xentx._core._spec import LossSpec, is_given
+from xentx._core._spec import LossSpec
 from xentx._core.partials import Partials
-from xentx._shards import Arrays, Rows, Shard
+from xentx._shards import Arrays, Shard
 from xentx_jax import _linear, _namespace
 from xentx_jax._arrays import BACKEND
 
@@ -67,8 +68,7 @@ def _solved(
 ) -> tuple[Array, Array | None, Partials]:
     shard = _here(static, axis)
     has_amounts = shard.has_amounts(reduction)
-    # With these the target's distribution sums to what is added.
-    is_mass = reduction == "weighted_mean" or not is_given(shard.spec.label_smoothing)
+    is_mass = shard.amounts_are_mass(reduction)
     extra = [_shards.amounts(shard, arrays, reduction)] if has_amounts and not is_mass else []
     state, sums = _joined(shard, axis, arrays, extra)
     amounts = None
@@ -81,32 +81,25 @@ def _solved(
 def _losses_jvp(
     static: Shard, axis: Axis, reduction: str, arrays: Arrays, tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """By the logits from the state of all classes; by the others as JAX differentiates."""
+    """With respect to the logits from the state of all classes; else as JAX differentiates."""
     shard = _here(static, axis)
     losses, amounts, state = _solved(static, axis, reduction, arrays)
-    zero = jax.custom_derivatives.SymbolicZero
-    moved = [i for i, t in enumerate(tangents) if t is not None and not isinstance(t, zero)]
+    by_logits, *others = _linear.known(tangents)
     by_losses = jnp.zeros_like(losses)
     by_amounts = None if amounts is None else jnp.zeros_like(amounts)
-    if 0 in moved:
+    if by_logits is not None:
         spec = _shards.prepared(shard, arrays).bound
         logits, target, weight, *_ = arrays
         slope = monoid.gradient(_namespace, spec, state, logits, target, weight, shard.start)
-        tangent = tangents[0].astype(slope.dtype)
+        tangent = by_logits.astype(slope.dtype)
         share = jnp.sum(slope * tangent, axis=1, dtype=losses.dtype)
         by_losses = by_losses + lax.psum(share, axis)
-    others = [i for i in moved if i > 0]
-    if others:
+    if any(tangent is not None for tangent in others):
 
-        def plain(*values: Array) -> Any:
-            given = list(arrays)
-            for i, value in zip(others, values, strict=True):
-                given[i] = value
-            losses, amounts, _ = _solved(static, axis, reduction, tuple(given))
-            return losses, amounts
+        def plain(*given: Array | None) -> Any:
+            return _solved(static, axis, reduction, given)[:2]
 
-        given, directions = ([x[i] for i in others] for x in (arrays, tangents))
-        _, (more, by_amounts) = jax.jvp(plain, given, directions)
+        _, (more, by_amounts) = _linear.plain_jvp(plain, arrays, (None, *others))
         by_losses = by_losses + more
     return (losses, amounts), (by_losses, by_amounts)
 
@@ -148,25 +141,8 @@ class _Last:
         return core.tiling(rows, self.shard.size, self.chunk, by_classes=True)
 
     def engine(self, options: Sequence[Array]) -> core.Engine:
-        """What computes tiles: as shards of their own."""
-        shard = _here(self.shard, self.axis)
-
-        def tile(logits: Array, first: Any) -> Shard:
-            return replace(shard, start=shard.start + first, size=logits.shape[1])
-
-        def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
-            return _shards.state(tile(logits, first), (logits, target, weight, *options))
-
-        def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
-            *arrays, first = block
-            return _shards.gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
-
-        return core.Engine(_no_rows, state, gradient)
-
-
-def _no_rows(*_: Any) -> Any:
-    """Compute no whole rows: no device has any."""
-    raise NotImplementedError
+        """What computes tiles."""
+        return _shards.engine(_here(self.shard, self.axis), options)
 
 
 def _factors(last: _Last, arrays: Arrays) -> tuple[_ShardTiles, core.Arrays]:
@@ -322,9 +298,9 @@ def cross_entropy(
 
     Notes
     -----
-    It can be differentiated to any order, in both modes. Only derivatives by class weights, class
-    probabilities and options take collectives of their own. Without JAX's 64-bit mode the states
-    are float32, and the loss has the error of as many float32 sums.
+    It can be differentiated to any order, in both modes. Only derivatives with respect to class
+    weights, class probabilities and options take collectives of their own. Without JAX's 64-bit
+    mode the states are float32, and the loss has the error of as many float32 sums.
 
     Examples
     --------
@@ -372,35 +348,9 @@ def cross_entropy(
         classes=size * lax.axis_size(axis_name),
         start=None,
     )
-    wanted = _amounts_of(rows, return_normalizer=return_normalizer)
+    wanted = rows.divided_by(return_normalizer=return_normalizer)
     losses, amounts = _losses(shard, axis_name, wanted, *arrays)
-    return _value(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
-
-
-def _amounts_of(rows: Rows, *, return_normalizer: bool) -> str:
-    """Say of which reduction the divisor is wanted, where it has to be summed."""
-    if rows.normalizer is not None:
-        return "none"
-    is_mean = rows.reduction in ("mean", "weighted_mean")
-    return rows.reduction if is_mean or not return_normalizer else "mean"
-
-
-def _value(
-    shard: Shard,
-    arrays: Arrays,
-    rows: Rows,
-    losses: Array,
-    amounts: Array | None,
-    *,
-    return_normalizer: bool,
-) -> Any:
-    """Reduce the losses of rows."""
-    is_mean = rows.reduction in ("mean", "weighted_mean")
-    divisor = None
-    if is_mean or return_normalizer:
-        divisor = _shards.divisor(shard, arrays, rows, losses, amounts)
-    value = _shards.reduce(shard, rows, losses, divisor if is_mean else None)
-    return (value, divisor) if return_normalizer else value
+    return _shards.reduce(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
 
 
 def linear_cross_entropy(
@@ -470,12 +420,12 @@ def linear_cross_entropy(
     TypeError, ValueError
         As `cross_entropy`.
     NotImplementedError
-        If it is differentiated by class probabilities, class weights or options.
+        If it is differentiated with respect to class probabilities, class weights or options.
 
     Notes
     -----
-    It is differentiated in reverse mode, by hidden, head, bias and sample weights. Tiles of logits
-    are formed again in the backward.
+    Only reverse mode works, with respect to hidden, head, bias and sample weights. The backward
+    forms the tiles of logits again.
 
     Examples
     --------
@@ -537,7 +487,7 @@ def linear_cross_entropy(
     known = (flat, factor, bias)
     factors = [a if a is None else _differing(a, (flat, factor)) for a in known]
     losses = _traced_last_losses(last, *factors, *rest)
-    amounts, wanted = None, _amounts_of(rows, return_normalizer=return_normalizer)
+    amounts, wanted = None, rows.divided_by(return_normalizer=return_normalizer)
     if shard.has_amounts(wanted):
         amounts = lax.psum(_shards.amounts(_here(shard, axis_name), arrays, wanted), axis_name)
-    return _value(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
+    return _shards.reduce(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)

@@ -42,7 +42,7 @@ def pull_back(
     by_core = [needs[0] and not by_kernel, *needs[1:]]
     gradients: list[Array | None] = [None] * _COUNT
     if any(by_core):
-        gradients = list(_vjp(_core(spec, groups), arrays, by_core, cotangent))
+        gradients = list(vjp(_core(spec, groups), arrays, by_core, cotangent))
     if by_kernel:
         gradients[0] = _call(_Backward, cotangent, *arrays, groups, *_written(spec))
     return tuple(gradients)
@@ -58,7 +58,7 @@ def pull_back_stats(
         found = _evaluate.portable_row_stats(kind, arrays)
         return tuple(found[i] for i in given)
 
-    return _vjp(fields, arrays, needs, tuple(cotangents[i] for i in given))
+    return vjp(fields, arrays, needs, tuple(cotangents[i] for i in given))
 
 
 def takes(arrays: Arrays) -> bool:
@@ -182,10 +182,10 @@ class _Backward(torch.autograd.Function):
         core = _core(_read(ctx.saved_tensors[1], *ctx.static), ctx.static[0])
 
         def gradient(seed: Array, *arrays: Array | None) -> Array | None:
-            return _vjp(core, arrays, [True], seed)[0]
+            return vjp(core, arrays, [True], seed)[0]
 
         needs = ctx.needs_input_grad[: 1 + _COUNT]
-        gradients = _vjp(gradient, ctx.saved_tensors, needs, cotangent)
+        gradients = vjp(gradient, ctx.saved_tensors, needs, cotangent)
         return *gradients, *(None for _ in ctx.static)
 
     @staticmethod
@@ -237,7 +237,7 @@ def _core(spec: LossSpec, groups: int) -> Function:
     return function
 
 
-def _vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Any) -> Gradients:
+def vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Any) -> Gradients:
     """Pull back to the arrays that need it. torch.func's own, since it composes with itself."""
     chosen = [i for i, needed in enumerate(needs) if needed]
 

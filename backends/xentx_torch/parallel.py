@@ -7,8 +7,8 @@ weights are cut as the logits are. Every rank calls ``backward`` on its own copy
 
 A loss takes two all-reduces: the maximum of one number a row, and the sum of three, or of four with
 weights, smoothing or class probabilities, all in float64. They grow with the rows, and not with the
-classes. The backward by the logits takes none. That by `hidden`, in which every rank has a share,
-takes one.
+classes. The backward with respect to the logits takes none. That with respect to `hidden`, in
+which every rank has a share, takes one.
 """
 
 import math
@@ -25,7 +25,7 @@ from xentx._checks import Reduction, check_block
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import linear as core
 from xentx._core import partials as monoid
-from xentx._core._spec import LossSpec, is_given
+from xentx._core._spec import LossSpec
 from xentx._core.partials import Partials
 from xentx._shards import Arrays, Rows, Shard
 from xentx_torch import _arrays, _distributed, _linear, _private
@@ -205,20 +205,8 @@ class _LinearCall(_Call):
         return core.tiling(rows, size, self.chunk, by_classes=True)
 
     def engine(self) -> core.Engine:
-        """What computes tiles: as shards of their own."""
-        options = self.arrays[3:]
-
-        def tile(logits: Array, first: int) -> Shard:
-            return replace(self.shard, start=self.shard.start + first, size=logits.shape[1])
-
-        def state(logits: Array, target: Array, weight: Array | None, first: int) -> Partials:
-            return _shards.state(tile(logits, first), (logits, target, weight, *options))
-
-        def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
-            *arrays, first = block
-            return _shards.gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
-
-        return core.Engine(_no_rows, state, gradient)
+        """What computes tiles."""
+        return _shards.engine(self.shard, self.arrays[3:])
 
     def state(self) -> Partials:
         if not self.shard.size:
@@ -242,11 +230,6 @@ class _LinearCall(_Call):
     def of(self, hidden: Array, head: Array, bias: Array | None, *others: Any) -> "_LinearCall":
         """Return the same call of other arrays."""
         return replace(self, arrays=(hidden, *others), head=head, bias=bias)
-
-
-def _no_rows(*_: Any) -> Any:
-    """Compute no whole rows: no rank has any."""
-    raise NotImplementedError
 
 
 class _Given(NamedTuple):
@@ -491,8 +474,7 @@ def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
     """Return each row's loss, and what it adds to the divisor of a mean where that is a sum."""
     shard = call.shard
     has_amounts = shard.has_amounts(reduction)
-    # With these the target's distribution sums to what is added.
-    is_mass = reduction == "weighted_mean" or not is_given(shard.spec.label_smoothing)
+    is_mass = shard.amounts_are_mass(reduction)
     transformed = _is_transformed()
     moves = has_amounts and (transformed or _needs_gradient(call.arrays[1:]))
 
@@ -516,7 +498,7 @@ def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
 
 
 class _Losses(torch.autograd.Function):
-    """The rows' losses from the state of all classes, with the accurate gradient by the logits."""
+    """The rows' losses from the state of all classes, with their accurate gradient."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, state: Partials, *arrays: Array | None) -> Array:
@@ -542,7 +524,7 @@ def _differentiate(
 ) -> None:
     """Add gradients to those that are found, by expressions where they are differentiated again.
 
-    That by the logits is the accurate one, and the others are autograd's.
+    That with respect to the logits is the accurate one, and the others are autograd's.
     """
     again, shard, ranks = torch.is_grad_enabled(), call.shard, call.ranks
     with torch.enable_grad():
@@ -567,7 +549,7 @@ def _add_gradients(
     *,
     again: bool,
 ) -> None:
-    """Add autograd's gradients by the arrays at some places."""
+    """Add autograd's gradients with respect to the arrays at some places."""
     if not places:
         return
     wanted = [arrays[i] for i in places]
@@ -632,15 +614,11 @@ class _LinearLosses(torch.autograd.Function):
 
 def _value(call: _Call, *, return_normalizer: bool) -> Any:
     """Reduce the losses of rows."""
-    shard, rows = call.shard, call.rows
-    is_mean = rows.reduction in ("mean", "weighted_mean")
-    reduction = rows.reduction if is_mean or not return_normalizer else "mean"
-    losses, amounts = _rows_of(call, "none" if rows.normalizer is not None else reduction)
-    divisor = None
-    if is_mean or return_normalizer:
-        divisor = _shards.divisor(shard, call.arrays, rows, losses, amounts)
-    value = _shards.reduce(shard, rows, losses, divisor if is_mean else None)
-    return (value, divisor) if return_normalizer else value
+    reduction = call.rows.divided_by(return_normalizer=return_normalizer)
+    losses, amounts = _rows_of(call, reduction)
+    return _shards.reduce(
+        call.shard, call.arrays, call.rows, losses, amounts, return_normalizer=return_normalizer
+    )
 
 
 # ---- The functions.
@@ -724,8 +702,8 @@ def cross_entropy(
     Notes
     -----
     The gradient is that of the one loss, of which every rank has a copy: each calls ``backward`` on
-    its own. It can be differentiated again, and in forward mode. By class weights, class
-    probabilities and options it takes two all-reduces of its own.
+    its own. It can be differentiated again, and in forward mode. The gradient with respect to
+    class weights, class probabilities and options takes two all-reduces of its own.
 
     Where a gradient of second order is a number of each rank, as the square of this rank's part of
     a gradient is, what is differentiated is the sum of all ranks' numbers. ``torch.func`` works but
@@ -837,8 +815,8 @@ def linear_cross_entropy(
     Notes
     -----
     The backward takes one all-reduce, of the gradient of `hidden`. Tiles of logits are formed
-    again in it. Derivatives of second order, in forward mode, and by class weights, class
-    probabilities or options form all of this rank's logits at once.
+    again in it. Derivatives of second order, in forward mode, and with respect to class weights,
+    class probabilities or options form all of this rank's logits at once.
 
     Examples
     --------

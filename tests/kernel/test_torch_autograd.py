@@ -147,7 +147,7 @@ def test_so_are_the_other_arrays(name):
         value.backward()
 
 
-def test_a_gradient_is_nobody_elses():
+def test_a_gradient_is_not_shared():
     logits = leaf(LOGITS)
     value = loss(logits)
     value.backward(retain_graph=True)

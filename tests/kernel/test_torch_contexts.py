@@ -126,7 +126,7 @@ def test_an_anomaly_is_found():
 
 
 class Subclass(torch.Tensor):
-    """A class of somebody else's."""
+    """A subclass that another package defines."""
 
 
 class Head(torch.nn.Module):
@@ -188,7 +188,7 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore")  # of features in beta
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_nobody_can_read_is_the_error_of_the_core(name):
+def test_unreadable_tensors_raise_the_error_of_the_core(name):
     make, error = REFUSED[name]
     messages = []
     for function in (loss, portable(loss), own):

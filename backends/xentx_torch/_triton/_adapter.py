@@ -8,8 +8,8 @@ No value on a device is looked at, since the host would have to wait for it: a c
 no class makes its row NaN. Triton's interpreter takes tensors of the CPU, and their indices are
 checked.
 
-Derivatives by other arrays than the logits, of second order and in forward mode are the portable
-core's, and so is what is traced.
+The portable core computes derivatives of second order, in forward mode and with respect to other
+arrays than the logits, and whatever is traced.
 """
 
 import functools
@@ -30,7 +30,7 @@ from xentx._core._spec import LossSpec
 from xentx._core.per_row import REAL_FIELDS
 from xentx._kernel_engine import is_wanted
 from xentx._kernel_engine import takes as kernel_takes
-from xentx_torch import _plans, _private
+from xentx_torch import _operators, _plans, _private
 from xentx_torch._distributed import namespace
 
 Array = torch.Tensor
@@ -103,7 +103,7 @@ def declines(array: Array) -> str | None:
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
-    """Value, differentiable by autograd to any order; None to decline."""
+    """Return the value, which autograd differentiates to any order; None to decline."""
     if not _suits(arrays):
         return None
     if not kind.operation.IS_ROWWISE:
@@ -170,7 +170,7 @@ def _is_plain(array: Array) -> bool:
 
 
 def _suits(arrays: Arrays) -> bool:
-    """Whether nobody has to see operators, and all arrays can be read, on one device."""
+    """Whether no tracer or transform is active, and all arrays are readable, on one device."""
     if _private.needs_traceable_ops():
         return False
     there = [array for array in arrays if array is not None]
@@ -185,7 +185,7 @@ def _launcher() -> Any:
 
 
 def _prepare(kind: Kind, arrays: Arrays) -> Any:
-    """Lay a problem out for the core, and check class indices where nobody waits for them."""
+    """Lay a problem out for the core. On a GPU, class indices are not checked."""
     return _calls.prepare(Problem(kind, arrays), look=LOOKS)
 
 
@@ -277,22 +277,15 @@ def _core_of_fields(
     spec: LossSpec, arrays: Any, cotangents: tuple[Array | None, ...], needs: Any
 ) -> tuple[Array | None, ...]:
     """Gradients of row statistics by the core, which can be differentiated again."""
-    chosen = [i for i, needed in enumerate(needs) if needed]
     given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
 
-    def fields(*values: Array) -> tuple[Array, ...]:
-        whole = list(arrays)
-        for i, value in zip(chosen, values, strict=True):
-            whole[i] = value
+    def fields(*whole: Any) -> tuple[Array, ...]:
         xp = namespace(whole[0])
         loss, _ = cross_entropy.forward(xp, spec, *whole)
         found = (loss, *(f.unsqueeze(spec.axis) for f in per_row.forward(xp, spec, *whole[:2])))
         return tuple(found[i] for i in given)
 
-    pull = torch.func.vjp(fields, *(arrays[i] for i in chosen))[1]
-    gradients = pull(tuple(cotangents[i] for i in given))
-    found = dict(zip(chosen, gradients, strict=True))
-    return tuple(found.get(i) for i in range(len(arrays)))
+    return _operators.vjp(fields, tuple(arrays), needs, tuple(cotangents[i] for i in given))
 
 
 class _LogSoftmax(torch.autograd.Function):

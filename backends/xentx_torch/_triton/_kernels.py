@@ -537,7 +537,7 @@ def xentx_gradient(
     Z: tl.constexpr, CAP: tl.constexpr, SCALED: tl.constexpr,
     FIELDS: tl.constexpr,  # whether there are cotangents of the other fields of RowStats
 ):  # fmt: skip
-    """Write the gradient by the logits: c (A p - q), which may lie where the logits do."""
+    """Write the gradient with respect to the logits, c (A p - q), also over the logits."""
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     SHARES: tl.constexpr = TARGET == DISTRIBUTION or SMOOTH
     inf: tl.constexpr = float("inf")

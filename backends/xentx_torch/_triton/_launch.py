@@ -306,7 +306,7 @@ def forward(
 def gradient(
     given: Given, state: Array, cotangents: Sequence[Array], *, overwrite: bool = False
 ) -> Array:
-    """Gradient by the logits, which may be written over them.
+    """Gradient with respect to the logits, which may be written over them.
 
     The cotangents are those of the losses, and of the three other real fields if there are any,
     which then lie alike. Each has the rows' shape.
