@@ -75,6 +75,24 @@ import importlib.util
 assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of nothing"
 """
 
+# Of the recipe, what conda would build on one Python.
+RECIPE = """
+import rattler_build
+variant = {"python": ["3.12.*"], "numpy": ["2.*"], "cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"]}
+recipe = rattler_build.Stage0Recipe.from_file("conda/recipe.yaml")
+(rendered,) = recipe.render(rattler_build.VariantConfig(variant))
+print(rendered)
+"""
+
+# An installed wheel has the kernel.
+INSTALLED = """
+import numpy, xentx
+assert "site-packages" in xentx.__file__, xentx.__file__
+info = xentx.backend_of(numpy.zeros(1))
+assert info.engine.startswith("kernel"), info
+print(xentx.__version__)
+"""
+
 DOCSTRINGS = """
 import importlib, sys, tomllib
 from numpydoc.validate import get_validation_checks, validate
@@ -295,6 +313,53 @@ def triton_compile(session: nox.Session) -> None:
     run_tests(session, ("torch",), "tests/triton/test_compiled.py", env=REQUIRED)
 
 
+def try_release(session: nox.Session, installer: str, python: str, *options: str) -> str:
+    """Install a built file as its users would, run its command, and name its version."""
+    home = Path(session.create_tmp()).resolve()
+    place = home / f"{installer}-{python}"
+    if installer == "pip":
+        session.run("virtualenv", "--clear", "--python", python, str(place), silent=True)
+        command = (str(place / "bin" / "pip"), "install", "--quiet")
+    else:
+        session.run("uv", "venv", "--clear", "--python", python, str(place), silent=True)
+        command = ("uv", "pip", "install", "--quiet", "--python", str(place))
+    session.run(*command, *options, external=True)
+    # Outside the checkout, whose files could replace what a wheel lacks.
+    with session.chdir(home):
+        run = (str(place / "bin" / "python"), "-c", INSTALLED)
+        version = session.run(*run, env=UNASKED, external=True, silent=True) or ""
+        session.run(str(place / "bin" / "xentx"), "compare", env=UNASKED, external=True)
+    return version.strip()
+
+
+@nox.session(requires=["wheel", "stable_wheel"], default=False)
+def release(session: nox.Session) -> None:
+    """Rehearse a release with files of this commit, and print a checklist."""
+    session.install("cibuildwheel>=4", "py-rattler-build", "twine>=6", "uv", "virtualenv")
+    folders = [dist(session, name).resolve() for name in ("wheel", "stable_wheel")]
+    files = sorted({path.name: str(path) for f in folders for path in f.iterdir()}.items())
+    session.run("twine", "check", "--strict", *(path for _, path in files))
+    for platform in ("linux", "macos", "windows"):
+        options = ("--print-build-identifiers", "--platform", platform)
+        names = session.run("cibuildwheel", *options, silent=True) or ""
+        if not all(f"{python}-" in names for python in ("cp311", "cp312", "cp313")):
+            session.error(f"expected wheels for three Pythons on {platform}: {names}")
+    session.run("python", "-c", RECIPE)
+
+    version = Path(built(session)).name.split("-")[1]
+    options = (*(f"--find-links={folder}" for folder in folders), f"xentx[cli]=={version}")
+    checks = {f"{name}: twine check": True for name, _ in files}
+    checks |= {"wheels of three systems: cibuildwheel": True, "conda/recipe.yaml renders": True}
+    for installer, python in itertools.product(("pip", "uv"), ("3.11", "3.12", "3.13")):
+        found = try_release(session, installer, python, *options)
+        checks[f"{found} by {installer} on Python {python}: kernel, xentx compare"] = True
+    checks[f"tag v{version}"] = "dev" not in version
+    for name in ("CHANGELOG.md", "CITATION.cff", "conda/recipe.yaml"):
+        checks[f"{version} in {name}"] = version in Path(name).read_text(encoding="utf-8")
+    lines = (f"[{'x' if is_done else ' '}] {name}" for name, is_done in checks.items())
+    session.log("\n".join(("Checklist", *lines)))
+
+
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """Run the kernel's own tests with the address and undefined-behaviour sanitizers of GCC."""
@@ -321,8 +386,7 @@ def sanitize(session: nox.Session) -> None:
         "PYTHONMALLOC": "malloc",  # Python's arenas would hide what lies beyond an object
     }
     # --capture=sys leaves the sanitizers their stderr.
-    options = ("-n", "0", "--capture=sys")
-    run_tests(session, ("numpy",), "tests/kernel", *options, env=env)
+    run_tests(session, ("numpy",), "tests/kernel", "--capture=sys", env=env)
 
 
 @nox.session(requires=["wheel"], default=False)
