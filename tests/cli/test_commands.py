@@ -40,9 +40,15 @@ def run_apart(*arguments, program=MAIN, **environment):
 def test_compare_on_numpy_alone():
     done = run("compare", "--framework", "numpy", "--regime", "worked-example")
     assert done.exit_code == 0, done.output
-    assert "0.3905737" in done.output
-    assert "-0.185734" in done.output
+    assert "0.390574" in done.output
     assert "passed: xentx:numpy" in done.output
+
+
+def test_all_losses_have_their_gradients():
+    done = run("compare", "--framework", "numpy", "--regime", "worked-example", "--all")
+    assert done.exit_code == 0, done.output
+    assert "0.390573755" in done.output
+    assert "-0.185734" in done.output
 
 
 def test_the_digits_are_there_by_default():

@@ -121,6 +121,14 @@ def compare(
             "own process. Default: 1 if times are measured, else the number of processors.",
         ),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Print a row for each loss, in 140 characters. Default: losses of a framework "
+            "with equal results share a row, in 100 characters.",
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON. The schema is xentx.compare.report.")
     ] = False,
@@ -154,6 +162,7 @@ def compare(
             seed=seed,
             timed=time,
             jobs=jobs,
+            every=every,
             as_json=json,
             html=html,
             fail_on=fail_on.value,

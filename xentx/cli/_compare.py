@@ -51,6 +51,7 @@ def run(
     seed: int,
     timed: bool | None,
     jobs: int | None,
+    every: bool,
     as_json: bool,
     html: Path | None,
     fail_on: FailOn,
@@ -105,8 +106,7 @@ def run(
     else:
         from xentx.compare import _table  # noqa: PLC0415 -- JSON needs no tables
 
-        out = console()
-        out.print(_table.render(report, wide=out.width >= _table.WIDE))
+        console().print(_table.render(report, every=every))
     return 0 if report.passed else 1
 
 

@@ -1,7 +1,8 @@
 """A report as rich tables, for a terminal."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -32,27 +33,32 @@ _TITLES = {
 }
 _STYLES = {"accurate": "green", "close": "yellow", "wrong": "red", "error": "red"}
 _SHOWN_CLASSES = 4
-WIDE = 110
-"""Characters in which all columns fit."""
 _SHOWN_ROWS = 2
 
 
-def render(report: Report, *, wide: bool = True) -> RenderableType:
+def render(report: Report, *, every: bool = False) -> RenderableType:
     """Lay a report out.
 
     Parameters
     ----------
     report : Report
         What was found.
-    wide : bool, default: True
-        Whether there is room for all columns: some `WIDE` characters.
+    every : bool, default: False
+        Whether each loss has a row, with mean errors and small gradients, in 140 characters.
+        Otherwise the losses of a framework with equal results share a row, in 100 characters.
 
     Returns
     -------
     rich renderable
         Its tables, what was left out, and what failed.
     """
-    parts: list[RenderableType] = [_regime(report, regime, wide=wide) for regime in report.regimes]
+    parts: list[RenderableType] = [
+        _regime(report, regime, every=every) for regime in report.regimes
+    ]
+    groups = [alike for regime in report.regimes for alike in _rows(report, regime)]
+    if not every and any(len(alike) > 1 for alike in groups):
+        text = "(+2): two more losses have these numbers, none is faster. --all lists every loss."
+        parts.append(Text(text))
     if report.corners:
         parts.append(_corners(report))
     parts.extend(_legend(report))
@@ -62,14 +68,16 @@ def render(report: Report, *, wide: bool = True) -> RenderableType:
 
 
 def _ulp(value: float) -> str:
-    return f"{value:.2f}" if value < 1e4 else f"{value:.1e}"  # noqa: PLR2004 -- a matter of width
+    if value >= 1e4:  # noqa: PLR2004 -- a matter of width
+        return f"{value:.1e}"
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"  # noqa: PLR2004
 
 
-def _errors(errors: Errors | None, *, wide: bool) -> str:
+def _errors(errors: Errors | None, *, every: bool) -> str:
     if errors is None:
         return "-"
     largest = _ulp(errors.max_ulp)
-    return f"{largest} / {_ulp(errors.mean_ulp)}" if wide else largest
+    return f"{largest} / {_ulp(errors.mean_ulp)}" if every else largest
 
 
 def _seconds(value: float | None) -> str:
@@ -106,54 +114,86 @@ def _missing(report: Report, framework: str) -> str | None:
     return None if None in problems else problems[0]
 
 
-def _regime(report: Report, regime: RegimeReport, *, wide: bool) -> RenderableType:
+def _regime(report: Report, regime: RegimeReport, *, every: bool) -> RenderableType:
     title = f"{regime.name}: {regime.description}"
     if regime.problem is not None:
         return Text(f"{title}: left out, {regime.problem}\n")
-    entries = wide and regime.rows <= _SHOWN_ROWS and regime.classes <= _SHOWN_CLASSES
-    every = (
-        _Column("mean", lambda found: _number(found.mean, 9 if wide else 7)),
-        _Column("loss error", lambda found: _errors(found.loss_errors, wide=wide)),
-        _Column("gradient of the mean", lambda found: _entries(found.row_gradients, regime.rows))
-        if entries
-        else _Column("|gradient|", lambda found: _number(found.gradient_norm, 9 if wide else 7)),
-        _Column("gradient error", lambda found: _errors(found.gradient_errors, wide=wide)),
-        _Column("verdict", _verdict, justify="left"),
-        _Column("time", lambda found: _seconds(found.seconds), shown=wide),
+    caption = (
+        f"{regime.rows} rows, {regime.classes} class{'es' * (regime.classes != 1)}, "
+        f"{regime.dtype}; true mean loss {regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
+        f"{'max / mean' if every else 'the largest'}, in ULP of {regime.dtype}, against the "
+        "truth."
     )
-    columns = tuple(column for column in every if column.shown)
     table = Table(
         title=Text(title, style="bold"),
-        caption=Text(
-            f"{regime.rows} rows, {regime.classes} class{'es' * (regime.classes != 1)}, "
-            f"{regime.dtype}; true mean loss {regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
-            f"{'max / mean' if wide else 'the largest'}, in ULP of {regime.dtype}, against the "
-            "truth.",
-            style="dim",
-        ),
+        caption=Text(caption, style="dim"),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1) if wide else (0, 0),
+        padding=(0, 1) if every else (0, 1, 0, 0),
+        pad_edge=every,
     )
+    columns = _columns(regime, every=every)
     table.add_column("loss", overflow="fold")
     for column in columns:
-        table.add_column(column.name, justify=column.justify, no_wrap=wide)
+        table.add_column(column.name, justify=column.justify, no_wrap=True)
     losses = {loss.id: loss for loss in report.losses}
+    groups = [[found] for found in regime.measurements] if every else _rows(report, regime)
     for framework in dict.fromkeys(loss.framework for loss in report.losses):
         table.add_row(Text(_framework(report, framework), style="bold"))
         missing = _missing(report, framework)
         if missing:
             table.add_row(Text(missing, style="yellow"))
-        for found in regime.measurements:
+        for found, *others in groups:
             loss = losses[found.loss]
+            name = _name(loss, short=not every)
+            name.append(f" (+{len(others)})" * bool(others), style="dim")
             if loss.framework == framework and found.verdict == "error":
-                table.add_row(_name(loss), *("-" for _ in columns))
+                table.add_row(name, *("-" for _ in columns))
                 table.add_row(Text(f"  {found.message}", style="red"))
             elif loss.framework == framework and found.mean is not None:
-                table.add_row(_name(loss), *(column.cell(found) for column in columns))
+                table.add_row(name, *(column.cell(found) for column in columns))
         table.add_row()
     return Group(table, Text())
+
+
+def _columns(regime: RegimeReport, *, every: bool) -> tuple["_Column", ...]:
+    """Return the columns after the name. One row for equal results has no room for gradients."""
+    digits = 9 if every else 6
+    time = _Column("time", lambda found: _seconds(found.seconds))
+    mean = _Column("mean", lambda found: _number(found.mean, digits))
+    loss_error = _Column("loss error", lambda found: _errors(found.loss_errors, every=every))
+    error = _Column("gradient error", lambda found: _errors(found.gradient_errors, every=every))
+    verdict = _Column("verdict", _verdict, justify="left")
+    if not every:
+        loss_error = replace(loss_error, name="loss\nerror")
+        error = replace(error, name="grad.\nerror")
+        return mean, loss_error, error, verdict, time
+    if regime.rows <= _SHOWN_ROWS and regime.classes <= _SHOWN_CLASSES:
+        gradient = _Column(
+            "gradient of the mean", lambda found: _entries(found.row_gradients, regime.rows)
+        )
+    else:
+        gradient = _Column("|gradient|", lambda found: _number(found.gradient_norm, digits))
+    return mean, loss_error, gradient, error, verdict, time
+
+
+def _rows(report: Report, regime: RegimeReport) -> list[list[Measurement]]:
+    """Group the losses of a framework whose numbers are printed alike, the fastest one first."""
+    losses = {loss.id: loss for loss in report.losses}
+    alike: dict[Any, list[Measurement]] = {}
+    for found in regime.measurements:
+        if found.mean is None and found.verdict != "error":
+            continue
+        loss = losses[found.loss]
+        errors = (_errors(e, every=False) for e in (found.loss_errors, found.gradient_errors))
+        numbers = (_number(found.mean, 6), *errors, found.verdict, found.message)
+        alike.setdefault((loss.framework, loss.is_xentx, *numbers), []).append(found)
+    return [sorted(group, key=_time) for group in alike.values()]
+
+
+def _time(found: Measurement) -> float:
+    return math.inf if found.seconds is None else found.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +203,15 @@ class _Column:
     name: str
     cell: Callable[[Measurement], RenderableType]
     justify: JustifyMethod = "right"
-    shown: bool = True
 
 
-def _name(loss: Loss) -> Text:
+def _name(loss: Loss, *, short: bool) -> Text:
     # The framework stands above, and xentx is xentx.
     text = f"xentx{loss.id.removeprefix(f'xentx:{loss.framework}')}" if loss.is_xentx else loss.id
-    return Text(text, style="bold cyan" if loss.is_xentx else "dim" if loss.caveat else "")
+    style = "bold cyan" if loss.is_xentx else "dim" if loss.caveat else ""
+    if not short:
+        return Text(text, style=style)
+    return Text(text.removeprefix(f"{loss.framework}:"), style, no_wrap=True, overflow="ellipsis")
 
 
 def _verdict(found: Measurement) -> Text:
