@@ -14,10 +14,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
@@ -166,6 +168,26 @@ def test_ci_runs_the_command_of_the_readme():
     compare, tests = blocks
     assert compare.endswith("xentx compare")
     assert tests in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_conda_recipe_has_the_bounds_of_pyproject():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project = config["project"]
+    extras = project["optional-dependencies"]
+    texts = (
+        *config["build-system"]["requires"],
+        *config["dependency-groups"]["kernel"],
+        *project["dependencies"],
+        *(text for extra in ("torch", "jax", "tensorflow", "cli") for text in extras[extra]),
+    )
+    requirements = {made.name: str(made.specifier) for made in map(Requirement, texts)}
+    requirements |= {"python": project["requires-python"], "pytorch": requirements["torch"]}
+    recipe = (ROOT / "conda" / "recipe.yaml").read_text("utf-8")
+    bounds = re.findall(r"^ +- ([\w-]+) (>=.+)$", recipe, flags=re.MULTILINE)
+    assert dict(bounds) == {name: requirements[name] for name, _ in bounds}
+    needed = re.findall(r"^ +- ([\w-]+)", recipe.split("\n  run:\n")[1], flags=re.MULTILINE)
+    assert {Requirement(text).name for text in project["dependencies"]} <= set(needed)
+    assert project["description"] in recipe
 
 
 def commands():
