@@ -245,10 +245,11 @@ def pythons(session: nox.Session) -> None:
         install(session, wheel, groups=("matrix", "numpy"))
         run_tests(session, ("numpy",), "tests/kernel", *SUITE)
     else:
-        # How a framework's arrays reach the kernel depends on Python; what the suite tests doesn't.
+        # How a framework's arrays reach the kernel depends on Python. The rest doesn't.
         frameworks = ("numpy", "jax", "tensorflow")
         install(session, wheel, groups=("matrix", *frameworks))
-        run_tests(session, frameworks, "tests/kernel")
+        files = (f"tests/kernel/test_{name}.py" for name in ("bits", "conversions", "kernel"))
+        run_tests(session, frameworks, *files)
 
 
 @nox.session(requires=["wheel"])

@@ -28,7 +28,9 @@ class JAX(Route):
     has_float64 = False
 
     def array(self, value: Any) -> Array:
-        return jnp.asarray(value)
+        # jnp.asarray would compile a program for each new shape. device_put may share memory with
+        # its argument, hence the copy.
+        return jax.device_put(np.array(value))
 
     def precision(self, *arrays: Any) -> AbstractContextManager[Any]:
         return enable_x64(any(array.dtype == np.float64 for array in arrays))
