@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 from xentx import _validation
 from xentx._backend import Backend
@@ -418,7 +417,7 @@ def linear_cross_entropy(
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
     precision: Accuracy = "default",
-    chunk: int | Literal["auto"] = "auto",
+    chunk: int | str = "auto",
 ) -> LinearProblem | Counted:
     r"""Cross-entropy of the logits ``hidden @ head.T + bias``, without storing all of them.
 
@@ -458,9 +457,10 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     precision : {"default", "exact"}, default: "default"
         "exact" also computes the logits in float64.
-    chunk : int or "auto", default: "auto"
-        The number of rows that are computed at a time. A larger number needs more memory and can
-        be faster.
+    chunk : int or str, default: "auto"
+        The number of rows that are computed at a time, or the memory of their logits in the compute
+        dtype, as in "256MB" or "1.5 GiB" (units: kB, MB, GB, KiB, MiB, GiB). At least one row is
+        computed. A larger chunk needs more memory and can be faster.
 
     Returns
     -------

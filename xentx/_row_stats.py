@@ -1,6 +1,6 @@
 """Public functions of rows, `per_row` and `linear_per_row`: more of each row than its loss."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from xentx import _evaluate, _linear, _validation
 from xentx._backend import Backend
@@ -145,7 +145,7 @@ def linear_per_row(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
-    chunk: int | Literal["auto"] = "auto",
+    chunk: int | str = "auto",
 ) -> RowStats:
     """Return `per_row` of the logits ``hidden @ head.T + bias``, computed chunk by chunk.
 
@@ -165,7 +165,7 @@ def linear_per_row(
         As in `linear_cross_entropy`.
     temperature : float or array, default: 1.0
         As in `per_row`.
-    chunk : int or "auto", default: "auto"
+    chunk : int or str, default: "auto"
         As in `linear_cross_entropy`.
 
     Returns

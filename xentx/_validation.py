@@ -10,6 +10,7 @@ the loss. The CPU kernel takes the arrays as they are; `prepare` lays them out f
 """
 
 import contextlib
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -49,6 +50,10 @@ from xentx._types import Array
 # What was found out about arguments, by all that it depends on.
 _KINDS: dict[Hashable, Kind] = {}
 _MOST_KINDS = 4096
+
+# An amount of memory, as `chunk` may be given.
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MEMORY = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
 
 
 def _form(array: Array) -> Hashable:
@@ -383,7 +388,7 @@ def linear(
             for name in ("operation", "soft", "ignore_index", "exact", *OPTIONS)
         },
         reduction=spec.reduction,
-        chunk=_check_chunk(chunk),
+        chunk=_check_chunk(xp, chunk, spec),
         target=backend.dtype_name(target),
     )
     if not kind.is_sized and hasattr(backend, "of_sizes"):
@@ -430,12 +435,21 @@ def _check_shapes(
     return shape[:-1], classes
 
 
-def _check_chunk(chunk: object) -> int | None:
+def _check_chunk(xp: Any, chunk: object, spec: LossSpec) -> int | None:
+    """Return a number of rows; None for "auto"."""
     if isinstance(chunk, str):
         if chunk == "auto":
             return None
-        msg = f"chunk: got {chunk!r}; expected 'auto' or a number of rows"
-        raise ValueError(msg)
+        found = _MEMORY.fullmatch(chunk)
+        if not found:
+            msg = (
+                f"chunk: got {chunk!r}; expected a number of rows, 'auto', or an amount of memory "
+                "such as '256MB'"
+            )
+            raise ValueError(msg)
+        amount, unit = found.groups()
+        row = spec.classes * xp.finfo(spec.precision.compute).bits // 8
+        return max(1, int(float(amount) * _UNITS[unit]) // row)
     size = check_integer("chunk", chunk)
     if size < 1:
         msg = f"chunk: got {size}; expected at least 1 row"

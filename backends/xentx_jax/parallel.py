@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -371,7 +371,7 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
-    chunk: int | Literal["auto"] = "auto",
+    chunk: int | str = "auto",
 ) -> Any:
     """`xentx.linear_cross_entropy` of a head whose classes are spread over an axis of the mesh.
 
@@ -405,8 +405,8 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     return_normalizer : bool, default: False
         As in `cross_entropy`.
-    chunk : int or "auto", default: "auto"
-        How many rows a tile has.
+    chunk : int or str, default: "auto"
+        How many rows a tile has, or the memory of their logits, as in "256MB".
 
     Returns
     -------

@@ -14,7 +14,7 @@ which every rank has a share, takes one.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -760,7 +760,7 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
-    chunk: int | Literal["auto"] = "auto",
+    chunk: int | str = "auto",
 ) -> Any:
     """`xentx.linear_cross_entropy` of a head whose classes are spread over the ranks of a group.
 
@@ -797,8 +797,8 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     return_normalizer : bool, default: False
         As in `cross_entropy`.
-    chunk : int or "auto", default: "auto"
-        How many rows a tile has.
+    chunk : int or str, default: "auto"
+        How many rows a tile has, or the memory of their logits, as in "256MB".
 
     Returns
     -------

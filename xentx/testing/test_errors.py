@@ -225,7 +225,13 @@ LINEAR_ERRORS = {
     ),
     "chunk by a wrong name": (
         (HIDDEN, HEAD, T), {"chunk": "large"}, ValueError,
-        "chunk: got 'large'; expected 'auto' or a number of rows",
+        "chunk: got 'large'; expected a number of rows, 'auto', or an amount of memory such as "
+        "'256MB'",
+    ),
+    "chunk in another unit": (
+        (HIDDEN, HEAD, T), {"chunk": "256 mb"}, ValueError,
+        "chunk: got '256 mb'; expected a number of rows, 'auto', or an amount of memory such as "
+        "'256MB'",
     ),
     "chunk of a wrong type": (
         (HIDDEN, HEAD, T), {"chunk": 1.5}, TypeError, "chunk: got a float; expected an integer",

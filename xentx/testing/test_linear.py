@@ -93,12 +93,13 @@ def test_nearly_one_class(route):
     check_linear(route, (hidden, head, target), {"reduction": "sum"}, np.asarray(1, np.float32))
 
 
-def test_chunk_of_more_rows_than_there_are(route):
+@pytest.mark.parametrize("chunk", [100, "0.05kB", "1 GiB"])
+def test_sizes_of_chunks(route, chunk):
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (7,), 3, 5, np.float32, soft=False, reduction="mean", options={}
     )
-    check_linear(route, arrays, {**options, "chunk": 100}, cotangent)
+    check_linear(route, arrays, {**options, "chunk": chunk}, cotangent)
 
 
 def test_exact(route):
