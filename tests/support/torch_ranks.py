@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch.distributed.tensor.debug import CommDebugMode
 
 import xentx
+import xentx_torch
 from xentx_torch import parallel
 
 RANKS = 4
@@ -541,6 +542,186 @@ def errors_on_one_rank():
     assert (kind, text) == (TypeError, "logits: got a NoneType; expected a torch array")
     found = parallel.cross_entropy(x, target)
     torch.testing.assert_close(found, xentx.cross_entropy(named["logits"], target))
+
+
+# ---- Rows that are spread over the ranks: docs/howto/data_parallel.md and sequence_parallel.md.
+
+TOKENS = (4, 1, 0, 7)  # of each rank, of which some are ignored: three are left of rank 3's
+
+
+def batch():
+    """Inputs, indices, class weights and sample weights of all rows; and the own rows."""
+    rng = np.random.default_rng(SEED)
+    inputs, weight = rng.normal(size=(ROWS, FEATURES)), rng.uniform(0.5, 2, CLASSES)
+    target, sample = rng.integers(0, CLASSES, ROWS), rng.uniform(0.5, 2, ROWS)
+    target[[1, 5, 6, 7, 8]] = -100
+    start = sum(TOKENS[: dist.get_rank()])
+    own_rows = slice(start, start + TOKENS[dist.get_rank()])
+    return [torch.tensor(a) for a in (inputs, target, weight, sample)], own_rows
+
+
+def network():
+    """The same on every rank."""
+    torch.manual_seed(SEED)
+    layers = (torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, CLASSES))
+    return torch.nn.Sequential(*layers).double()
+
+
+def one_process(**options):
+    """Loss and gradients of all rows at once."""
+    (inputs, target, *_), _ = batch()
+    model = network()
+    loss = xentx.cross_entropy(model(inputs), target, **options)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+def summed(*arrays):
+    """Sums over the ranks."""
+    arrays = [array.detach().clone() for array in arrays]
+    for array in arrays:
+        dist.all_reduce(array)
+    return arrays
+
+
+def check_as_one(loss, model, **options):
+    """A loss and a model's gradients are those of one process."""
+    grads = (p.grad for p in model.parameters())
+    grads = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads]
+    for a, b in zip([loss, *grads], one_process(**options), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+def micro_batches(own_rows):
+    """The own rows in two parts, one of which may have none."""
+    middle = own_rows.start + TOKENS[dist.get_rank()] // 2
+    return [slice(own_rows.start, middle), slice(middle, own_rows.stop)]
+
+
+@case
+def gradients_that_are_summed():
+    """By hand, over micro-batches and ranks: as context parallel training does too."""
+    (inputs, target, *_), own_rows = batch()
+    (items,) = summed((target[own_rows] != -100).sum())
+    model, total = network(), torch.zeros((), dtype=torch.float64)
+    for part in micro_batches(own_rows):
+        loss = xentx.cross_entropy(model(inputs[part]), target[part], normalizer=items)
+        loss.backward()
+        total += loss.detach()
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+    check_as_one(*summed(total), model)
+
+
+@case
+def gradients_that_ddp_averages():
+    (inputs, target, *_), own_rows = batch()
+    (items,) = summed((target[own_rows] != -100).sum())
+    model = torch.nn.parallel.DistributedDataParallel(network())
+    first, last = micro_batches(own_rows)
+    with model.no_sync():
+        one = xentx.cross_entropy(model(inputs[first]), target[first], normalizer=items / RANKS)
+        one.backward()
+    two = xentx.cross_entropy(model(inputs[last]), target[last], normalizer=items / RANKS)
+    two.backward()
+    check_as_one(*summed((one + two) / RANKS), model)
+
+
+@case
+def gradients_that_fsdp_averages():
+    from torch.distributed.fsdp import fully_shard
+
+    (inputs, target, *_), own_rows = batch()
+    (items,) = summed((target[own_rows] != -100).sum())
+    model = fully_shard(network(), mesh=dist.init_device_mesh("cpu", (RANKS,)))
+    loss = xentx.cross_entropy(model(inputs[own_rows]), target[own_rows], normalizer=items / RANKS)
+    loss.backward()
+    check_as_one(*summed(loss / RANKS), model)
+
+
+@case
+def losses_of_tokens():
+    """A sum and a number of tokens, by which the gradients are divided: Megatron's protocol."""
+    (inputs, target, _, sample), own_rows = batch()
+    model = network()
+    mask = sample[own_rows]
+    total, tokens = xentx.cross_entropy(
+        model(inputs[own_rows]),
+        target[own_rows],
+        sample_weight=mask,
+        reduction="sum",
+        return_normalizer=True,
+    )
+    total.backward()
+    total, tokens = summed(total, tokens)
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= tokens
+    check_as_one(total / tokens, model, sample_weight=sample)
+
+
+@case
+def class_weights_of_rows_that_are_spread():
+    """The divisor is known after the loss, and reduced before the backward."""
+    (inputs, target, weight, _), own_rows = batch()
+    model = torch.nn.parallel.DistributedDataParallel(network())
+    for options in ({}, {"label_smoothing": 0.1}):
+        model.zero_grad()
+        total, amount = xentx.cross_entropy(
+            model(inputs[own_rows]),
+            target[own_rows],
+            weight=weight,
+            reduction="sum",
+            return_normalizer=True,
+            **options,
+        )
+        dist.all_reduce(amount)
+        (total * RANKS / amount).backward()
+        check_as_one(*summed(total / amount), model, weight=weight, **options)
+
+
+@case
+def the_trainer_of_transformers():
+    """Which counts the labels of all ranks, multiplies the loss, and averages the gradients."""
+    rng = np.random.default_rng(SEED)
+    inputs = torch.tensor(rng.normal(size=(8, 5, FEATURES)))
+    labels = torch.tensor(rng.integers(0, CLASSES, (8, 5)))
+    lengths = torch.tensor([5, 2, 3, 5, 1, 4, 2, 5])
+    labels[(torch.arange(5) >= lengths[:, None]) | (torch.arange(5) == 0)] = -100
+    own_rows = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    (items,) = summed((labels[own_rows] != -100).sum())
+    model = torch.nn.parallel.DistributedDataParallel(network())
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(own_rows.start, own_rows.stop):
+        outputs = {"logits": model(inputs[row : row + 1])}
+        loss = xentx_torch.compute_loss_func(outputs, labels[row : row + 1], items) * RANKS
+        loss.backward()
+        total += loss.detach()
+    alone = network()
+    expected = xentx_torch.compute_loss_func({"logits": alone(inputs)}, labels)
+    expected.backward()
+    found = [*summed(total / RANKS), *(p.grad for p in model.parameters())]
+    for a, b in zip(found, [expected, *(p.grad for p in alone.parameters())], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+@case
+def tokens_that_are_gathered_before_the_head():
+    """Sequence parallel beside tensor parallel: hidden by tokens, the head by classes."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = dist.init_device_mesh("cpu", (RANKS,))
+    (inputs, target, *_), _ = batch()
+    body, _, head = model = network()
+    weight, bias = (own(p.detach(), 0).requires_grad_() for p in (head.weight, head.bias))
+    hidden = torch.tanh(body(inputs.chunk(RANKS)[dist.get_rank()]))
+    hidden = DTensor.from_local(hidden, mesh, [Shard(0)]).full_tensor()
+    loss = parallel.linear_cross_entropy(hidden, weight, target, bias=bias)
+    loss.backward()
+    for parameter in body.parameters():
+        dist.all_reduce(parameter.grad)
+    head.weight.grad, head.bias.grad = whole(weight.grad, 0), whole(bias.grad, 0)
+    check_as_one(loss.detach(), model)
 
 
 def main():
