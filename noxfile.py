@@ -201,11 +201,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Type-check xentx/ and backends/ beside torch and JAX, and validate those surfaces."""
+    """Type-check the source and the types that users see, and validate docstrings of surfaces."""
     extras = PROJECT["optional-dependencies"]
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
     install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
+    session.run("pyright")
     session.run("python", "-c", DOCSTRINGS, *SURFACES, env=IN_TREE, log=False)
 
 

@@ -32,7 +32,7 @@ def prepare(problem: Problem, classes: int) -> Prepared:
     return _calls.prepare(Problem(replace(kind, spec=spec), arrays))
 
 
-def state(backend: Backend, prepared: Prepared, start: Any) -> Partials:
+def state(backend: Backend, prepared: Prepared, start: Any) -> Partials[Array]:
     """State of a block that begins at a class, in the rows' shape."""
     logits, target, weight, *_ = prepared.arrays
     seen = _seen(backend, prepared, start)
@@ -47,7 +47,11 @@ def state(backend: Backend, prepared: Prepared, start: Any) -> Partials:
 
 
 def gradient(
-    backend: Backend, prepared: Prepared, known: Partials, cotangent: Array | None, start: Any
+    backend: Backend,
+    prepared: Prepared,
+    known: Partials[Array],
+    cotangent: Array | None,
+    start: Any,
 ) -> Array:
     """Gradient with respect to a block's logits, for a cotangent of each row; ones if None."""
     logits: Array = prepared.arrays[0]
@@ -65,7 +69,7 @@ def gradient(
 
 
 def _kernel_gradient(
-    backend: Backend, prepared: Prepared, known: Partials, cotangent: Array, start: Any
+    backend: Backend, prepared: Prepared, known: Partials[Array], cotangent: Array, start: Any
 ) -> Array | None:
     seen = _seen(backend, prepared, start, *known, cotangent)
     if seen is None:

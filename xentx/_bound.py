@@ -1,13 +1,8 @@
 """The public functions for the arrays of one backend, as its package exports them."""
 
-from collections.abc import Callable
-from typing import Any
-
 from xentx import _divergence, _losses, _partials, _row_stats
 from xentx._backend import Backend
 from xentx._public import bind
-
-Bound = Callable[..., Any]
 
 
 class Functions:
@@ -20,12 +15,12 @@ class Functions:
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.binary_cross_entropy: Bound = bind(_losses.binary_cross_entropy, backend)
-        self.cross_entropy: Bound = bind(_losses.cross_entropy, backend)
-        self.kl_divergence: Bound = bind(_divergence.kl_divergence, backend)
-        self.linear_cross_entropy: Bound = bind(_losses.linear_cross_entropy, backend)
-        self.linear_per_row: Bound = bind(_row_stats.linear_per_row, backend)
-        self.log_softmax: Bound = bind(_losses.log_softmax, backend)
-        self.nll_loss: Bound = bind(_losses.nll_loss, backend)
-        self.partials: Bound = bind(_partials.partials, backend)
-        self.per_row: Bound = bind(_row_stats.per_row, backend)
+        self.binary_cross_entropy = bind(_losses.binary_cross_entropy, backend)
+        self.cross_entropy = bind(_losses.cross_entropy, backend)
+        self.kl_divergence = bind(_divergence.kl_divergence, backend)
+        self.linear_cross_entropy = bind(_losses.linear_cross_entropy, backend)
+        self.linear_per_row = bind(_row_stats.linear_per_row, backend)
+        self.log_softmax = bind(_losses.log_softmax, backend)
+        self.nll_loss = bind(_losses.nll_loss, backend)
+        self.partials = bind(_partials.partials, backend)
+        self.per_row = bind(_row_stats.per_row, backend)

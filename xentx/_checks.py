@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -15,6 +15,21 @@ from xentx._types import Array
 
 Reduction = Literal["none", "mean", "sum", "weighted_mean"]
 Accuracy = Literal["default", "exact"]
+
+
+class LossOptions(TypedDict, total=False):
+    """The options of all forms of `cross_entropy`, for overloads: `return_normalizer` is apart."""
+
+    weight: Array | None
+    sample_weight: Array | None
+    ignore_index: int | None
+    label_smoothing: float | Array
+    z_loss: float | Array
+    logit_softcap: float | Array | None
+    temperature: float | Array
+    reduction: Reduction
+    normalizer: float | Array | None
+
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")

@@ -27,7 +27,7 @@ from xentx._checks import (
 from xentx._core import kl_divergence as _kl_divergence
 from xentx._core._spec import LossSpec
 from xentx._public import loss
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 Direction = Literal["forward", "reverse"]
 _BETAS = {"forward": 0.0, "reverse": 1.0}
@@ -36,7 +36,7 @@ _BETAS = {"forward": 0.0, "reverse": 1.0}
 @loss
 def kl_divergence(
     backend: Backend,
-    logits: Array,
+    logits: ArrayT,
     reference_logits: Array,
     /,
     *,

@@ -30,13 +30,13 @@ def engine(
     for 0, what the kernel likes.
     """
 
-    def state(logits: Array, *block: Any) -> Partials:
+    def state(logits: Array, *block: Any) -> Partials[Array]:
         fields = state_of(spec, view, threads, logits, *block)
         if fields is None:
             return portable.state(logits, *block)
         return Partials(*(array(field, logits) for field in fields))
 
-    def gradient(known: Partials, cotangent: Array, logits: Array, *block: Any) -> Array:
+    def gradient(known: Partials[Array], cotangent: Array, logits: Array, *block: Any) -> Array:
         if write_gradient(spec, view, threads, logits, known, cotangent, logits, *block):
             return logits
         return portable.gradient(known, cotangent, logits, *block)
@@ -67,7 +67,7 @@ def write_gradient(
     view: View,
     threads: int,
     gradient: Array,
-    known: Partials,
+    known: Partials[Array],
     cotangent: Array,
     logits: Array,
     target: Array,

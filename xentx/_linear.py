@@ -12,7 +12,7 @@ be told to compute chunks again.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
@@ -25,14 +25,14 @@ from xentx._core._distribution import keep_rows
 from xentx._core._spec import LossSpec, bound
 from xentx._core.tiles import Tiles
 from xentx._kernel_engine import KERNEL, takes
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 # Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
 # the options that are arrays.
 Arrays = tuple[Any, ...]
 
 
-class LinearGradients(NamedTuple):
+class LinearGradients(NamedTuple, Generic[ArrayT]):
     """Gradients of `xentx.linear_cross_entropy`, each in the shape and dtype of its argument.
 
     Parameters
@@ -55,10 +55,10 @@ class LinearGradients(NamedTuple):
            [ 0.25,  0.25]])
     """
 
-    hidden: Array
-    head: Array
-    bias: Array | None
-    target: Array | None
+    hidden: ArrayT
+    head: ArrayT
+    bias: ArrayT | None
+    target: ArrayT | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def value(problem: LinearProblem) -> Array:
 
 def value_and_gradient(
     problem: LinearProblem, cotangent: Array | None
-) -> tuple[Array, LinearGradients]:
+) -> tuple[Array, LinearGradients[Array]]:
     """Value of the problem, and its cotangent, ones if None, pulled back to its factors."""
     linear, arrays = problem
     needs = (True, True, True, linear.kind.spec.soft)
@@ -147,7 +147,7 @@ def solve_with_gradients(
     arrays: Arrays,
     cotangent: Array | None,
     needs: Sequence[bool],
-) -> tuple[Array, LinearGradients]:
+) -> tuple[Array, LinearGradients[Array]]:
     """Value, and the gradients that are needed, with no autodiff.
 
     They are for a cotangent, ones by default, and by hidden, head, bias and a soft target.

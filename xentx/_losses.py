@@ -4,22 +4,24 @@
 """
 
 from collections.abc import Callable
+from typing import Any, Literal, Protocol, Unpack, overload
 
 from xentx import _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
-from xentx._checks import Accuracy, Reduction
+from xentx._checks import Accuracy, LossOptions, Reduction
 from xentx._core import binary_cross_entropy as _binary_cross_entropy
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import log_softmax as _log_softmax
 from xentx._core import nll_loss as _nll_loss
+from xentx._linear import LinearGradients
 from xentx._public import Loss, binary_loss, linear_loss, loss
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 
 @loss
 def log_softmax(
-    backend: Backend, logits: Array, /, *, axis: int = -1, precision: Accuracy = "default"
+    backend: Backend, logits: ArrayT, /, *, axis: int = -1, precision: Accuracy = "default"
 ) -> Problem:
     r"""Logarithm of the softmax over the class axis.
 
@@ -81,7 +83,7 @@ def log_softmax(
 @loss
 def nll_loss(
     backend: Backend,
-    log_probs: Array,
+    log_probs: ArrayT,
     target: Array,
     /,
     *,
@@ -157,10 +159,32 @@ def nll_loss(
     )
 
 
+@overload
+def cross_entropy(
+    logits: ArrayT,
+    target: Array,
+    /,
+    *,
+    axis: int | None = None,
+    precision: Accuracy = "default",
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> ArrayT: ...
+@overload
+def cross_entropy(
+    logits: ArrayT,
+    target: Array,
+    /,
+    *,
+    axis: int | None = None,
+    precision: Accuracy = "default",
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...
 @loss
 def cross_entropy(
     backend: Backend,
-    logits: Array,
+    logits: ArrayT,
     target: Array,
     /,
     *,
@@ -314,7 +338,7 @@ def cross_entropy(
 @binary_loss
 def binary_cross_entropy(
     backend: Backend,
-    logits: Array,
+    logits: ArrayT,
     target: Array,
     /,
     *,
@@ -397,10 +421,36 @@ def binary_cross_entropy(
     )
 
 
+@overload
+def linear_cross_entropy(
+    hidden: ArrayT,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    bias: Array | None = None,
+    precision: Accuracy = "default",
+    chunk: int | str = "auto",
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> ArrayT: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayT,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    bias: Array | None = None,
+    precision: Accuracy = "default",
+    chunk: int | str = "auto",
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...
 @linear_loss
 def linear_cross_entropy(
     backend: Backend,
-    hidden: Array,
+    hidden: ArrayT,
     head: Array,
     target: Array,
     /,
@@ -536,7 +586,67 @@ def linear_cross_entropy(
     return Counted(problem) if return_normalizer else problem
 
 
-def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Array, Array]]:
+class ValueAndGrad(Protocol):
+    """What `value_and_grad` makes of a loss of one or two arrays."""
+
+    @overload
+    def __call__(
+        self,
+        logits: ArrayT,
+        /,
+        *arrays: Array,
+        cotangent: Array | None = None,
+        return_normalizer: Literal[False] = False,
+        **options: Any,
+    ) -> tuple[ArrayT, ArrayT]: ...
+    @overload
+    def __call__(
+        self,
+        logits: ArrayT,
+        /,
+        *arrays: Array,
+        cotangent: Array | None = None,
+        return_normalizer: Literal[True],
+        **options: Any,
+    ) -> tuple[tuple[ArrayT, ArrayT], ArrayT]: ...
+
+
+class LinearValueAndGrad(Protocol):
+    """What `value_and_grad` makes of a loss of three arrays: hidden, head and target."""
+
+    @overload
+    def __call__(
+        self,
+        hidden: ArrayT,
+        head: Array,
+        target: Array,
+        /,
+        *,
+        cotangent: Array | None = None,
+        return_normalizer: Literal[False] = False,
+        **options: Any,
+    ) -> tuple[ArrayT, LinearGradients[ArrayT]]: ...
+    @overload
+    def __call__(
+        self,
+        hidden: ArrayT,
+        head: Array,
+        target: Array,
+        /,
+        *,
+        cotangent: Array | None = None,
+        return_normalizer: Literal[True],
+        **options: Any,
+    ) -> tuple[tuple[ArrayT, ArrayT], LinearGradients[ArrayT]]: ...
+
+
+@overload
+def value_and_grad(
+    loss_fn: Callable[[Array], object] | Callable[[Array, Array], object], /
+) -> ValueAndGrad: ...
+@overload
+def value_and_grad(loss_fn: Callable[[Array, Array, Array], object], /) -> LinearValueAndGrad: ...
+def value_and_grad(loss_fn: Callable[..., Any], /) -> Any:
     """Make a function that returns a loss and its gradient with respect to the logits.
 
     It works in every framework, including NumPy and other Array API libraries without autodiff. In
@@ -585,5 +695,4 @@ def value_and_grad(loss_fn: Callable[..., Array], /) -> Callable[..., tuple[Arra
         got = getattr(loss_fn, "__name__", repr(loss_fn))
         msg = f"loss_fn: got {got}; expected one of xentx's functions: {names}"
         raise TypeError(msg)
-    known: Callable[..., tuple[Array, Array]] = loss_fn.value_and_grad  # type: ignore[attr-defined]
-    return known
+    return loss_fn.value_and_grad  # type: ignore[attr-defined]

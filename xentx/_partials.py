@@ -13,13 +13,13 @@ from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
 from xentx._core.partials import Partials
 from xentx._public import public
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 
 @public
 def partials(
     backend: Backend,
-    logits: Array,
+    logits: ArrayT,
     target: Array,
     /,
     *,
@@ -31,7 +31,7 @@ def partials(
     label_smoothing: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
-) -> Partials:
+) -> Partials[ArrayT]:
     r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
 
     With :math:`q` the target distribution of `cross_entropy` and :math:`m` the block's maximum
@@ -119,7 +119,7 @@ def partials(
         return _blocks.state(backend, _blocks.prepare(problem, classes), first)
 
 
-def align(state: Partials, top: Array, /) -> Partials:
+def align(state: Partials[ArrayT], top: Array, /) -> Partials[ArrayT]:
     """Rebase a state to the rows' maxima over several blocks. States of the same maxima add.
 
     So two sums do what `combine` does one by one: the largest of the blocks' maxima first, then the
@@ -165,15 +165,16 @@ def align(state: Partials, top: Array, /) -> Partials:
     array([0.464369])
     """
     backend = _backend_of("state", state)
-    top = _checks.convert(backend, "top", top, state.top, "state")
+    like: Array = state.top
+    top = _checks.convert(backend, "top", top, like, "state")
     _check_rows("top", top, state)
     with backend.evaluating():
-        xp = backend.namespace(state.top)
-        top = backend.constant(xp.astype(top, state.top.dtype, copy=False))
+        xp = backend.namespace(like)
+        top = backend.constant(xp.astype(top, like.dtype, copy=False))
         return _monoid.align(xp, state, top)
 
 
-def combine(a: Partials, b: Partials, /) -> Partials:
+def combine(a: Partials[ArrayT], b: Partials[ArrayT], /) -> Partials[ArrayT]:
     """Join the states of two sets of classes of the same rows. The order does not matter.
 
     Parameters
@@ -207,7 +208,7 @@ def combine(a: Partials, b: Partials, /) -> Partials:
         return _monoid.combine(backend.namespace(a.top), a, b)
 
 
-def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
+def finish(state: Partials[ArrayT], /, *, z_loss: float | Array = 0.0) -> ArrayT:
     """Return the loss of each row from the state of all classes.
 
     Parameters
@@ -243,8 +244,8 @@ def finish(state: Partials, /, *, z_loss: float | Array = 0.0) -> Array:
 
 
 def block_gradient(
-    state: Partials,
-    logits: Array,
+    state: Partials[ArrayT],
+    logits: ArrayT,
     target: Array,
     /,
     *,
@@ -258,7 +259,7 @@ def block_gradient(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
-) -> Array:
+) -> ArrayT:
     r"""Gradient of each row's loss by a block of its logits, from the state of all classes.
 
     .. math:: g_k = c \, (A p_k - q_k + 2 z \, \mathrm{lse} \, p_k)
@@ -361,7 +362,7 @@ def block_gradient(
         return _blocks.gradient(backend, prepared, state, cotangent, first)
 
 
-def _check_rows(name: str, array: Array, state: Partials) -> None:
+def _check_rows(name: str, array: Array, state: Partials[Array]) -> None:
     if not _checks.shapes_agree(shape_of(array), shape_of(state.top)):
         msg = (
             f"{name}: got shape {shape_of(array)}; expected {shape_of(state.top)}, the rows of "

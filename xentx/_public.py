@@ -16,10 +16,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from xentx import _backend, _binary, _evaluate, _linear, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import Counted, LinearProblem, Problem
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 P = ParamSpec("P")
 R = TypeVar("R")
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 Find = Callable[[object], Backend]
 
 
@@ -170,19 +171,23 @@ def _published(made: Function) -> Callable[..., Any]:
     return made.public
 
 
-def loss(validate: Callable[Concatenate[Backend, P], Problem | Counted]) -> Callable[P, Array]:
+def loss(
+    validate: Callable[Concatenate[Backend, ArrayT, P], Problem | Counted],
+) -> Callable[Concatenate[ArrayT, P], ArrayT]:
     """Make a function that validates the arguments of a loss the public function."""
     return _published(Loss(validate, _evaluate))
 
 
 def linear_loss(
-    validate: Callable[Concatenate[Backend, P], LinearProblem | Counted],
-) -> Callable[P, Array]:
+    validate: Callable[Concatenate[Backend, ArrayT, P], LinearProblem | Counted],
+) -> Callable[Concatenate[ArrayT, P], ArrayT]:
     """Do the same for a loss of the last layer."""
     return _published(Loss(validate, _linear))
 
 
-def binary_loss(validate: Callable[Concatenate[Backend, P], Problem]) -> Callable[P, Array]:
+def binary_loss(
+    validate: Callable[Concatenate[Backend, ArrayT, P], Problem],
+) -> Callable[Concatenate[ArrayT, P], ArrayT]:
     """Do the same for a loss of each logit."""
     return _published(Loss(validate, _binary))
 
@@ -192,7 +197,7 @@ def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
     return _published(Function(compute.__name__, compute))
 
 
-def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+def bind(function: AnyFunction, backend: Backend) -> AnyFunction:
     """Bind a public function to one backend.
 
     Parameters
@@ -227,4 +232,5 @@ def bind(function: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
             raise TypeError(msg)
         return backend
 
-    return made.function(find)
+    bound: Any = made.function(find)
+    return bound

@@ -1,16 +1,16 @@
 """Public functions of rows, `per_row` and `linear_per_row`: more of each row than its loss."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from xentx import _evaluate, _linear, _validation
 from xentx._backend import Backend
 from xentx._calls import Kind
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._public import public
-from xentx._types import Array
+from xentx._types import Array, ArrayT
 
 
-class RowStats(NamedTuple):
+class RowStats(NamedTuple, Generic[ArrayT]):
     """The result of `per_row`: each field is an array with one entry for each row.
 
     Parameters
@@ -41,18 +41,18 @@ class RowStats(NamedTuple):
     array([ True])
     """
 
-    loss: Array
-    lse: Array
-    log_prob: Array
-    entropy: Array
-    correct: Array
-    prediction: Array
+    loss: ArrayT
+    lse: ArrayT
+    log_prob: ArrayT
+    entropy: ArrayT
+    correct: ArrayT
+    prediction: ArrayT
 
 
 @public
 def per_row(
     backend: Backend,
-    logits: Array,
+    logits: ArrayT,
     target: Array,
     /,
     *,
@@ -63,7 +63,7 @@ def per_row(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
-) -> RowStats:
+) -> RowStats[ArrayT]:
     r"""Loss, log-sum-exp, log-probability of the target, entropy and prediction of each row.
 
     .. math::
@@ -133,7 +133,7 @@ def per_row(
 @public
 def linear_per_row(
     backend: Backend,
-    hidden: Array,
+    hidden: ArrayT,
     head: Array,
     target: Array,
     /,
@@ -146,7 +146,7 @@ def linear_per_row(
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
     chunk: int | str = "auto",
-) -> RowStats:
+) -> RowStats[ArrayT]:
     """Return `per_row` of the logits ``hidden @ head.T + bias``, computed chunk by chunk.
 
     Parameters

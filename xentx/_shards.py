@@ -129,7 +129,7 @@ def prepared(shard: Shard, arrays: Arrays) -> Prepared:
     return Prepared(shard.spec, bound(xp, shard.spec, logits, options), arrays)
 
 
-def state(shard: Shard, arrays: Arrays) -> Partials:
+def state(shard: Shard, arrays: Arrays) -> Partials[Array]:
     """State of the shard's own classes."""
     if shard.size:
         return _blocks.state(shard.backend, prepared(shard, arrays), shard.start)
@@ -147,7 +147,7 @@ def state(shard: Shard, arrays: Arrays) -> Partials:
     return monoid.empty(xp, zeros, zeros, zeros, zeros, zeros, kept)
 
 
-def gradient(shard: Shard, arrays: Arrays, known: Partials, cotangent: Array) -> Array:
+def gradient(shard: Shard, arrays: Arrays, known: Partials[Array], cotangent: Array) -> Array:
     """Gradient with respect to the shard's logits, from the state of all classes."""
     if not shard.size:  # no numbers, but a function of what all machines have, as elsewhere
         xp = shard.backend.namespace(arrays[0])
@@ -161,10 +161,10 @@ def engine(shard: Shard, options: Sequence[Array]) -> core.Engine:
     def tile(logits: Array, first: Any) -> Shard:
         return replace(shard, start=shard.start + first, size=logits.shape[1])
 
-    def of_tile(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
+    def of_tile(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials[Array]:
         return state(tile(logits, first), (logits, target, weight, *options))
 
-    def pulled(known: Partials, cotangent: Array, *block: Any) -> Array:
+    def pulled(known: Partials[Array], cotangent: Array, *block: Any) -> Array:
         *arrays, first = block
         return gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
 
@@ -176,7 +176,7 @@ def _no_rows(*_: Any) -> Any:
     raise NotImplementedError
 
 
-def summands(shard: Shard, own: Partials, top: Array) -> list[Array]:
+def summands(shard: Shard, own: Partials[Array], top: Array) -> list[Array]:
     """Return what is summed over the shards, once the largest of their maxima is known."""
     aligned = monoid.align(shard.backend.namespace(top), own, top)
     fields = [aligned.rest, aligned.ties, aligned.gaps]
@@ -184,8 +184,8 @@ def summands(shard: Shard, own: Partials, top: Array) -> list[Array]:
 
 
 def joined(
-    shard: Shard, arrays: Arrays, own: Partials, top: Array, sums: Sequence[Array]
-) -> Partials:
+    shard: Shard, arrays: Arrays, own: Partials[Array], top: Array, sums: Sequence[Array]
+) -> Partials[Array]:
     """Return the state of all classes from the sums."""
     rest, ties, gaps, *mass = sums
     xp, spec, target = shard.backend.namespace(top), shard.spec, arrays[1]
@@ -206,7 +206,7 @@ def details(shard: Shard, arrays: Arrays, top: Array) -> list[Array]:
     return [*monoid.details(xp, spec, logits, target, shard.start, top)]
 
 
-def losses(shard: Shard, arrays: Arrays, known: Partials) -> Array:
+def losses(shard: Shard, arrays: Arrays, known: Partials[Array]) -> Array:
     """Loss of each row, in float64."""
     xp = shard.backend.namespace(known.top)
     return monoid.finish(xp, known, prepared(shard, arrays).bound.z_loss)

@@ -111,13 +111,13 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _solved(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: tuple[bool, ...]
-) -> tuple[Array, _linear.LinearGradients]:
+) -> tuple[Array, _linear.LinearGradients[Array]]:
     return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
 
 
 def solve_with_gradients(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
-) -> tuple[Array, _linear.LinearGradients]:
+) -> tuple[Array, _linear.LinearGradients[Array]]:
     """Value and gradients."""
     _linear.check_target(linear, arrays)
     return _solved(linear, arrays, cotangent, tuple(needs))

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import lax
 
 from xentx import _registry, _shards, _validation
 from xentx._calls import Problem
-from xentx._checks import Reduction
+from xentx._checks import LossOptions, Reduction
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import linear as core
 from xentx._core import partials as monoid
@@ -40,7 +40,7 @@ Axis = str | tuple[str, ...]
 
 def _joined(
     shard: Shard, axis: Axis, arrays: Arrays, extra: Sequence[Array] = ()
-) -> tuple[Partials, tuple[Array, ...]]:
+) -> tuple[Partials[Array], tuple[Array, ...]]:
     """Return the state of all classes, and the sums of further numbers of each row."""
     own = _shards.state(shard, arrays)
     top = lax.pmax(lax.stop_gradient(own.top), axis)
@@ -65,7 +65,7 @@ def _losses(
 
 def _solved(
     static: Shard, axis: Axis, reduction: str, arrays: Arrays
-) -> tuple[Array, Array | None, Partials]:
+) -> tuple[Array, Array | None, Partials[Array]]:
     shard = _here(static, axis)
     has_amounts = shard.has_amounts(reduction)
     is_mass = shard.amounts_are_mass(reduction)
@@ -159,7 +159,7 @@ def _last_losses(last: _Last, *arrays: Array | None) -> Array:
     return _last_state(last, arrays)[0]
 
 
-def _last_state(last: _Last, arrays: Arrays) -> tuple[Array, Partials]:
+def _last_state(last: _Last, arrays: Arrays) -> tuple[Array, Partials[Array]]:
     tiles, factors = _factors(last, arrays)
     options, tiling = arrays[5:], last.tiling(arrays[0].shape[0])
     own = core.states(tiles, last.spec, tiling, factors, last.engine(options))
@@ -233,6 +233,26 @@ def _differing(array: Array, others: Sequence[Array]) -> Array:
 # ---- The functions.
 
 
+@overload
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Array: ...
+@overload
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Array, Array]: ...
 def cross_entropy(
     logits: Array,
     target: Array,
@@ -353,6 +373,32 @@ def cross_entropy(
     return _shards.reduce(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
 
 
+@overload
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    bias: Array | None = None,
+    chunk: int | str = "auto",
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    bias: Array | None = None,
+    chunk: int | str = "auto",
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Array, Array]: ...
 def linear_cross_entropy(
     hidden: Array,
     head: Array,

@@ -191,7 +191,7 @@ def by_chunks(
 
 def solve_with_gradients(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
-) -> tuple[Array, _linear.LinearGradients]:
+) -> tuple[Array, _linear.LinearGradients[Array]]:
     """Value and gradients, where nobody asks for their derivatives."""
     return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
 

@@ -83,7 +83,7 @@ def _attach(linear: Linear, arrays: Arrays) -> Array:
 
 def solve_with_gradients(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
-) -> tuple[Array, _linear.LinearGradients]:
+) -> tuple[Array, _linear.LinearGradients[Array]]:
     """Value and gradients, which can be differentiated where an argument asks for it."""
     given = (*arrays, cotangent)
     if not torch.is_grad_enabled() or not any(a is not None and a.requires_grad for a in given):

@@ -14,14 +14,14 @@ which every rank has a share, takes one.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
 
 import torch
 import torch.distributed as dist
 
 from xentx import RowStats, _registry, _shards, _validation
 from xentx._calls import Problem
-from xentx._checks import Reduction, check_block
+from xentx._checks import LossOptions, Reduction, check_block
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import linear as core
 from xentx._core import partials as monoid
@@ -160,11 +160,11 @@ class _Call:
     arrays: Arrays
     rows: Rows
 
-    def state(self) -> Partials:
+    def state(self) -> Partials[Array]:
         """State of this rank's classes, of which no derivative is taken."""
         return _shards.state(self.shard, self.arrays)
 
-    def losses(self, state: Partials) -> Array:
+    def losses(self, state: Partials[Array]) -> Array:
         """Return each row's loss from the state of all classes, with its derivatives."""
         return _Losses.apply(self, state, *self.arrays)  # type: ignore[no-untyped-call]
 
@@ -208,13 +208,13 @@ class _LinearCall(_Call):
         """What computes tiles."""
         return _shards.engine(self.shard, self.arrays[3:])
 
-    def state(self) -> Partials:
+    def state(self) -> Partials[Array]:
         if not self.shard.size:
             return _shards.state(self.shard, self.plain().arrays)
         tiles, tiling = _linear.tiles(self.head), self.tiling()
         return core.states(tiles, self.spec, tiling, self.factors, self.engine())
 
-    def losses(self, state: Partials) -> Array:
+    def losses(self, state: Partials[Array]) -> Array:
         hidden, *others = self.arrays
         return _LinearLosses.apply(self, state, hidden, self.head, self.bias, *others)  # type: ignore[no-untyped-call]
 
@@ -449,8 +449,8 @@ More = Callable[[Array], Sequence[Array]]
 
 
 def _joined(
-    call: _Call, own: Partials, more: More, beside: Sequence[Array] = ()
-) -> tuple[Partials, list[Array], tuple[Array, ...]]:
+    call: _Call, own: Partials[Array], more: More, beside: Sequence[Array] = ()
+) -> tuple[Partials[Array], list[Array], tuple[Array, ...]]:
     """Return the state of all classes, from every rank's own, in two all-reduces.
 
     ``more(top)`` are further numbers of each row, which are summed along; those `beside` the maxima
@@ -464,7 +464,7 @@ def _joined(
     return state, list(sums[known:]), tuple(others)
 
 
-def _plain(call: _Call, more: More = lambda _: ()) -> tuple[Partials, list[Array]]:
+def _plain(call: _Call, more: More = lambda _: ()) -> tuple[Partials[Array], list[Array]]:
     """Return the same as an expression that autograd differentiates."""
     state, extra, _ = _joined(call, _shards.state(call.shard, _local_arrays(call)), more)
     return state, extra
@@ -501,7 +501,7 @@ class _Losses(torch.autograd.Function):
     """The rows' losses from the state of all classes, with their accurate gradient."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, state: Partials, *arrays: Array | None) -> Array:
+    def forward(ctx: Any, call: _Call, state: Partials[Array], *arrays: Array | None) -> Array:
         ctx.call, ctx.state = replace(call, arrays=()), state
         ctx.save_for_backward(*arrays)
         return _shards.losses(call.shard, arrays, state)
@@ -571,7 +571,9 @@ class _LinearLosses(torch.autograd.Function):
     """The same from hidden, head and bias, of which tiles of logits are formed again."""
 
     @staticmethod
-    def forward(ctx: Any, call: _LinearCall, state: Partials, *arrays: Array | None) -> Array:
+    def forward(
+        ctx: Any, call: _LinearCall, state: Partials[Array], *arrays: Array | None
+    ) -> Array:
         ctx.call, ctx.state = call.of(None, None, None), state  # type: ignore[arg-type]
         ctx.save_for_backward(*arrays)
         return _shards.losses(call.shard, call.arrays, state)
@@ -630,6 +632,30 @@ def _uncompiled(function: Function) -> Function:
     return disabled
 
 
+@overload
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Array: ...
+@overload
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Array, Array]: ...
 @_uncompiled
 def cross_entropy(
     logits: Array,
@@ -739,6 +765,36 @@ def cross_entropy(
     return _value(call, return_normalizer=return_normalizer)
 
 
+@overload
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    bias: Array | None = None,
+    chunk: int | str = "auto",
+    return_normalizer: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: Array,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    group: Any = None,
+    classes: int | None = None,
+    start: int | None = None,
+    bias: Array | None = None,
+    chunk: int | str = "auto",
+    return_normalizer: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Array, Array]: ...
 @_uncompiled
 def linear_cross_entropy(
     hidden: Array,
@@ -866,7 +922,7 @@ def per_row(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
-) -> RowStats:
+) -> RowStats[Array]:
     """`xentx.per_row` of logits whose classes are spread over the ranks of a group.
 
     Parameters

@@ -46,8 +46,8 @@ class Engine(NamedTuple):
     """
 
     rows: Dense
-    state: Callable[[Array, Array, Array | None, Any], Partials]
-    gradient: Callable[[Partials, Array, Array, Array, Array | None, Any], Array]
+    state: Callable[[Array, Array, Array | None, Any], Partials[Array]]
+    gradient: Callable[[Partials[Array], Array, Array, Array, Array | None, Any], Array]
 
 
 # Hidden, head, bias, target and weight.
@@ -85,10 +85,10 @@ class Tiling:
 def portable(xp: Any, spec: LossSpec, rows: Dense) -> Engine:
     """Compute blocks by the core's expressions."""
 
-    def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials:
+    def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials[Array]:
         return monoid.partials(xp, spec, logits, target, weight, first)
 
-    def gradient(known: Partials, cotangent: Array, *block: Any) -> Array:
+    def gradient(known: Partials[Array], cotangent: Array, *block: Any) -> Array:
         return monoid.gradient(xp, spec, known, *block) * cotangent[:, None]
 
     return Engine(rows, state, gradient)
@@ -265,7 +265,7 @@ def gradients_of(
     spec: LossSpec,
     tiling: Tiling,
     arrays: Arrays,
-    state: Partials,
+    state: Partials[Array],
     cotangent: Array,
     engine: Engine,
     needs: Needs,
@@ -322,14 +322,14 @@ def gradients_of(
 
 def states(
     tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine: Engine
-) -> Partials:
+) -> Partials[Array]:
     """Return the states of all rows, combined over blocks of the head's classes."""
     xp, (hidden, head, *_) = tiles.xp, arrays
 
-    def outer(first: Any, width: Any, state: Partials) -> Partials:
+    def outer(first: Any, width: Any, state: Partials[Array]) -> Partials[Array]:
         _, tile = _block(tiles, spec, arrays, first, width)
 
-        def inner(start: Any, size: Any, state: Partials) -> Partials:
+        def inner(start: Any, size: Any, state: Partials[Array]) -> Partials[Array]:
             _, *operands = tile(start, size)
             new = engine.state(*operands)
             old = Partials(*(tiles.take(field, start, size) for field in state))

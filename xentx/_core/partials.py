@@ -17,16 +17,16 @@ logits, so a framework may differentiate through it.
 """
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from xentx._core import _distribution, _pick, _softmax
 from xentx._core._softmax import MaxSum
 from xentx._core._spec import LossSpec, is_given
 from xentx._core.reduction import two_sum
-from xentx._types import Array, Namespace
+from xentx._types import Array, ArrayT, Namespace
 
 
-class Partials(NamedTuple):
+class Partials(NamedTuple, Generic[ArrayT]):
     """What the rows of a block are reduced to, each in the rows' shape and a wide dtype.
 
     Parameters
@@ -46,22 +46,22 @@ class Partials(NamedTuple):
     array([2.])
     """
 
-    top: Array
-    rest: Array
-    ties: Array
-    mass: Array
-    gaps: Array
-    kept: Array
+    top: ArrayT
+    rest: ArrayT
+    ties: ArrayT
+    mass: ArrayT
+    gaps: ArrayT
+    kept: ArrayT
 
 
-def empty(xp: Namespace, zeros: Array, *others: Array) -> Partials:
+def empty(xp: Namespace, zeros: Array, *others: Array) -> Partials[Array]:
     """Make the state of no class, which changes no other, of as many zeros as it has fields."""
     return Partials(zeros - xp.inf, *others)
 
 
 def partials(
     xp: Namespace, spec: LossSpec, block: Array, target: Array, weight: Array | None, start: Any = 0
-) -> Partials:
+) -> Partials[Array]:
     """Reduce a block of the classes from `start` on, its axis and that of `target` being kept.
 
     Class indices count from the first class of all. Probabilities and weights are the block's.
@@ -88,7 +88,7 @@ def partials(
     return Partials(*(xp.squeeze(field, axis=spec.axis) for field in state))
 
 
-def align(xp: Namespace, state: Partials, top: Array) -> Partials:
+def align(xp: Namespace, state: Partials[Array], top: Array) -> Partials[Array]:
     """Rebase a state to a maximum, no smaller than its own: that of several blocks.
 
     The loss does not depend on it, so it may be a constant to whoever differentiates.
@@ -110,7 +110,7 @@ def align(xp: Namespace, state: Partials, top: Array) -> Partials:
     )
 
 
-def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
+def combine(xp: Namespace, a: Partials[Array], b: Partials[Array]) -> Partials[Array]:
     """Join the states of two blocks of the same rows."""
     top = xp.maximum(a.top, b.top)
     a, b = align(xp, a, top), align(xp, b, top)
@@ -124,7 +124,7 @@ def combine(xp: Namespace, a: Partials, b: Partials) -> Partials:
     )
 
 
-def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
+def finish(xp: Namespace, state: Partials[Array], z_loss: Any) -> Array:
     """Return a loss for each row."""
     tail = xp.log1p(state.rest + (state.ties - 1.0))
     loss = state.mass * tail + state.gaps
@@ -141,7 +141,7 @@ def finish(xp: Namespace, state: Partials, z_loss: Any) -> Array:
 def gradient(
     xp: Namespace,
     spec: LossSpec,
-    state: Partials,
+    state: Partials[Array],
     block: Array,
     target: Array,
     weight: Array | None,
@@ -200,7 +200,7 @@ def details(
 
 
 def lse_log_prob_entropy(
-    xp: Namespace, state: Partials, mean: Array, mass: Array, gaps: Array
+    xp: Namespace, state: Partials[Array], mean: Array, mass: Array, gaps: Array
 ) -> tuple[Array, Array, Array]:
     """Return these for each row from the state and the `details` of all classes."""
     tail = xp.log1p(state.rest + (state.ties - 1.0))
