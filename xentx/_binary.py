@@ -1,7 +1,7 @@
-"""Evaluates `binary_cross_entropy`, whose logits are rows of their own.
+"""Evaluate `binary_cross_entropy`. Each logit is a row.
 
-`xentx._validation.binary` adds a class axis of length 1 behind the others. Here the gradient loses
-it again.
+`xentx._validation.binary` adds a class axis of length 1 at the end. It is removed from the gradient
+here.
 """
 
 from xentx import _evaluate
@@ -13,7 +13,7 @@ __all__ = ["normalizer", "value", "value_and_gradient", "value_shape"]
 
 
 def value_and_gradient(problem: Problem, cotangent: Array | None) -> tuple[Array, Array]:
-    """Value of the problem, and its cotangent, ones if None, pulled back to the logits."""
+    """Value of the problem, and the pullback of its cotangent (by default ones) to the logits."""
     kind, _ = problem
     result, gradient = _evaluate.value_and_gradient(problem, cotangent)
     return result, kind.backend.namespace(gradient).squeeze(gradient, axis=kind.spec.axis)

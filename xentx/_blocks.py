@@ -1,7 +1,7 @@
 """A block of the classes: its state, and its gradient from the state of all blocks.
 
-The CPU kernel computes both where the memory is accessible and no derivative is taken through
-them; elsewhere the core's expressions do.
+The CPU kernel computes both if the memory is accessible and the result is not differentiated.
+Otherwise the core computes.
 """
 
 from dataclasses import replace
@@ -19,10 +19,10 @@ from xentx._types import Array, Namespace
 
 
 def prepare(problem: Problem, classes: int) -> Prepared:
-    """Lay out the problem of a block, of so many classes in all, to be computed in float64.
+    """Convert the problem of a block for the core, in float64. `classes` counts all blocks.
 
-    There states add in any order with no error to speak of, and they are small. A gradient starts
-    from logits as the state had them, capped or divided.
+    The states are small arrays. In float64 they can be added in any order without a relevant error.
+    A gradient uses the same capped or divided logits as the state.
     """
     kind, arrays = problem
     dtypes = kind.spec.precision
@@ -33,7 +33,7 @@ def prepare(problem: Problem, classes: int) -> Prepared:
 
 
 def state(backend: Backend, prepared: Prepared, start: Any) -> Partials[Array]:
-    """State of a block that begins at a class, in the rows' shape."""
+    """State of a block that begins at the class `start`, in the shape of the rows."""
     logits, target, weight, *_ = prepared.arrays
     seen = _seen(backend, prepared, start)
     if seen is not None:
@@ -53,7 +53,7 @@ def gradient(
     cotangent: Array | None,
     start: Any,
 ) -> Array:
-    """Gradient with respect to a block's logits, for a cotangent of each row; ones if None."""
+    """Gradient with respect to a block's logits, for a cotangent of each row (by default ones)."""
     logits: Array = prepared.arrays[0]
     _, target, weight, *_ = prepared.arrays
     spec, xp = prepared.spec, backend.namespace(logits)
@@ -64,7 +64,7 @@ def gradient(
         found = monoid.gradient(xp, prepared.bound, known, logits, target, weight, start)
         seed = xp.expand_dims(xp.astype(cotangent, found.dtype, copy=False), axis=spec.axis)
         kept = xp.expand_dims(known.kept, axis=spec.axis)
-        found = xp.where(kept == 0.0, 0.0, found * seed)  # whatever the cotangent is there
+        found = xp.where(kept == 0.0, 0.0, found * seed)  # also if the cotangent is NaN
     return xp.astype(found, logits.dtype, copy=False)
 
 
@@ -79,7 +79,7 @@ def _kernel_gradient(
     memory = seen.view(logits)
     if memory is None:
         return None
-    # What NumPy has no dtype for is seen in float32.
+    # Dtypes that NumPy lacks are viewed in float32.
     same = memory.dtype.name == backend.dtype_name(logits)
     dense = tiles.zeros(shape_of(logits), logits.dtype if same else xp.float32, logits)
     *fields, seed = (xp.reshape(array, (-1,)) for array in (*known, cotangent))
@@ -94,14 +94,14 @@ def _kernel_gradient(
 
 
 def _moved(xp: Namespace, array: Array, axis: int, to: int) -> Array:
-    """Return an array with one of its axes in another place."""
+    """Move an axis of an array."""
     order = list(range(len(shape_of(array))))
     order.insert(to % len(order), order.pop(axis))
     return xp.permute_dims(array, tuple(order))
 
 
 class _Seen(NamedTuple):
-    """What the kernel takes: of a block the logits, target and weight, rows before classes."""
+    """The arguments of the kernel. The logits, target and weight have the classes last."""
 
     spec: LossSpec
     view: View
@@ -110,7 +110,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(backend: Backend, prepared: Prepared, start: Any, *others: Array) -> _Seen | None:
-    """Return what the kernel takes; None for a loss it lacks, or under autodiff."""
+    """Return the arguments of the kernel. None if it lacks the loss, or under autodiff."""
     spec, (logits, target, weight, *_) = prepared.spec, prepared.arrays
     given = (logits, target, weight, *others)
     if (

@@ -1,4 +1,4 @@
-"""The public functions for the arrays of one backend, as its package exports them."""
+"""The public functions bound to one backend, for its package to export."""
 
 from xentx import _divergence, _losses, _partials, _row_stats
 from xentx._backend import Backend
@@ -6,12 +6,12 @@ from xentx._public import bind
 
 
 class Functions:
-    """The functions of `xentx` without a search for the backend.
+    """The functions of `xentx` bound to a backend.
 
     Parameters
     ----------
     backend
-        The only one whose arrays they take.
+        The backend. The functions accept its arrays only.
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -1,6 +1,6 @@
-"""Checked calls: their arrays, all else in a hashable form, and their layout for the core.
+"""Checked calls: their arrays, and a hashable object for everything else.
 
-The CPU kernel takes the arrays as they are; `prepare` lays them out for the core.
+The CPU kernel reads the arrays as they are. `prepare` converts them for the core.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -28,25 +28,25 @@ _HALF = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """All of a problem but its arrays: hashable.
+    """A problem without its arrays. It is hashable.
 
     Parameters
     ----------
     backend
-        Whose arrays they are.
+        The backend of the arrays.
     spec
-        What to compute.
+        The specification of the loss.
     engines
-        Those of the backend that have such a loss, in order of preference.
+        The engines of the backend that support the loss, in order of preference.
     target_dtype_supported
-        Whether the target has a dtype that they read: int32, int64 or one of floats.
+        Whether the engines support the dtype of the target: int32, int64 or floats.
     is_sized
-        Whether all sizes are known, as in a TensorFlow graph they may not be.
+        Whether all sizes are known. In a TensorFlow graph, some may be unknown.
     plans
-        Where an adapter keeps what it has prepared for the kernel, by the arrays' strides. It
-        belongs to the shapes and dtypes that were checked: `dataclasses.replace` makes a new one.
+        The adapter's cache of prepared kernel calls, by the strides of the arrays. It belongs to
+        the checked shapes and dtypes: `dataclasses.replace` makes an empty one.
     operation
-        The module of `xentx._core` that computes, which the spec names.
+        The module of `xentx._core` that the spec names.
     """
 
     backend: Backend
@@ -58,7 +58,7 @@ class Kind:
     operation: Operation = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Looked up once, since a small problem takes no longer than looking.
+        # Looked up once, because for small problems the time of the look-up matters.
         object.__setattr__(self, "operation", OPERATIONS[self.spec.operation])
 
     @property
@@ -67,20 +67,20 @@ class Kind:
         return self.operation.IS_ROWWISE and self.spec.reduction != "none"
 
     def taken_by(self, engine: str) -> bool:
-        """Whether an engine of this name has such a loss."""
+        """Whether an engine of this name supports the loss."""
         return any(one.name == engine for one in self.engines)
 
 
 class Problem(NamedTuple):
-    """A checked call: what `xentx._evaluate` evaluates.
+    """A checked call, which `xentx._evaluate` evaluates.
 
     Parameters
     ----------
     kind
-        What is known without seeing a value.
+        Everything except the arrays.
     arrays
-        Logits, target, class weights, sample weights and normalizer; None where there is none. The
-        first is the one that `value_and_grad` differentiates by. Options that are arrays follow.
+        Logits, target, class weights, sample weights and normalizer, or None for each. The gradient
+        of `value_and_grad` is with respect to the first. Options that are arrays follow.
     """
 
     kind: Kind
@@ -89,24 +89,24 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """All of a problem of `linear_cross_entropy` but its arrays: hashable.
+    """A problem of `linear_cross_entropy` without its arrays. It is hashable.
 
     Parameters
     ----------
     backend
-        Whose arrays they are.
+        The backend of the arrays.
     kind
-        The dense problem of a chunk of rows: one loss a row, the classes on axis 1.
+        The dense problem of a chunk of rows: one loss per row, the classes on axis 1.
     reduction
-        What becomes of the rows' losses.
+        The reduction of the rows' losses.
     dtype
-        Of the value.
+        The dtype of the value.
     rows
-        Shape of the rows; an entry is None where it isn't known yet.
+        Shape of the rows. An entry is None if it is not known yet.
     chunk
-        How many rows to take at a time; None for as many as is good.
+        The number of rows of a chunk. None for a suitable number.
     by_classes
-        Which of the two ways of `xentx._core.linear` is taken.
+        Which of the two methods of `xentx._core.linear` is used.
     narrow
         Whether hidden, head or bias has a narrower dtype than the compute dtype.
     """
@@ -122,23 +122,24 @@ class Linear:
 
     @property
     def grads_in_forward(self) -> bool:
-        """Whether gradients can be formed beside the value, before the cotangent is known.
+        """Whether gradients can be computed together with the value, before the cotangent is known.
 
-        Not those of rows. And what has been rounded to a narrow dtype can't be scaled later on.
+        False for reduction="none" and for low-precision operands, whose rounded gradients cannot be
+        rescaled.
         """
         return self.reduction != "none" and not self.narrow
 
 
 class LinearProblem(NamedTuple):
-    """What `xentx._linear` evaluates.
+    """A checked call of `linear_cross_entropy`, which `xentx._linear` evaluates.
 
     Parameters
     ----------
     linear
-        What is known without seeing a value.
+        Everything except the arrays.
     arrays
-        Hidden, head, bias, target, class weights, sample weights and normalizer; None where there
-        is none. Options that are arrays follow.
+        Hidden, head, bias, target, class weights, sample weights and normalizer, or None for each.
+        Options that are arrays follow.
     """
 
     linear: Linear
@@ -146,25 +147,25 @@ class LinearProblem(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A problem whose normalizer is asked for too."""
+    """A problem with `return_normalizer`."""
 
     problem: Problem | LinearProblem
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A problem laid out for the core, in the dtypes and shapes that it computes with.
+    """A problem in the dtypes and shapes of the core.
 
     Parameters
     ----------
     spec
-        As of the problem, with what was seen of the class indices.
+        The spec of the problem, with the results of checking the class indices.
     bound
-        The same with the values of options that are arrays; not hashable where there are any.
+        The same with the values of options that are arrays. Then it is not hashable.
     arrays
-        What the operation takes.
+        The arguments of the operation.
     sample_weight, divisor
-        What the rows' losses are multiplied by, and what a mean divides their sum by.
+        The factors of the rows' losses, and the divisor of a mean.
     """
 
     spec: LossSpec
@@ -175,7 +176,7 @@ class Prepared:
 
 
 def in_places(present: Iterable[Array], given: Iterable[bool]) -> tuple[Array | None, ...]:
-    """Put the arrays that there are in their places among those that may be given."""
+    """Put the given arrays in their places, and None in the others."""
     rest = iter(present)
     return tuple(next(rest) if is_given else None for is_given in given)
 
@@ -183,7 +184,7 @@ def in_places(present: Iterable[Array], given: Iterable[bool]) -> tuple[Array | 
 def replaced(
     arrays: Sequence[Array | None], places: Iterable[int], values: Iterable[Array]
 ) -> tuple[Array | None, ...]:
-    """Put other arrays in some places."""
+    """Replace the arrays in some places."""
     whole = list(arrays)
     for i, value in zip(places, values, strict=True):
         whole[i] = value
@@ -191,12 +192,12 @@ def replaced(
 
 
 def shape_of(array: Array) -> tuple[int | None, ...]:
-    """Shape; an entry is None where a tracing compiler doesn't know it yet."""
+    """Return the shape. An entry is None if a tracing compiler does not know it."""
     return tuple(array.shape)
 
 
 def precision_of(backend: Backend, array: Array, dtype: str, *, exact: bool) -> Precision:
-    """Choose the dtypes to compute in for logits of a dtype, beside `array`."""
+    """Choose the dtypes of the computation for logits of a dtype, on the device of `array`."""
     xp = backend.namespace(array)
     wide = backend.has_float64(array)
     double = dtype == "float64" or (exact and wide)
@@ -204,7 +205,7 @@ def precision_of(backend: Backend, array: Array, dtype: str, *, exact: bool) -> 
     return Precision(
         compute=compute,
         accumulate=xp.float64 if wide else compute,
-        # In float64 the gaps of narrower logits are as good as exact.
+        # In float64 the rounding errors of the gaps of narrower logits do not matter.
         recover=dtype == "float64" or (dtype == "float32" and not double),
         compensate=not wide,
     )
@@ -213,9 +214,9 @@ def precision_of(backend: Backend, array: Array, dtype: str, *, exact: bool) -> 
 def spec_of(
     backend: Backend, logits: Array, fields: Mapping[str, Any], groups: int = 0
 ) -> LossSpec:
-    """Rebuild the spec of a checked call from the fields that an operator was given.
+    """Rebuild the spec of a checked call from the fields that an operator has.
 
-    The logits have so many leading axes that the loss is mapped over.
+    The loss is mapped over the first `groups` axes of the logits.
     """
     dtype = backend.dtype_name(logits)
     precision = precision_of(backend, logits, dtype, exact=fields.get("exact", False))
@@ -226,13 +227,13 @@ def spec_of(
 def engines_for(
     backend: Backend, spec: LossSpec, target: str | None, like: Array
 ) -> tuple[Engine, ...]:
-    """Choose the engines that have a loss, whose target has a dtype of this name."""
+    """Choose the engines that support a loss, for a target of this dtype."""
     wide = backend.has_float64(like)
     return tuple(engine for engine in backend.engines if engine.takes(spec, target, wide))
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """Name the dtype of the value of a loss whose factors have these dtypes."""
+    """Return the name of the dtype of a loss whose operands have these dtypes."""
     return "float64" if "float64" in dtypes else "float32"
 
 
@@ -245,14 +246,14 @@ def linear_of(
     chunk: int | None,
     target: str,
 ) -> Linear:
-    """Say what is known of a call of `linear_cross_entropy` whose arguments fit.
+    """Make the object of a checked call of `linear_cross_entropy`, without its arrays.
 
     Parameters
     ----------
     factors
         Hidden, head and bias.
     fields
-        Those of a `LossSpec` that are said in the call.
+        The fields of a `LossSpec` that the call specifies.
     reduction, chunk
         As in `Linear`.
     target
@@ -262,7 +263,7 @@ def linear_of(
     dtypes = [backend.dtype_name(array) for array in factors if array is not None]
     dtype = widest(dtypes)
     precision = precision_of(backend, hidden, dtype, exact=fields.get("exact", False))
-    # A chunk of rows, with one loss a row.
+    # A chunk of rows, with one loss per row.
     chunk_fields = {**fields, "axis": 1, "reduction": "none"}
     spec = LossSpec(classes=shape_of(head)[0], precision=precision, **chunk_fields)
     xp = backend.namespace(hidden)
@@ -280,8 +281,8 @@ def linear_of(
 
 
 def impossible(values: np.ndarray[Any, Any], spec: LossSpec) -> np.ndarray[Any, Any]:
-    """Mark the class indices that are no class, and not ignored."""
-    # As unsigned integers, of which negative ones are the largest.
+    """Mark the class indices that are out of range and not ignored."""
+    # As unsigned integers, negative indices are larger than all classes.
     wrong: Any = values.view(f"u{values.itemsize}") >= spec.classes
     return wrong if spec.ignore_index is None else wrong & (values != spec.ignore_index)
 
@@ -294,10 +295,10 @@ def indices(
     *,
     look: bool = True,
 ) -> tuple[Array, bool, int | None]:
-    """Check class indices if they are concrete, unless told not to; give them the core's dtype.
+    """Check class indices if they are concrete and `look` is true. Cast them to the core's dtype.
 
-    Returns them with whether they were seen, and the index of the rows to ignore: None where there
-    was seen to be no such row.
+    Returns the indices, whether they were checked, and the index of the rows to ignore. It is None
+    if the check has found no such row.
     """
     seen = look and backend.is_concrete(target)
     ignored = ignore_index = spec.ignore_index
@@ -326,9 +327,9 @@ def indices(
 
 
 def prepare(problem: Problem, *, look: bool = True) -> Prepared:
-    """Lay a problem out for the core, and check class indices if they are concrete.
+    """Convert a problem for the core, and check class indices if they are concrete.
 
-    An engine that computes on a device does not `look` at them: the host would wait for it.
+    With ``look=False`` they are not checked, because the host would have to wait for a device.
     """
     kind = problem.kind
     backend, spec = kind.backend, kind.spec

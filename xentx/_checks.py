@@ -1,4 +1,4 @@
-"""Checks of single arguments. Their errors name the argument, what came and what was wanted."""
+"""Checks of single arguments. Errors name the argument, its value and the expected value."""
 
 import contextlib
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ SIGNED = ("int8", "int16", "int32", "int64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 INTEGERS = SIGNED + UNSIGNED
 
-# What arguments may be, where it isn't floats or integers alike.
+# Dtypes of arguments that do not accept all floats and integers.
 _DTYPES: dict[str, tuple[tuple[str, ...], str]] = {
     "target": (
         INTEGERS + FLOATS,
@@ -61,7 +61,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def as_array(backend: Backend, name: str, value: object, like: Array) -> Array:
-    """Return an argument as the framework's array, whose refusal doesn't know its name."""
+    """Convert an argument to the framework's array. Errors name the argument."""
     try:
         return backend.array(value, like)
     except (TypeError, ValueError) as error:
@@ -73,17 +73,17 @@ def _named(name: str, error: TypeError | ValueError) -> Exception:
 
 
 def convert(backend: Backend, name: str, value: object, like: Array, first: str) -> Array:
-    """Make an argument an array of the logits' framework.
+    """Convert an argument to an array of the logits' framework.
 
-    NumPy's arrays and lists are at home everywhere; any other mixture is a mistake.
+    NumPy's arrays and lists are accepted everywhere. Other mixtures of frameworks are errors.
     """
-    if type(value) is type(like):  # which needs no look at whose it is
+    if type(value) is type(like):  # then it needs no search for its backend
         try:
             return backend.array(value, like)
         except (TypeError, ValueError) as error:
             raise _named(name, error) from None
     if isinstance(value, list | tuple | Real):
-        # Lists of different lengths are no array, which the error below says.
+        # Lists of different lengths raise the error below.
         with contextlib.suppress(TypeError, ValueError):
             value = np.asarray(value)
     owner = _registry.find(value)
@@ -104,10 +104,10 @@ def convert(backend: Backend, name: str, value: object, like: Array, first: str)
 
 
 def _from_numpy(backend: Backend, name: str, value: object, like: Array) -> np.ndarray[Any, Any]:
-    """Return NumPy's values in a dtype that the framework has, beside `like`.
+    """Return the values of a NumPy array in a dtype that the framework of `like` has.
 
-    JAX without its 64-bit mode would keep the low 32 bits of an integer. Class indices that don't
-    fit are returned as they are: `indices` raises their error.
+    JAX without its 64-bit mode would use the low 32 bits of an integer. Class indices that do not
+    fit into 32 bits are returned unchanged, and `indices` raises the error.
     """
     array = plain(value)
     wanted, hint = _DTYPES.get(name, (FLOATS + INTEGERS, ""))
@@ -189,11 +189,11 @@ def check_reduction(value: object) -> Reduction:
 def split_options(
     backend: Backend, options: dict[str, Any], like: Array, first: str
 ) -> tuple[dict[str, Any], tuple[Array, ...]]:
-    """Tell which of the options are arrays, and return those arrays.
+    """Separate the options that are arrays.
 
-    Returns the options, a number or OPERAND each, and the arrays. Python's and NumPy's numbers are
-    read. An array of the framework may be traced or differentiated: it stays an array, and its
-    value is checked where it is concrete.
+    Returns the options, each a number or OPERAND, and the arrays. Numbers of Python and NumPy are
+    converted to floats. An array of the framework may be traced or differentiated, so it stays an
+    array. Its value is checked if it is concrete.
     """
     numbers: dict[str, Any] = {}
     arrays = []
@@ -210,10 +210,10 @@ def split_options(
 def _number(
     backend: Backend, name: str, option: object, like: Array, first: str
 ) -> tuple[object, Array | None]:
-    """Return the number that an option is, or OPERAND and an array."""
+    """Return the value of an option and None, or OPERAND and an array."""
     of_numpy = isinstance(option, np.ndarray | np.generic)
     if not of_numpy and _registry.find(option) is None:
-        return option, None  # whose type `check_options` refuses
+        return option, None  # `check_options` raises the error
     array = np.asarray(option) if of_numpy else convert(backend, name, option, like, first)
     owner = _registry.require(name, array)
     check_dtype(owner, name, array, FLOATS + INTEGERS)
@@ -228,7 +228,7 @@ def _number(
 
 
 def traced_z_loss(backend: Backend, option: object, like: Array) -> Any:
-    """Check a z-loss that goes with no problem: a number, or an array which is NaN out of range."""
+    """Check the z-loss of `finish`. An array that is out of range becomes NaN."""
     numbers, operands = split_options(backend, {"z_loss": option}, like, "state")
     z = check_options(numbers)["z_loss"]
     if z is not OPERAND:
@@ -237,7 +237,7 @@ def traced_z_loss(backend: Backend, option: object, like: Array) -> Any:
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Check the options that are numbers; one that is an array is OPERAND, and is left so."""
+    """Check the options that are numbers. OPERAND stands for an array and is not changed."""
     checked = dict(options)
     for name, value in options.items():
         option = OPTIONS[name]
@@ -253,9 +253,9 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_block(backend: Backend, start: Any, size: int | None, classes: object) -> Any:
-    """Check that a block of classes lies among all of them where `start` is concrete; return it.
+    """Check that a block of classes is within all classes, if `start` is concrete. Return `start`.
 
-    On many devices one program runs, where the number of the device is traced.
+    It is traced if it depends on the index of a device.
     """
     count = check_integer("classes", classes)
     if size is None:
@@ -293,7 +293,7 @@ def check_logits(
 def check_target(
     backend: Backend, target: Array, logits: Array, axis: int, classes: int | None, first: str
 ) -> bool:
-    """Check a target's dtype and shape together, both must say hard, or both soft; say which."""
+    """Check a target's dtype and shape. Return whether both are those of a soft target."""
     dtype = check_dtype(backend, "target", target, *_DTYPES["target"])
     full = shape_of(logits)
     rows = full[:axis] + full[axis + 1 :]

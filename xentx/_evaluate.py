@@ -1,7 +1,8 @@
-"""From a checked call to its value: by the first engine that takes the call, else by the core.
+"""Evaluate a checked call by the first engine that supports it, or by the core.
 
-An engine answers, or declines with None. The core's way goes through the framework's autodiff, or
-forms the gradient beside the value. Adapters have from it every derivative that an engine lacks.
+An engine returns None to decline a call. The core's value is attached to the framework's autodiff,
+or its gradient is computed together with the value. Adapters use it for derivatives that an engine
+lacks.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,9 @@ def value(problem: Problem) -> Array:
 def value_and_gradient(
     problem: Problem, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array]:
-    """Value of the problem, and its cotangent, ones if None, pulled back to its first array.
+    """Value of the problem, and the pullback of its cotangent (by default ones) to its first array.
 
-    That array may be overwritten by its gradient, if the caller has no more use for it.
+    With `overwrite`, the gradient may be written to the memory of that array.
     """
     kind, arrays = problem
     for engine in kind.engines:
@@ -43,8 +44,8 @@ def value_and_gradient(
 
 
 def _for_engines(kind: Kind, arrays: tuple[Array | None, ...]) -> tuple[Array | None, ...]:
-    """Give the small arrays the dtypes that engines read."""
-    logits, target, weight, sample_weight, normalizer = arrays  # they take no more
+    """Cast the small arrays to the dtypes that engines read."""
+    logits, target, weight, sample_weight, normalizer = arrays  # engines support no others
     if kind.target_dtype_supported and weight is sample_weight is normalizer is None:
         return arrays
     backend = kind.backend
@@ -73,9 +74,9 @@ def portable(kind: Kind, arrays: Arrays) -> Array:
 def portable_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None
 ) -> tuple[Array, Array]:
-    """Value and gradient by the core's own pair of functions, with no autodiff.
+    """Value and gradient by the core's functions, without autodiff.
 
-    So it serves NumPy and every other library.
+    It works for NumPy and every other library.
     """
     backend, operation = kind.backend, kind.operation
     prepared = _calls.prepare(Problem(kind, tuple(arrays)))
@@ -111,7 +112,7 @@ def portable_row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...]:
 
 
 def _other_stats(problem: Problem) -> tuple[Array, ...]:
-    """Fields but the loss, by the core's expressions, which the framework differentiates."""
+    """The fields except the loss, by the core's expressions, which the framework differentiates."""
     prepared = _calls.prepare(problem)
     logits: Array = prepared.arrays[0]
     backend = problem.kind.backend
@@ -132,7 +133,7 @@ def value_shape(problem: Problem) -> tuple[int | None, ...]:
 
 
 def normalizer(problem: Problem) -> Array:
-    """Return what a mean divides by, also where the reduction is none."""
+    """Return the divisor of a mean, also if the reduction is not a mean."""
     kind, arrays = problem
     if kind.spec.reduction not in ("mean", "weighted_mean"):
         kind = replace(kind, spec=replace(kind.spec, reduction="mean"))
@@ -141,7 +142,7 @@ def normalizer(problem: Problem) -> Array:
 
 
 def finish(kind: Kind, prepared: Prepared, raw: Array) -> Array:
-    """Reduce, and round to the dtype of the logits: once."""
+    """Reduce the result, and round it once to the dtype of the logits."""
     logits: Array = prepared.arrays[0]
     xp = kind.backend.namespace(logits)
     if kind.operation.IS_ROWWISE:

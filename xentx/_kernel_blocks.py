@@ -1,7 +1,8 @@
-"""Blocks of the classes by the CPU kernel, for arrays whose memory NumPy can see.
+"""Blocks of the classes by the CPU kernel, for arrays whose memory NumPy can access.
 
-What `_core.partials` computes of a block, in one pass over it and not in thirty: for `_blocks`, and
-for the way of `_core.linear` that goes by classes. The kernel computes in float64, and rounds once.
+It computes the same as `_core.partials`, in one pass over the block instead of about thirty. It is
+used by `_blocks`, and by the method ``by_classes`` of `_core.linear`. The kernel computes in
+float64, and rounds once.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from xentx._kernel_engine import UNREADABLE, Layout, plan
 from xentx._types import Array
 
 NumPyArray = np.ndarray[Any, Any]
-# Returns an array's memory, None where it can't.
+# Returns an array that shares the memory, or None.
 View = Callable[[Array], NumPyArray | None]
 FromNumPy = Callable[[NumPyArray, Array], Array]
 
@@ -24,10 +25,10 @@ FromNumPy = Callable[[NumPyArray, Array], Array]
 def engine(
     spec: LossSpec, portable: core.Engine, view: View, array: FromNumPy, threads: int
 ) -> core.Engine:
-    """Let the kernel take the blocks that it can read, and the portable core the others.
+    """Return an engine that uses the kernel for blocks that it can read, and else the core.
 
-    ``array(values, like)`` makes an array beside another. No more than so many threads are used;
-    for 0, what the kernel likes.
+    ``array(values, like)`` makes an array on the device of another. `threads` is the largest number
+    of threads. With 0, the kernel chooses.
     """
 
     def state(logits: Array, *block: Any) -> Partials[Array]:
@@ -53,7 +54,7 @@ def state_of(
     weight: Array | None,
     first: int,
 ) -> NumPyArray | None:
-    """State of a block, a row for each of its fields; None where the kernel can't read it."""
+    """State of a block, with a row for each field. None if the kernel cannot read an argument."""
     seen = _seen(view, logits, target, weight)
     if seen is None:
         return None
@@ -74,9 +75,9 @@ def write_gradient(
     weight: Array | None,
     first: int,
 ) -> bool:
-    """Write a block's gradient to an array of its form, which may be the logits.
+    """Write a block's gradient to an array of its shape, which may be the logits.
 
-    False where the kernel can't read an argument, or the array isn't dense.
+    Returns False if the kernel cannot read an argument, or if the array is not dense.
     """
     seen, out = _seen(view, logits, target, weight), view(gradient)
     others = [view(field) for field in (*known, cotangent)]
@@ -103,7 +104,7 @@ def _seen(view: View, logits: Array, target: Array, weight: Array | None) -> See
 
 
 def _plan(spec: LossSpec, operation: str, seen: Seen, first: int, *more: NumPyArray) -> Any:
-    """Make the kernel's plan for arrays that lie like these. It costs little beside a block."""
+    """Make the kernel's plan for arrays of this layout. This takes little time."""
     logits, target, weight = seen
     rows, classes = logits.shape
     state, cotangent = more or (None, None)

@@ -1,12 +1,11 @@
-"""From a problem of `linear_cross_entropy` to its value, tile by tile.
+"""Evaluate `linear_cross_entropy`, tile by tile.
 
-The algorithm is `xentx._core.linear`; a chunk's whole rows go to whatever computes a dense problem
-in this framework, which is the CPU kernel where there is one.
+The algorithm is `xentx._core.linear`. The dense problem of a chunk of rows is computed by an engine
+of the framework, such as the CPU kernel, or by the core.
 
-An adapter's ``_linear`` says how its framework takes tiles, and attaches the gradients that are
-formed here to its autodiff. Whatever needs more than those, such as second derivatives, starts from
-`plain`, an expression that the framework differentiates by itself, a chunk at a time where it can
-be told to compute chunks again.
+The module ``_linear`` of an adapter has the tiles of its framework, and attaches the gradients that
+are computed here to its autodiff. Second derivatives are computed from `plain`, an expression that
+the framework differentiates itself, chunk by chunk if it supports recomputation.
 """
 
 import math
@@ -27,8 +26,8 @@ from xentx._core.tiles import Tiles
 from xentx._kernel_engine import KERNEL, takes
 from xentx._types import Array, ArrayT
 
-# Hidden, head, bias, target, weight, sample_weight and normalizer; None where there is none. Then
-# the options that are arrays.
+# Hidden, head, bias, target, weight, sample_weight and normalizer, or None for each. Then the
+# options that are arrays.
 Arrays = tuple[Any, ...]
 
 
@@ -63,23 +62,23 @@ class LinearGradients(NamedTuple, Generic[ArrayT]):
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A problem laid out for the core, its rows on one axis.
+    """A problem in the form of the core, with the rows on one axis.
 
     Parameters
     ----------
     static
-        All but the arrays: hashable.
+        The spec without arrays, which is hashable.
     spec, tiling
-        As the core takes them, with the values of options that are arrays.
+        Arguments of the core, with the values of options that are arrays.
     arrays
         Hidden, head, bias, target and weight.
     options
-        Those that are arrays.
+        The options that are arrays.
     sample_weight, divisor
-        What the rows' losses are multiplied by, and what a mean divides their sum by.
+        The factors of the rows' losses, and the divisor of a mean.
     chosen, places
-        Which rows these are, where ignored ones have been dropped, and where among them each row is
-        found, an ignored one past their end; else None.
+        If ignored rows have been dropped: the indices of the remaining rows, and the place of each
+        original row among them. The place of an ignored row is past the end. Otherwise None.
     """
 
     static: LossSpec
@@ -103,7 +102,7 @@ def value(problem: LinearProblem) -> Array:
 def value_and_gradient(
     problem: LinearProblem, cotangent: Array | None
 ) -> tuple[Array, LinearGradients[Array]]:
-    """Value of the problem, and its cotangent, ones if None, pulled back to its factors."""
+    """Value of the problem, and the pullback of its cotangent (by default ones) to the operands."""
     linear, arrays = problem
     needs = (True, True, True, linear.kind.spec.soft)
     adapter = linear.backend.linear
@@ -112,7 +111,7 @@ def value_and_gradient(
 
 
 def normalizer(problem: LinearProblem) -> Array:
-    """Return what a mean divides by, also where the reduction is none."""
+    """Return the divisor of a mean, also if the reduction is not a mean."""
     linear, arrays = problem
     if linear.reduction not in ("mean", "weighted_mean"):
         linear = replace(linear, reduction="mean")
@@ -121,7 +120,7 @@ def normalizer(problem: LinearProblem) -> Array:
 
 
 def check_target(linear: Linear, arrays: Arrays) -> None:
-    """Raise an IndexError for a class index that is out of range, if its value can be seen."""
+    """Raise an IndexError for a concrete class index that is out of range."""
     backend, kind = linear.backend, linear.kind
     hidden, _, _, target, *_ = arrays
     if not kind.spec.soft and backend.is_concrete(target):
@@ -129,7 +128,7 @@ def check_target(linear: Linear, arrays: Arrays) -> None:
 
 
 def solve(linear: Linear, arrays: Arrays) -> Array:
-    """Value with no autodiff."""
+    """Value without autodiff."""
     with linear.backend.evaluating():
         prepared = _prepare(linear, arrays, drop=True)
         rows = core.losses(
@@ -148,9 +147,9 @@ def solve_with_gradients(
     cotangent: Array | None,
     needs: Sequence[bool],
 ) -> tuple[Array, LinearGradients[Array]]:
-    """Value, and the gradients that are needed, with no autodiff.
+    """Value, and the gradients that are needed, without autodiff.
 
-    They are for a cotangent, ones by default, and by hidden, head, bias and a soft target.
+    They are the pullbacks of a cotangent (by default ones) to hidden, head, bias and a soft target.
     """
     backend = linear.backend
     with backend.evaluating():
@@ -178,7 +177,7 @@ def solve_with_gradients(
 
 
 def plain(linear: Linear, arrays: Arrays) -> Array:
-    """Value as an expression that the framework differentiates, chunk by chunk where it can."""
+    """Value as an expression that the framework differentiates, chunk by chunk if possible."""
     with linear.backend.evaluating():
         prepared = _prepare(linear, arrays, drop=False)
 
@@ -207,7 +206,7 @@ def _of_chunks(
     def of_chunk(
         hidden: Array, target: Array, head: Array, bias: Array | None, *others: Array | None
     ) -> tuple[Array, ...]:
-        # An ignored row may hold NaN, times which a slope of 0 is NaN.
+        # An ignored row may contain NaN, and the product of NaN and a slope of 0 is NaN.
         hidden = core.kept_rows(tiles.xp, prepared.static, hidden, target)
         logits = core.logits_of(tiles, prepared.static, hidden, head, bias)
         return function(of_shape(logits), logits, target, *others)
@@ -237,16 +236,16 @@ def by_chunks(
 
 
 def tiles_of(backend: Backend, array: Array) -> Tiles:
-    """Return how arrays like this one are taken by tiles."""
+    """Return the tiles of arrays like this one."""
     adapter = backend.linear
     return Tiles(backend.namespace(array)) if adapter is None else adapter.tiles(array)
 
 
 def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
-    """Make what computes tiles: the kernel where there is one, else the core."""
+    """Return the engine for tiles: the kernel if it is available, else the core."""
     backend, spec = linear.backend, prepared.spec
     portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
-    # The target has a dtype by now that the kernel reads.
+    # The kernel supports the dtype that the target has here.
     if KERNEL is None or not linear.by_classes or not takes(prepared.static, None, True):  # noqa: FBT003
         return portable
     adapter = backend.linear
@@ -256,19 +255,19 @@ def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
 
 
 def numpy_view(array: Array) -> Array | None:
-    """Return NumPy's arrays; None for any other, whose memory can't be seen."""
+    """Return NumPy arrays unchanged. None for others, whose memory is not accessible."""
     return array if isinstance(array, np.ndarray) else None
 
 
 def dense_problem(
     kind: Kind, logits: Array, target: Array, weight: Array | None, *options: Array
 ) -> Problem:
-    """Pose the problem of a chunk's logits."""
+    """Make the problem of a chunk's logits."""
     return Problem(kind, (logits, target, weight, None, None, *options))
 
 
 def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
-    """Make what computes the losses of a chunk of whole rows, and their gradient."""
+    """Return the function that computes the losses of a chunk of rows, and their gradient."""
     of_shape = _kinds(linear, prepared.static)
 
     def dense(
@@ -283,7 +282,7 @@ def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
 
 
 def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
-    """Make what finds the kind of a chunk: one for each shape, as what it remembers is for one."""
+    """Return a function that finds the kind of a chunk. Each shape has its own cache of plans."""
     known: dict[tuple[int | None, ...], Kind] = {}
 
     def of_shape(logits: Array) -> Kind:

@@ -1,4 +1,4 @@
-"""The one place that imports array-api-compat, so that its quirks have one place to be met."""
+"""The only module that imports array-api-compat."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,6 +15,6 @@ is_lazy_array = array_api_compat.is_lazy_array
 
 
 def extended(array: Any, *functions: Callable[..., Any]) -> Any:
-    """Namespace of an array, with some functions in the place of its own or beyond the standard."""
+    """Return the namespace of an array, with some functions replaced or added."""
     own = vars(array_api_compat.array_namespace(array))
     return SimpleNamespace(**own | {function.__name__: function for function in functions})

@@ -32,7 +32,7 @@ def partials(
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
 ) -> Partials[ArrayT]:
-    r"""Reduce a block of the classes to what a cross-entropy needs to know of it.
+    r"""Reduce a block of the classes to the state that a cross-entropy needs.
 
     With :math:`q` the target distribution of `cross_entropy` and :math:`m` the block's maximum
 
@@ -40,7 +40,7 @@ def partials(
         m = \max_k x_k \qquad S = \sum_k e^{x_k - m} \qquad A = \sum_k q_k \qquad
         g = \sum_k q_k (m - x_k)
 
-    where the terms of :math:`S` that equal 1 are summed apart from the rest.
+    The terms of :math:`S` that equal 1 are summed separately.
 
     Parameters
     ----------
@@ -50,10 +50,10 @@ def partials(
         Class indices, counted from the first class of all blocks, in the shape of `logits` without
         the class axis; or the block's part of class probabilities.
     classes : int
-        How many classes all blocks have together.
+        The number of classes of all blocks.
     start : int or array, default: 0
-        Index of the block's first class. An array of no dimensions may be traced, as the index of a
-        device is; whether the block then lies within `classes` is left to the caller.
+        Index of the block's first class. A 0-d array may be traced, such as the index of a device.
+        Then it is not checked that the block lies within `classes`.
     axis : int, optional
         As in `cross_entropy`.
     weight : array, optional
@@ -120,35 +120,36 @@ def partials(
 
 
 def align(state: Partials[ArrayT], top: Array, /) -> Partials[ArrayT]:
-    """Rebase a state to the rows' maxima over several blocks. States of the same maxima add.
+    """Make a state relative to the rows' maxima over several blocks.
 
-    So two sums do what `combine` does one by one: the largest of the blocks' maxima first, then the
-    sums of ``rest``, ``ties``, ``mass`` and ``gaps`` of the states aligned to it. Those are the
-    reductions that every engine has: MAX and SUM of an all-reduce, ``pmax`` and ``psum``.
+    The fields ``rest``, ``ties``, ``mass`` and ``gaps`` of states relative to the same maxima can
+    be added. So two reductions replace calls of `combine`: the maximum of the blocks' ``top``, and
+    the sums of these fields. Every framework has them, such as MAX and SUM of an all-reduce, or
+    ``pmax`` and ``psum``.
 
     Parameters
     ----------
     state : Partials
         A state that `partials` or `combine` returned.
     top : array
-        The largest ``top`` of all the states that are to be added, in the shape of that of `state`.
+        The largest ``top`` of all blocks, in the shape of that of `state`.
 
     Returns
     -------
     Partials
-        The same set of classes, relative to `top`. The loss does not depend on `top`, through which
-        no derivative is taken.
+        The state of the same classes, relative to `top`. The loss does not depend on `top`, so no
+        derivative is taken through it.
 
     Raises
     ------
     TypeError
-        If `state` is none, or `top` is no array of its framework.
+        If `state` is not a state, or `top` is not an array of its framework.
     ValueError
         If `top` has another shape than that of `state`.
 
     See Also
     --------
-    combine : The same of two states, with no maximum known before.
+    combine : Joins two states with different maxima.
     block_gradient : The gradient, from the state of all classes.
 
     Examples
@@ -190,7 +191,7 @@ def combine(a: Partials[ArrayT], b: Partials[ArrayT], /) -> Partials[ArrayT]:
     Raises
     ------
     TypeError
-        If one of them is no state.
+        If one of them is not a state.
 
     Examples
     --------
@@ -226,7 +227,7 @@ def finish(state: Partials[ArrayT], /, *, z_loss: float | Array = 0.0) -> ArrayT
     Raises
     ------
     TypeError
-        If `state` is none.
+        If `state` is not a state.
     ValueError
         If `z_loss` is out of range.
 
@@ -260,27 +261,26 @@ def block_gradient(
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
 ) -> ArrayT:
-    r"""Gradient of each row's loss by a block of its logits, from the state of all classes.
+    r"""Gradient of each row's loss with respect to a block of its logits.
 
     .. math:: g_k = c \, (A p_k - q_k + 2 z \, \mathrm{lse} \, p_k)
 
-    with nothing lost where one class has nearly all of the probability: there derivatives through
-    `finish` subtract nearly equal numbers.
+    It keeps full precision if one class has nearly all of the probability. Derivatives through
+    `finish` would then subtract nearly equal numbers.
 
     Parameters
     ----------
     state : Partials
-        The state of all classes, each block's share of which `partials` reduced with the same
-        options.
+        The state of all classes, from `partials` with the same options.
     logits, target : array
-        The block's, as in `partials`.
+        Logits and target of the block, as in `partials`.
     classes : int
         As in `partials`.
     start : int or array, default: 0
         As in `partials`.
     cotangent : array, optional
-        What each row's gradient is multiplied by, in the rows' shape: for the mean of N rows, 1 / N
-        each. Ones by default.
+        Factor of each row's gradient, in the shape of the rows: for the mean of N rows, 1 / N each.
+        The default is ones.
     axis : int, optional
         As in `partials`.
     weight : array, optional
@@ -299,18 +299,18 @@ def block_gradient(
     Returns
     -------
     array
-        The gradient, in the shape and dtype of `logits`: exactly 0 in rows that are ignored.
+        The gradient, in the shape and dtype of `logits`. It is exactly 0 in ignored rows.
 
     Raises
     ------
     TypeError, IndexError
-        As `partials`, and if `state` is none.
+        As `partials`, and if `state` is not a state.
     ValueError
         As `partials`, and if `state` or `cotangent` has other rows than `logits`.
 
     See Also
     --------
-    partials, align, combine, finish : How the state and the loss are made.
+    partials, align, combine, finish : Compute the state and the loss.
 
     Examples
     --------

@@ -1,11 +1,12 @@
-"""Public functions: dispatch, an adapter's cache, and what the function computes.
+"""Public functions: dispatch, the cache of an adapter, and the computation.
 
 ``xentx.cross_entropy(x, y)`` finds the backend by the type of ``x``. ``xentx_torch.cross_entropy``
-is bound to one backend, and raises for an array of another. Both go the same way:
+is bound to one backend, and raises for an array of another. Both take the same steps:
 
-1. The backend's call cache answers, or declines (`xentx._backend.CallCache`).
-2. The arguments are validated (`xentx._validation`), which gives a checked call.
-3. An engine evaluates that (`xentx._evaluate`, `xentx._linear`).
+1. The backend's call cache (`xentx._backend.CallCache`) returns the value of a cached call, or
+None.
+2. The arguments are validated, which returns a checked call (`xentx._validation`).
+3. An engine evaluates the checked call (`xentx._evaluate`, `xentx._linear`).
 """
 
 import functools
@@ -25,14 +26,14 @@ Find = Callable[[object], Backend]
 
 
 class Function:
-    """What a public function computes for a backend and the arguments.
+    """The computation of a public function.
 
     Parameters
     ----------
     name
-        A name of its own, by which graphs of compilers hold it.
+        A unique name, which graphs of compilers store.
     compute
-        Takes the backend and the arguments.
+        The function of the backend and the arguments.
     """
 
     def __init__(self, name: str, compute: Callable[..., Any]) -> None:
@@ -43,11 +44,11 @@ class Function:
 
     @property
     def like(self) -> Callable[..., Any]:
-        """The function whose signature, without the backend, is that of the public ones."""
+        """The function with the signature of the public function, and the backend before it."""
         return self.compute
 
     def function(self, find: Find) -> Callable[..., Any]:
-        """Make a public function, which carries this object as its attribute ``computes``."""
+        """Make a public function. Its attribute ``computes`` is this object."""
         made: Any = self.dispatched(find, self.like)
         made.computes = self
         return made
@@ -55,12 +56,12 @@ class Function:
     def dispatched(self, find: Find, like: Callable[..., Any]) -> Callable[..., Any]:
         """Make the public function that finds the backend by its first argument.
 
-        It is documented as `like`, whose first parameter is the backend.
+        It has the docstring and the signature of `like`, without the backend.
         """
         compute = self.compute
 
         def evaluated(*args: Any, **kwargs: Any) -> Any:
-            # Without arguments Python's own error names what is missing.
+            # Without arguments, Python raises an error that names the missing ones.
             backend = find(args[0]) if args else _backend.BACKEND
             cache = backend.cache
             value = None if cache is None else cache.lookup(self, args, kwargs)
@@ -70,7 +71,7 @@ class Function:
 
 
 class Loss(Function):
-    """A loss: the arguments are validated, and a solver evaluates the checked call.
+    """A loss. The arguments are validated, and a solver evaluates the checked call.
 
     Parameters
     ----------
@@ -91,18 +92,18 @@ class Loss(Function):
         return self.validate
 
     def value(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
-        """Value for the arguments, with its normalizer if that is asked for."""
+        """Value for the arguments, with its normalizer if that is requested."""
         return self.evaluate(self.validate(backend, *args, **kwargs))
 
     def evaluate(self, validated: Any) -> Any:
-        """Value of a checked call, with its normalizer if that is asked for."""
+        """Value of a checked call, with its normalizer if that is requested."""
         if type(validated) is Counted:
             problem = validated.problem
             return self.solver.value(problem), self.solver.normalizer(problem)
         return self.solver.value(validated)
 
     def dispatched(self, find: Find, like: Callable[..., Any]) -> Callable[..., Any]:
-        """Make the public function, which stores its calls in an adapter's cache."""
+        """Make the public function. It stores its calls in the adapter's cache."""
         validate, evaluate = self.validate, self.evaluate
 
         def evaluated(*args: Any, **kwargs: Any) -> Any:
@@ -135,7 +136,7 @@ class Loss(Function):
         return ((value, self.solver.normalizer(problem)) if counted else value), gradient
 
     def function(self, find: Find) -> Callable[..., Any]:
-        """Make a public function, and the one that returns its gradient too."""
+        """Make a public function, and its variant that returns the gradient too."""
         evaluated: Any = super().function(find)
         signature = inspect.signature(evaluated)
         evaluated.__signature__ = signature.replace(return_annotation=Array)
@@ -150,23 +151,23 @@ class Loss(Function):
 
 
 def _documented(evaluated: Any, like: Callable[..., Any]) -> Any:
-    """Give a public function the name, text and signature of `like`, without the backend."""
+    """Give a public function the name, docstring and signature of `like`, without the backend."""
     evaluated = functools.wraps(like, updated=())(evaluated)
     signature = inspect.signature(like)
     evaluated.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    # TensorFlow's AutoGraph would rewrite every function below this one, and needs to rewrite none:
-    # they branch on no values. This is the mark that its own do_not_convert leaves.
+    # Without this attribute, TensorFlow's AutoGraph would convert all functions that are called
+    # here. This is not needed, as they do not branch on values. do_not_convert sets it too.
     evaluated.autograph_info__ = None
     return evaluated
 
 
 def _first(function: Callable[..., Any]) -> str:
-    """Name the argument that says which backend computes."""
+    """Return the name of the argument that selects the backend."""
     return list(inspect.signature(function).parameters)[1]
 
 
 def _published(made: Function) -> Callable[..., Any]:
-    """Make the function that finds the backend that owns the first array of its call."""
+    """Make the public function that finds the backend of its first array."""
     made.public = made.function(functools.partial(_registry.require, _first(made.like)))
     return made.public
 
@@ -174,7 +175,7 @@ def _published(made: Function) -> Callable[..., Any]:
 def loss(
     validate: Callable[Concatenate[Backend, ArrayT, P], Problem | Counted],
 ) -> Callable[Concatenate[ArrayT, P], ArrayT]:
-    """Make a function that validates the arguments of a loss the public function."""
+    """Make the public function from one that validates the arguments of a loss."""
     return _published(Loss(validate, _evaluate))
 
 
@@ -193,7 +194,7 @@ def binary_loss(
 
 
 def public(compute: Callable[Concatenate[Backend, P], R]) -> Callable[P, R]:
-    """Make the public function of one that takes the backend first, and computes."""
+    """Make the public function from one that computes. Its first argument is the backend."""
     return _published(Function(compute.__name__, compute))
 
 

@@ -184,7 +184,7 @@ def _owner_of_type(cls: type) -> tuple[BackendSpec, Backend] | None:
 
 
 def find(value: object) -> Backend | None:
-    """Return the backend that owns `value`; None where it is no array."""
+    """Return the backend that owns `value`. None if it is not an array."""
     owner = _owner_of_type(type(value))
     if owner is not None:
         return owner[1] if owner[1].owns(value) else None
@@ -192,7 +192,7 @@ def find(value: object) -> Backend | None:
 
 
 def describe(value: object) -> str:
-    """Name what came, for an error: whose array, or what type."""
+    """Describe a value in an error: its framework if it is an array, or its type."""
     backend = find(value)
     if backend is None:
         return f"a {type(value).__name__}"
@@ -276,7 +276,7 @@ def backends(*, load: bool = False) -> tuple[BackendInfo, ...]:
 
 
 def _installed(spec: BackendSpec, *, load: bool) -> BackendInfo:
-    """Tell of a row of the table, and of the engine of arrays in the CPU's memory."""
+    """Return the information for a row of the table, with the engine for arrays on the CPU."""
     version = spec.version()
     if version is None:
         return BackendInfo(spec.name, None, None)
@@ -288,13 +288,13 @@ def _installed(spec: BackendSpec, *, load: bool) -> BackendInfo:
             return BackendInfo(spec.name, version, None, reason)
     if spec not in BACKENDS:
         return _info(spec.name, version, _backend.BACKEND)
-    # What its adapter would say is not known: the kernel serves all frameworks of the table.
+    # The adapter is not imported. The kernel supports all frameworks of the table.
     engine = "portable" if KERNEL is None else _described(NAME, KERNEL.instruction_set())
     return BackendInfo(spec.name, version, engine, NO_KERNEL)
 
 
 def _info(name: str, version: str | None, backend: Backend, array: Any = None) -> BackendInfo:
-    """Tell the engine of an array; without one, that of the CPU and those of other devices."""
+    """Return the engine for an array. Without one, the engines of the CPU and other devices."""
     no_kernel = NO_KERNEL if name in _BY_ROOT else f"the CPU kernel takes no arrays of {name}"
     has_kernel = any(engine.name == NAME for engine in backend.engines)
     reasons = [] if has_kernel or no_kernel is None else [no_kernel]

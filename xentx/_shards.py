@@ -1,8 +1,9 @@
-"""Losses whose classes are spread over machines: all but the collectives, which an adapter has.
+"""Losses with classes sharded over machines, without the collectives, which an adapter has.
 
-Each machine has a block of the classes, its shard. The rows, and all that has one number a row, are
-the same everywhere. A loss takes two reductions: the maximum of the rows' maxima, and the sum of
-what the states are once they are aligned to it. The gradient with respect to the logits takes none.
+Each machine has a block of the classes, its shard. The rows, and all arrays with one number per
+row, are the same on all machines. A loss takes two reductions: the maximum of the rows' maxima, and
+the sum of the states after they are aligned to it. The gradient with respect to the logits takes
+none.
 """
 
 import math
@@ -27,16 +28,16 @@ Arrays = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A machine's part of a loss: all but the arrays.
+    """A machine's part of a loss, without the arrays.
 
     Parameters
     ----------
     backend
-        Whose arrays they are.
+        The backend of the arrays.
     spec
-        What to compute, in float64, of rows by classes. The number of classes is that of all.
+        The loss, in float64, for logits of rows by classes. It counts the classes of all shards.
     start, size
-        The shard's first class, and how many it has. It may have none.
+        The shard's first class, and the number of its classes, which may be 0.
     is_weighted
         Whether classes have weights.
     """
@@ -49,11 +50,11 @@ class Shard:
 
     @property
     def has_known_mass(self) -> bool:
-        """Whether it is known without a sum what each row's target distribution sums to: 1."""
+        """Whether the target distribution of each row is known to sum to 1."""
         return _pick.is_one_class(self.spec) and not self.is_weighted
 
     def has_amounts(self, reduction: str) -> bool:
-        """Whether what a row adds to the divisor of a mean is a sum over the shards."""
+        """Whether the amounts of the rows in the divisor of a mean are sums over the shards."""
         if reduction == "weighted_mean":
             return not self.has_known_mass
         return reduction == "mean" and self.is_weighted and not self.spec.soft
@@ -197,7 +198,7 @@ def joined(
 
 
 def details(shard: Shard, arrays: Arrays, top: Array) -> list[Array]:
-    """Return the shard's sums for the fields of RowStats beside the loss."""
+    """Return the shard's sums for the fields of RowStats except the loss."""
     logits, target, *_ = arrays
     xp = shard.backend.namespace(logits)
     if not shard.size:
@@ -248,7 +249,7 @@ def reduce(
     *,
     return_normalizer: bool,
 ) -> Any:
-    """Reduce the rows' losses, and round them; return the divisor too if it is asked for."""
+    """Reduce the rows' losses, and round them. Return the divisor too if it is requested."""
     xp, found = shard.backend.namespace(losses), None
     if rows.is_mean or return_normalizer:
         found = divisor(shard, arrays, rows, losses, amounts)

@@ -1,12 +1,11 @@
-"""From arguments to a checked call. `_checks` has the single checks, with their errors.
+"""Validate arguments and return a checked call. `_checks` has the single checks.
 
-Whatever the framework, a problem is the same: arrays of that framework as they were given, and a
-hashable `LossSpec` of everything else. So the texts of the errors are the same too: the
-argument, what came, what was wanted.
+A checked call is the same for every framework: the arrays as they were given, and a hashable
+`LossSpec` of everything else. So the error messages are the same too. They name the argument, its
+value and the expected value.
 
-All but the class indices can be checked without seeing a value. That is done once for each kind of
-arguments, their dtypes, shapes and options, and remembered: for ten classes it takes longer than
-the loss. The CPU kernel takes the arrays as they are; `prepare` lays them out for the core.
+Everything except the values of class indices depends only on dtypes, shapes and options. The result
+of these checks is cached, because for ten classes they take longer than the loss.
 """
 
 import contextlib
@@ -47,7 +46,7 @@ from xentx._checks import (
 from xentx._core._spec import OPERAND, OPTIONS, LossSpec, in_range, is_given
 from xentx._types import Array
 
-# What was found out about arguments, by all that it depends on.
+# The results of the checks.
 _KINDS: dict[Hashable, Kind] = {}
 _MOST_KINDS = 4096
 
@@ -61,10 +60,10 @@ def _form(array: Array) -> Hashable:
 
 
 def _remembered(backend: Backend, key: tuple[object, ...]) -> Kind | None:
-    """Return the kind that was found for `key` before.
+    """Return the cached kind of `key`, or None.
 
-    Shapes of symbols are not remembered, and an option that can't be hashed is an error that the
-    checks know the words for.
+    Symbolic shapes are not cached. An option that is not hashable is invalid, and the checks raise
+    its error.
     """
     if backend.is_compiling():
         return None
@@ -86,7 +85,7 @@ def _remember(backend: Backend, key: tuple[object, ...], kind: Kind) -> Kind:
 def elementwise(
     backend: Backend, operation: Operation, logits: Array, *, axis: object, precision: object
 ) -> Problem:
-    """Pose the problem of a function that maps logits to an array of their shape."""
+    """Validate the arguments of a function that maps logits to an array of their shape."""
     logits = as_array(backend, "logits", logits, logits)
     wide = backend.has_float64(logits)
     key = (backend, operation, type(logits), _form(logits), wide, axis, type(axis), precision)
@@ -119,7 +118,7 @@ def rowwise(
     normalizer: object = None,
     precision: object = "default",
 ) -> Problem:
-    """Pose the problem of a loss, with one value a row and a reduction over the rows."""
+    """Validate the arguments of a loss with one value per row and a reduction over the rows."""
     logits = as_array(backend, first, logits, logits)
     target = convert(backend, "target", target, logits, first)
     if weight is not None:
@@ -143,7 +142,7 @@ def rowwise(
         backend,
         operation,
         backend.has_float64(logits),
-        type(logits),  # libraries that share a backend have dtypes of their own
+        type(logits),  # libraries that share a backend have different dtypes
         logits.dtype,
         tuple(logits.shape),
         target.dtype,
@@ -156,7 +155,7 @@ def rowwise(
         ignore_index,
         reduction,
         precision,
-        # True is 1 to a dict, and an error to a check.
+        # True equals 1 as a key, and is invalid as an option.
         type(axis),
         type(ignore_index),
         types,
@@ -197,7 +196,7 @@ def _check_rowwise(
     reduction: object,
     precision: object,
 ) -> Kind:
-    """Check all of a loss's arguments but the values of its class indices."""
+    """Check all arguments of a loss, except the values of its class indices."""
     logits, target, weight, sample_weight, normalizer = arrays
     exact = check_accuracy(backend, precision, logits)
     place, classes, dtypes = check_logits(backend, logits, axis, first, exact=exact)
@@ -208,7 +207,7 @@ def _check_rowwise(
         if not -(2**63) <= ignore < 2**63:
             msg = f"ignore_index: got {ignore}; expected -2**63 <= ignore_index < 2**63"
             raise ValueError(msg)
-    if soft and ignore not in (None, -100):  # the default is as good as not given
+    if soft and ignore not in (None, -100):  # the default may stay
         msg = (
             f"ignore_index: got {ignore} with a soft target; expected class indices for target, "
             "or a sample_weight of 0 for the rows to ignore"
@@ -249,10 +248,10 @@ def binary(
     reduction: object,
     precision: object,
 ) -> Problem:
-    """Pose the problem of a loss of each logit: a row of one class, against 0.
+    """Validate the arguments of a loss of each logit. Each logit is a row with one class.
 
-    The target becomes the shares of the negative and of the positive class on a last axis, with
-    smoothing and `pos_weight` in them.
+    The target becomes the shares of the negative and the positive class on a last axis, with
+    smoothing and `pos_weight` applied.
     """
     logits = as_array(backend, "logits", logits, logits)
     dtype = check_dtype(backend, "logits", logits, FLOATS)
@@ -270,7 +269,7 @@ def binary(
     chosen = check_reduction(reduction)
     dtypes = precision_of(backend, logits, dtype, exact=exact)
     xp, compute = backend.namespace(logits), dtypes.compute
-    # Both shares are formed from the target: 1 - positive would lose the digits of a small one.
+    # Both shares are computed from the target: 1 - positive would round a small share.
     positive = xp.astype(target, compute, copy=False)
     negative = 1.0 - positive
     if smoothing is OPERAND:
@@ -307,7 +306,7 @@ def binary(
 
 
 def _broadcasts(shape: tuple[int | None, ...], to: tuple[int | None, ...]) -> bool:
-    """Whether an array of a shape can be broadcast to another, as far as sizes are known."""
+    """Whether an array of a shape can be broadcast to another shape. Unknown sizes fit."""
     if len(shape) > len(to):
         return False
     pairs = zip(reversed(shape), reversed(to), strict=False)
@@ -315,7 +314,7 @@ def _broadcasts(shape: tuple[int | None, ...], to: tuple[int | None, ...]) -> bo
 
 
 class _StandIn:
-    """Logits that are never formed, as far as the checks look at any."""
+    """The attributes of logits that the checks need, for logits that are not computed."""
 
     def __init__(self, xp: Any, hidden: Array, shape: tuple[int | None, ...], dtype: Any) -> None:
         self._xp = xp
@@ -347,7 +346,7 @@ def linear(
     normalizer: object = None,
     precision: object = "default",
 ) -> LinearProblem:
-    """Pose the problem of `cross_entropy` on logits that stand for ``hidden @ head.T + bias``."""
+    """Validate the arguments of `cross_entropy` of the logits ``hidden @ head.T + bias``."""
     hidden = as_array(backend, "hidden", hidden, hidden)
     head = convert(backend, "head", head, hidden, "hidden")
     target = convert(backend, "target", target, hidden, "hidden")
@@ -403,7 +402,7 @@ def linear(
 def _check_shapes(
     hidden: Array, head: Array, bias: Array | None
 ) -> tuple[tuple[int | None, ...], int | None]:
-    """Check that the factors fit; return the shape of the rows and the number of classes."""
+    """Check the shapes of the operands. Return the shape of the rows and the number of classes."""
     shape, head_shape = shape_of(hidden), shape_of(head)
     if not shape:
         msg = "hidden: got a 0-dimensional array; expected at least an axis of features"

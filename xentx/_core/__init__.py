@@ -6,12 +6,12 @@ Each operation is a module of pure functions that take the namespace ``xp`` firs
     pullback(xp, spec, arrays, residuals, cotangent, needs) -> gradients, one for each array
     jvp(xp, spec, arrays, residuals, tangents) -> tangent
 
-They branch on shapes, dtypes and the options in `spec`, never on values, so they trace under
-``jax.jit``, ``tf.function`` and ``torch.compile``. Each one is also a plain differentiable
-expression: a framework that differentiates ``pullback`` itself (with residuals that it recomputed)
-gets correct derivatives of every order. No framework is named here.
+They branch on shapes, dtypes and the options in `spec`, and never on values. Therefore they can be
+traced by ``jax.jit``, ``tf.function`` and ``torch.compile``. Each one is also differentiable: a
+framework that differentiates ``pullback`` (and computes the residuals again) gets correct
+derivatives of every order. No framework is named here.
 
-Start with `_softmax`, which holds the one row formula; `cross_entropy` is built on it. `linear` is
-no operation but an algorithm over tiles of its arrays, and `partials` what it does with blocks of
+Read `_softmax` first, which has the formula of a row. `cross_entropy` uses it. `linear` is not an
+operation, but an algorithm over tiles of its arrays. `partials` has the computations for blocks of
 the classes.
 """

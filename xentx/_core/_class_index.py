@@ -1,15 +1,15 @@
 """Cross-entropy of a class index, smoothed or not: ``(1 - s) w_t L_t + (s / C) sum_k w_k L_k``.
 
-``L_k = lse - x_k``. The target alone is kept out of the sum of exponentials. With a row's maximum
+``L_k = lse - x_k``. Only the target is left out of the sum of exponentials. With a row's maximum
 ``m``, its target ``t`` and ``e_k = exp(x_k - m)``::
 
     rest = sum over k != t of e_k,   own = e_t
     L_t = log1p(rest / own),   L_k = (lse - m) + (m - x_k)
     p_k - [k = t] = (-rest if k = t else e_k) / (rest + own)
 
-Nothing cancels: a confident row has a small ``rest``, with all its digits, and each row of the
-gradient is one select and one division. As in `_softmax`, every expression is exactly independent
-of ``m`` as a function of the logits.
+Nothing cancels: the ``rest`` of a confident row is small and has full relative precision. Each row
+of the gradient is one select and one division. As in `_softmax`, every expression is exactly
+independent of ``m`` as a function of the logits.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from xentx._core._row_derivatives import Arrays, Needs
 from xentx._core._spec import LossSpec, is_given
 from xentx._types import Array, Namespace
 
-# Where `own` is a smaller share of `rest`, the loss is the sum of a logarithm and a distance.
+# If `rest / own` is larger, the loss is computed as the sum of a logarithm and a gap.
 _LARGEST_RATIO = 1e15
 
 
 class TargetSum(NamedTuple):
-    """What a row is reduced to, its class axis kept with length 1."""
+    """The numbers that a row is reduced to. The class axis is kept with length 1."""
 
     top: Array
     rest: Array
@@ -34,12 +34,12 @@ class TargetSum(NamedTuple):
 def forward(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array, weight: Array | None
 ) -> tuple[Array, TargetSum]:
-    """Return a loss for each row in the compute dtype, and what its derivatives start from."""
-    # Gathered from what is in memory: else a compiler would write all that `keep_rows` returns.
+    """Return a loss for each row in the compute dtype, and the residuals for its derivatives."""
+    # Gathered from the given logits. Otherwise a compiler would store the result of `keep_rows`.
     x_t = _target_logits(xp, spec, logits, target)
     logits = _distribution.keep_rows(xp, spec, target, logits)
     x = _softmax.capped(xp, spec, logits)
-    # The cap is monotone, and that of the maximum is one number a row.
+    # The cap is monotone, so the maximum can be capped instead of the logits.
     top = _softmax.capped(xp, spec, xp.max(logits, axis=spec.axis, keepdims=True))
     gap, e = _softmax.exponentials(xp, spec, x, top)
     others = xp.where(_distribution.hits(xp, spec, target), 0.0, e)
@@ -67,12 +67,12 @@ def forward(
 def slopes(
     xp: Namespace, static: LossSpec, spec: LossSpec, arrays: Arrays, stats: TargetSum, needs: Needs
 ) -> Arrays:
-    """Slopes of each row's loss: its gradients for a cotangent of 1."""
+    """Slopes of each row's loss: the gradients for a cotangent of 1."""
     given, target, weight, *_ = arrays
     logits = _distribution.keep_rows(xp, spec, target, given)
     x = _softmax.capped(xp, spec, logits)
     hit = _distribution.hits(xp, spec, target)
-    # As in `forward`, for a compiler to see that it is the same.
+    # The same expression as in `forward`, so that a compiler computes it once.
     gap, e = _softmax.exponentials(xp, spec, x, stats.top)
     others = xp.where(hit, 0.0, e)
     total = _distribution.no_class_is_nan(xp, spec, target, stats.rest + stats.own)
@@ -103,7 +103,7 @@ def slopes(
             return lse * lse
         if name == "logit_softcap":
             return _softmax.sum_classes(xp, spec, by_capped * _softmax.cap_shift(xp, spec, logits))
-        # The sum of by_scaled is that of the z-loss: 0 but for rounding without it.
+        # The sum of by_scaled is that of the z-loss. Without a z-loss it is 0 up to rounding.
         gaps = _distribution.times(xp, by_scaled, gap)
         of_top = (2.0 * spec.z_loss) * lse * _softmax.divided(spec, stats.top)
         return (_softmax.sum_classes(xp, spec, gaps) - of_top) / spec.temperature
@@ -120,8 +120,8 @@ def _target_logits(xp: Namespace, spec: LossSpec, logits: Array, target: Array) 
 
 
 def _losses(xp: Namespace, spec: LossSpec, stats: TargetSum, gap_t: Array) -> Array:
-    """``lse - x_t / temperature``, at full relative precision however small it is."""
-    # Wide, since it is one number a row and some frameworks' float32 log1p is off by 4 units.
+    """``lse - x_t / temperature``, with full relative precision for any size."""
+    # In a wide dtype: it is one number per row, and some float32 log1p have errors of 4 units.
     wide = spec.precision.accumulate
     gap_t, rest, own = (xp.astype(v, wide, copy=False) for v in (gap_t, stats.rest, stats.own))
     is_near = rest < _LARGEST_RATIO * own
@@ -135,14 +135,14 @@ def _lse(xp: Namespace, spec: LossSpec, stats: TargetSum) -> Array:
 
 
 def _tail(xp: Namespace, stats: TargetSum) -> Array:
-    """``lse - m / temperature``, where it is added to the distances of other classes from ``m``."""
+    """``lse - m / temperature``, to which the gaps of the classes are added."""
     return xp.log(stats.rest + stats.own)
 
 
 def _weights(
     xp: Namespace, spec: LossSpec, weight: Array | None, w_t: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Class weights, that of the target, and the sum of all: 1 each where there are none."""
+    """Class weights, that of the target, and the sum of all. Without weights, each class has 1."""
     if weight is None:
         one = xp.ones((), dtype=spec.precision.compute)
         return one, one, _distribution.count(xp, spec, spec.precision.compute) * one
@@ -159,7 +159,7 @@ def _softmax_minus(
 ) -> Array:
     """``A p - q`` with ``A`` the sum of ``q``, from the classes' hits, exponentials and their sum.
 
-    The target's entry takes 1 - p where p is above one half, and p where it is not.
+    The target's entry is computed from 1 - p if p is above one half, and from p otherwise.
     """
     hit, others, total = parts
     if not is_given(spec.label_smoothing):
@@ -178,7 +178,7 @@ def _softmax_minus(
 def _mean_of_classes(
     xp: Namespace, spec: LossSpec, weight: Array | None, stats: TargetSum, gap: Array
 ) -> Array:
-    """``sum_k w_k L_k / C``, divided before it is summed, so that it overflows no earlier."""
+    """``sum_k w_k L_k / C``. The terms are divided before the sum, to avoid overflow."""
     count = _distribution.count(xp, spec, spec.precision.compute)
     *_, whole = _weights(xp, spec, weight, None)
     if weight is None:

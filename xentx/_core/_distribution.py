@@ -1,4 +1,4 @@
-"""The target distribution ``q``, to which targets, class weights and smoothing all reduce.
+"""The target distribution ``q``, which combines target, class weights and smoothing.
 
 Integer target ``t``:  ``q_k = (1 - s) w_t [k = t] + (s / C) w_k``
 Soft target ``y``:     ``q_k = w_k ((1 - s) y_k + s / C)``
@@ -19,9 +19,10 @@ def distribution(
     start: Any = 0,
     size: int | None = None,
 ) -> Array:
-    """``q``, in the shape of the logits, or in a block of so many classes from `start` on.
+    """``q``, in the shape of the logits, or for a block of `size` classes from `start` on.
 
-    Probabilities and weights are the block's, class indices count from the first class of all.
+    Probabilities and weights are those of the block. Class indices count from the first class of
+    all blocks.
     """
     dtype = spec.precision.compute
     share = spec.label_smoothing / count(xp, spec, dtype)
@@ -30,7 +31,7 @@ def distribution(
         if is_given(spec.label_smoothing):
             q = (1.0 - spec.label_smoothing) * q + share
         return q if weight is None else weight * q
-    # Comparing and not gathering: it also works where the classes are sharded.
+    # A comparison instead of a gather also works for sharded classes.
     if not isinstance(start, int):
         start = xp.astype(start, target.dtype)
     hit = hits(xp, spec, target - start, size)
@@ -41,7 +42,7 @@ def distribution(
 
 
 def hits(xp: Namespace, spec: LossSpec, target: Array, size: int | None = None) -> Array:
-    """Mark the class that each row's index names, of `size` from 0 on."""
+    """Mark the class of each row's index, among `size` classes from 0 on."""
     shape = [1] * target.ndim
     shape[spec.axis] = -1
     size = spec.classes if size is None else size
@@ -50,12 +51,12 @@ def hits(xp: Namespace, spec: LossSpec, target: Array, size: int | None = None) 
 
 
 def count(xp: Namespace, spec: LossSpec, dtype: Any) -> Any:
-    """Return the number of classes: an array of `dtype` where the LossSpec has an array."""
+    """Return the number of classes. If it is an array in the LossSpec, it is cast to `dtype`."""
     return xp.astype(spec.classes, dtype) if hasattr(spec.classes, "ndim") else spec.classes
 
 
 def target_slope(xp: Namespace, spec: LossSpec, weight: Array | None) -> Array:
-    """Derivative of ``q_k`` by a soft target's ``y_k``."""
+    """Derivative of ``q_k`` with respect to ``y_k`` of a soft target."""
     weight = xp.ones((), dtype=spec.precision.compute) if weight is None else weight
     return (1.0 - spec.label_smoothing) * weight
 
@@ -69,7 +70,7 @@ def smoothing_slope(xp: Namespace, spec: LossSpec, target: Array, weight: Array 
 
 
 def kept(spec: LossSpec, target: Array) -> Array | None:
-    """Mark the rows that are not ignored; None where none is."""
+    """Mark the rows that are not ignored. None if no rows can be ignored."""
     return None if spec.ignore_index is None else target != spec.ignore_index
 
 

@@ -5,8 +5,8 @@ its transpose, one write. Where the classes may lie on many devices nothing is g
 would move them all: the class is compared with every index and selected. So it is in a namespace
 that gathers nothing.
 
-The value of a row that is ignored, or whose index is no class, is 0 whatever its classes hold. The
-index that is gathered for it is that of a class.
+If a row is ignored, or its index is out of range, its value is 0, also if its logits are NaN. A
+valid index is gathered for such a row.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ from xentx._types import Array, Namespace
 
 
 def is_one_class(spec: LossSpec) -> bool:
-    """Whether ``q`` is 0 but at the class that a target names."""
+    """Whether ``q`` is 0 except for the target class."""
     return not spec.soft and not is_given(spec.label_smoothing)
 
 
 def picked(xp: Namespace, spec: LossSpec, target: Array, values: Array) -> Array:
-    """Take each row's value at its class."""
+    """Take the value of each row at its class."""
     if not gathers(xp, values, (spec.axis,)):
         return selected(xp, spec, target, values)
     index, right = _classes(xp, spec, target, 0)
@@ -37,7 +37,7 @@ def picked_weight(xp: Namespace, spec: LossSpec, target: Array, weight: Array) -
     if not (known and gathers(xp, target, range(target.ndim))):
         return selected(xp, spec, target, weight)
     index, right = _classes(xp, spec, target, 0)
-    # A graph may not know the number of rows before it runs.
+    # In a graph, the number of rows may be unknown before it runs.
     shape = tuple(xp.size_of(target, d) if n is None else n for d, n in enumerate(target.shape))
     flat, index = xp.reshape(weight, (-1,)), xp.reshape(index, (-1,))
     rows = xp.reshape(xp.take_along_axis(flat, index, axis=0), shape)
@@ -47,10 +47,9 @@ def picked_weight(xp: Namespace, spec: LossSpec, target: Array, weight: Array) -
 def selected(
     xp: Namespace, spec: LossSpec, target: Array, values: Array, *, wrong: bool = False
 ) -> Array:
-    """Take the same by comparing. A compiler can join its transpose with what follows.
+    """Do the same by a comparison. A compiler can fuse its transpose with other operations.
 
-    With `wrong` a row whose index is no class is the sum of all its values, and its transpose is
-    full.
+    With `wrong`, the result for a row whose index is out of range is the sum of all its values.
     """
     hit = _hits(xp, spec, target, wrong=wrong)
     return xp.sum(xp.where(hit, values, 0.0), axis=spec.axis, keepdims=True)
@@ -59,9 +58,9 @@ def selected(
 def placed(
     xp: Namespace, spec: LossSpec, target: Array, rows: Array, like: Array, *, wrong: bool = False
 ) -> Array:
-    """Put each row's number at its class, in zeros of the shape of `like`.
+    """Put the number of each row at its class, in zeros of the shape of `like`.
 
-    With `wrong` a row whose index is no class is full of its number.
+    With `wrong`, all entries of a row whose index is out of range are its number.
     """
     if hasattr(xp, "placed_along_axis") and gathers(xp, like, (spec.axis,)):
         index, right = _classes(xp, spec, target, 0)
@@ -71,7 +70,7 @@ def placed(
             if known is not None:
                 others = xp.where(known, 0.0, rows)
             rows = xp.where(right, rows, 0.0 if others is None else others)
-            # To NumPy a number beside bfloat16 is no bfloat16.
+            # In NumPy, a Python number changes the dtype of bfloat16.
             rows = xp.astype(rows, dtype, copy=False)
         array = xp.placed_along_axis(like, index, rows, axis=spec.axis, others=others)
         if array is not None:
@@ -87,13 +86,13 @@ def mass(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> 
     if weight is None:
         right = counted(xp, spec, target)
         return xp.ones_like(target, dtype=compute) if right is None else xp.astype(right, compute)
-    # Taken from wide weights, so that autodiff sums their derivatives over the rows wide.
+    # Taken from weights in a wide dtype, so that autodiff sums their derivatives in it.
     wide = xp.astype(weight, spec.precision.accumulate, copy=False)
     return xp.astype(picked_weight(xp, spec, target, wide), compute, copy=False)
 
 
 def gathers(xp: Namespace, array: Array, axes: Iterable[int]) -> bool:
-    """Whether entries along axes of an array can be gathered without moving the others."""
+    """Whether entries along these axes can be gathered without communication."""
     if not hasattr(xp, "take_along_axis"):
         return False
     return not (hasattr(xp, "is_split") and any(xp.is_split(array, axis) for axis in axes))
@@ -102,13 +101,13 @@ def gathers(xp: Namespace, array: Array, axes: Iterable[int]) -> bool:
 def _classes(
     xp: Namespace, spec: LossSpec, target: Array, instead: int
 ) -> tuple[Array, Array | None]:
-    """Return the rows' indices with a number in the place of others, and the rows without."""
+    """Return the indices with invalid ones replaced, and the mask of the valid ones (None: all)."""
     right = counted(xp, spec, target)
     return (target, None) if right is None else (xp.where(right, target, instead), right)
 
 
 def _hits(xp: Namespace, spec: LossSpec, target: Array, *, wrong: bool) -> Array:
-    """Mark the class of each row; with `wrong` all classes where the index is none of them."""
+    """Mark the class of each row. With `wrong`, mark all classes if the index is out of range."""
     index, _ = _classes(xp, spec, target, -1)
     hit = hits(xp, spec, index)
     known = allowed(xp, spec, target) if wrong else None

@@ -1,12 +1,12 @@
-"""What the losses with one value a row share: both derivatives follow from the slopes.
+"""Derivatives of the losses with one value per row, computed from the slopes.
 
-The slope of a row's loss, its gradient for a cotangent of 1, is formed once and accurately. The
-pullback scales it by the row's cotangent, the jvp sums it against the tangents, and transposing
-that jvp is the pullback again.
+The slope of a row's loss is its gradient for a cotangent of 1. The pullback multiplies it by the
+row's cotangent. The jvp is the sum of its products with the tangents, and the transpose of this jvp
+is the pullback.
 
-Arrays, slopes, gradients and tangents come in the same order: the logits (or log-probabilities),
-the target, the class weights, and the options that are arrays. None stands for one that isn't there
-or isn't needed.
+Arrays, slopes, gradients and tangents have the same order: the logits (or log-probabilities), the
+target, the class weights, and the options that are arrays. An entry is None if it is not given or
+not needed.
 """
 
 from typing import Any
@@ -60,7 +60,7 @@ def pullback(
 
 
 def total_of_rows(xp: Namespace, spec: LossSpec, shares: Array, dtype: Any) -> Array:
-    """Sum over all but the classes."""
+    """Sum over the rows."""
     rows = tuple(d for d in range(shares.ndim) if d != spec.axis)
     return _total(xp, spec, shares, rows, dtype)
 
@@ -68,7 +68,7 @@ def total_of_rows(xp: Namespace, spec: LossSpec, shares: Array, dtype: Any) -> A
 def _total(
     xp: Namespace, spec: LossSpec, shares: Array, axes: tuple[int, ...], dtype: Any
 ) -> Array:
-    """Sum over axes, which are kept unless these are all."""
+    """Sum over axes. They are kept, unless all axes are summed."""
     some = len(axes) < shares.ndim
     total = xp.sum(shares, axis=axes, keepdims=some, dtype=spec.precision.accumulate)
     return xp.astype(total, dtype, copy=False)
@@ -80,7 +80,7 @@ def jvp(xp: Namespace, spec: LossSpec, target: Array, slopes: Arrays, tangents: 
         None if slope is None or tangent is None else xp.astype(tangent, spec.precision.compute)
         for slope, tangent in zip(slopes, tangents, strict=True)
     )
-    terms = [] if tangents[0] is None else [slopes[0] * tangents[0]]  # by logits it is finite
+    terms = [] if tangents[0] is None else [slopes[0] * tangents[0]]  # this slope is finite
     for slope, tangent in zip(slopes[1:], tangents[1:], strict=True):
         if tangent is not None:
             terms.append(along(xp, tangent, slope))
@@ -89,5 +89,5 @@ def jvp(xp: Namespace, spec: LossSpec, target: Array, slopes: Arrays, tangents: 
 
 
 def needs_of(tangents: Arrays) -> Needs:
-    """Tell which slopes a jvp needs."""
+    """Return which slopes a jvp needs."""
     return tuple(tangent is not None for tangent in tangents)

@@ -1,19 +1,19 @@
-"""The one row formula: softmax by its gaps to the maximum, with nothing lost to cancellation.
+"""The formula of a row: softmax from the gaps to the maximum, without cancellation.
 
 For a row ``x`` with maximum ``m`` the textbook forms subtract two nearly equal numbers twice:
-``lse - x_t`` in the loss and ``p_t - 1`` in the gradient. Both are avoided by keeping the maximum
+``lse - x_t`` in the loss and ``p_t - 1`` in the gradient. Both are avoided by leaving the maximum
 out of the sum::
 
     gap_k = m - x_k >= 0,   rest = sum over x_k < m of exp(-gap_k),   ties = how often m occurs
     lse - x_k = log1p(rest + (ties - 1)) + gap_k
     1 - p_max = rest / (rest + ties)                        for a single maximum
 
-A confident row, ``[20, 0]`` with target 0, then has its true loss 2.06e-9 in float32, where
+For the confident row ``[20, 0]`` with target 0, this gives the true loss 2.06e-9 in float32, and
 ``log_softmax`` followed by a lookup gives 0.
 
-Every expression here is exactly independent of ``m`` as a function of ``x``: that is why ``ties``
-is a sum of exponentials (each of them 1) and not a count. Differentiating through ``m`` is then
-harmless, and derivatives of any order come out right, at ties too.
+Every expression here is exactly independent of ``m`` as a function of ``x``. Therefore ``ties`` is
+a sum of exponentials (each of them 1) and not a count. A framework may differentiate through ``m``,
+and derivatives of any order are correct, also at ties.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from xentx._types import Array, Namespace
 
 
 class MaxSum(NamedTuple):
-    """What a row is reduced to, its class axis kept with length 1."""
+    """The numbers that a row is reduced to. The class axis is kept with length 1."""
 
     top: Array
     rest: Array
@@ -32,7 +32,7 @@ class MaxSum(NamedTuple):
 
 
 def capped(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
-    """Logits in the compute dtype, soft-capped to ``c tanh(x / c)`` where that is asked for."""
+    """Logits in the compute dtype, soft-capped to ``c tanh(x / c)`` if there is a cap."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
     if spec.logit_softcap is None:
         return x
@@ -40,7 +40,7 @@ def capped(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
 
 
 def cap_slope(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
-    """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2`` with all its digits."""
+    """Derivative of `capped`: ``1 - tanh^2``, as ``4 t / (1 + t)^2``, which does not cancel."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
     t = xp.exp(-2.0 * xp.abs(x / spec.logit_softcap))
     return 4.0 * t / ((1.0 + t) * (1.0 + t))
@@ -49,7 +49,7 @@ def cap_slope(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
 def cap_shift(xp: Namespace, spec: LossSpec, logits: Array) -> Array:
     """Derivative of `capped` with respect to the cap ``c``: ``tanh(u) - u (1 - tanh(u)^2)``."""
     u = xp.astype(logits, spec.precision.compute, copy=False) / spec.logit_softcap
-    finite = xp.where(xp.isinf(u), 0.0, u)  # the slope is 0 where u is infinite
+    finite = xp.where(xp.isinf(u), 0.0, u)  # the slope is 0 if u is infinite
     return xp.tanh(u) - finite * cap_slope(xp, spec, logits)
 
 
@@ -59,7 +59,7 @@ def divided(spec: LossSpec, x: Array) -> Array:
 
 
 def at_temperature_1(spec: LossSpec, x: Array) -> tuple[Array, LossSpec]:
-    """Divide capped logits by the temperature; return the spec for what results too."""
+    """Divide capped logits by the temperature. Return them with a spec of temperature 1."""
     return divided(spec, x), replace(spec, temperature=1.0)
 
 
@@ -75,17 +75,17 @@ def exponentials(xp: Namespace, spec: LossSpec, x: Array, top: Array) -> tuple[A
     if spec.precision.recover:
         back = difference - top
         low = divided(spec, (top - (difference - back)) - (x + back))
-        # Times 1 - low, and not minus e * low, which compilers that flush subnormal numbers lose.
-        e = e * (1.0 - xp.where(xp.isfinite(low), low, 0.0))  # not finite where x is not
+        # e - e * low would be wrong with compilers that flush subnormal numbers to 0.
+        e = e * (1.0 - xp.where(xp.isfinite(low), low, 0.0))  # it is not finite if x is not
     return gap, e
 
 
 def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> MaxSum:
-    """Reduce each row. A row that is all -inf, or holds +inf or NaN, has NaN for its statistics."""
+    """Reduce each row. The result is NaN for a row with +inf or NaN, or with only -inf."""
     top = xp.max(x, axis=spec.axis, keepdims=True)
     _, e = exponentials(xp, spec, x, top)
     is_top = x == top
-    # Exponentials of their own: a compiler would store those that two sums have in common.
+    # Separate exponentials: a compiler would store those that two sums share.
     level = divided(spec, xp.where(is_top, x - top, 0.0))
     return MaxSum(
         top,
@@ -95,20 +95,20 @@ def row_stats(xp: Namespace, spec: LossSpec, x: Array) -> MaxSum:
 
 
 def sum_classes(xp: Namespace, spec: LossSpec, x: Array) -> Array:
-    """Sum over the class axis, kept with length 1: accumulated wide, rounded once."""
+    """Sum over the class axis, kept with length 1: accumulated in a wide dtype, rounded once."""
     total = xp.sum(x, axis=spec.axis, keepdims=True, dtype=spec.precision.accumulate)
     return xp.astype(total, spec.precision.compute, copy=False)
 
 
 def log_tail(xp: Namespace, spec: LossSpec, stats: MaxSum) -> Array:
-    """``lse - max / temperature``, at full relative precision however small it is."""
-    # Wide, since it is one number a row and some frameworks' float32 log1p is off by 4 units.
+    """``lse - max / temperature``, with full relative precision for any size."""
+    # In a wide dtype: it is one number per row, and some float32 log1p have errors of 4 units.
     tail = xp.astype(stats.rest + (stats.ties - 1.0), spec.precision.accumulate, copy=False)
     return xp.astype(xp.log1p(tail), spec.precision.compute, copy=False)
 
 
 def is_leader(x: Array, stats: MaxSum) -> Array:
-    """Entries with a probability above one half, whose complement is the number to compute with."""
+    """Entries with a probability above one half. They are computed from the complement."""
     return (x == stats.top) & (stats.ties + stats.rest < 2.0)  # noqa: PLR2004
 
 
@@ -122,12 +122,13 @@ def softmax_minus(
 ) -> Array:
     """``mass * p - q`` with ``mass`` the row's sum of `q`: the gradient of every loss here.
 
-    A leading entry takes ``(mass - q) - mass (1 - p)``, with ``mass - q`` summed from the other
-    entries and ``1 - p = rest / (rest + ties)``: for a confident row each is tiny and exact, where
-    ``p`` and ``q / mass`` both round to 1.
+    A leading entry is ``(mass - q) - mass (1 - p)``, with ``mass - q`` summed from the other
+    entries and ``1 - p = rest / (rest + ties)``. For a confident row, ``p`` and ``q / mass`` both
+    round to 1, and these two terms keep full precision.
     """
     leader = is_leader(x, stats)
-    # Read for a leader only. By what a maximum is, it is summed in the pass of the exponentials.
+    # Used for a leader only. The mask is that of the maxima, so that a compiler computes this sum
+    # in the same pass as the exponentials.
     others = sum_classes(xp, spec, xp.where(x == stats.top, 0.0, q))
     complement = stats.rest / (stats.rest + stats.ties)
     return xp.where(leader, others - mass * complement, mass * probabilities(e, stats) - q)

@@ -1,4 +1,4 @@
-"""What a loss computes, without its arrays: hashable, so that a compiler can key on it."""
+"""The specification of a loss without its arrays. It is hashable, as a key for compilers."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from xentx._types import Array, Namespace
 
-# Stands in a LossSpec for an option whose value is an array: `bound` puts the array in its place.
+# The value in a LossSpec of an option that is an array. `bound` replaces it by the array.
 OPERAND = "operand"
 
 
@@ -18,11 +18,11 @@ class Option:
     Parameters
     ----------
     default
-        The value with which it changes nothing.
+        The value without an effect.
     is_positive
-        Whether it must be above 0; else it may be 0.
+        Whether it must be above 0. Otherwise it may be 0.
     is_share
-        Whether it is 1 at the most; else any finite number.
+        Whether it must be at most 1. Otherwise it may be any finite number.
     """
 
     default: float | None
@@ -30,7 +30,7 @@ class Option:
     is_share: bool = False
 
     def holds(self, value: Any) -> Any:
-        """Whether a number is in the range of the option; of an array, an array."""
+        """Whether a number is in the range of the option. For an array, the result is an array."""
         above = value > 0.0 if self.is_positive else value >= 0.0
         return above & (value <= 1.0 if self.is_share else value < math.inf)
 
@@ -40,7 +40,7 @@ class Option:
         return f"0 {above} {name} {below}"
 
 
-# In the order in which those that are arrays follow an operation's other arrays.
+# Options that are arrays follow the other arrays of an operation in this order.
 OPTIONS = {
     "label_smoothing": Option(0.0, is_share=True),
     "z_loss": Option(0.0),
@@ -51,20 +51,19 @@ OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """In which dtypes an operation works.
+    """The dtypes of a computation.
 
     Parameters
     ----------
     compute
-        The dtype of every elementwise step: float64 for float64 logits, float32 for all others.
+        The dtype of elementwise operations: float64 for float64 logits, float32 for all others.
     accumulate
-        The dtype of sums: float64 where the framework has it.
+        The dtype of sums: float64 if the framework has it.
     recover
-        Whether the rounding error of ``max - x`` is worth recovering. It is not where the logits
-        are narrower than `compute`, since the one final rounding hides it.
+        Whether the rounding error of ``max - x`` is recovered. This is not needed if the logits are
+        narrower than `compute`, because the final rounding is larger.
     compensate
-        Whether sums over rows must carry their rounding error along, `accumulate` being no wider
-        than float32.
+        Whether sums over rows are compensated, because `accumulate` is float32.
     """
 
     compute: Any
@@ -75,37 +74,37 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """All of a loss but its arrays.
+    """The specification of a loss without its arrays.
 
     Parameters
     ----------
     operation
         Name of the module of `xentx._core` that computes it.
     axis, classes
-        Which axis holds the classes, not negative, and how many there are. The number is None where
-        a compiler doesn't know it: `bound` puts an array in its place.
+        The class axis, not negative, and the number of classes. The number is None if a compiler
+        does not know it. `bound` replaces it by an array.
     precision
         The dtypes to compute in.
     soft
-        Whether the target is a distribution over the classes; else it is a class index.
+        Whether the target is a distribution over the classes, and not a class index.
     reduction
         "none", "sum", "mean" or "weighted_mean".
     ignore_index
-        The class index of the rows to ignore; None where there is no such row.
+        The class index of the rows to ignore. None if there is no such row.
     label_smoothing, z_loss, logit_softcap, temperature
         As in `xentx.cross_entropy`: a number, or OPERAND for an array.
     beta
-        Which divergence `kl_divergence` computes.
+        The divergence that `kl_divergence` computes.
     exact
-        Whether to compute in float64, whatever the dtype of the logits.
+        Whether to compute in float64 for any dtype of the logits.
     checked
-        Whether every class index has been seen to be in range.
+        Whether all class indices have been checked to be in range.
     device
-        Where an array that is made of nothing must lie to meet the others; None where the framework
-        sees to that.
+        The device of new arrays that are combined with the others. None if the framework moves
+        arrays itself.
     final
-        Whether the expression of the value is not differentiated, since the operation's own rules
-        are. Then it need not have the right derivatives at infinity.
+        Whether the expression of the value is not differentiated, because the operation has its own
+        derivative rules. Then the expression need not have the correct derivatives at infinity.
     """
 
     operation: str
@@ -131,8 +130,8 @@ class LossSpec:
         return tuple(name for name in OPTIONS if getattr(self, name) is OPERAND)
 
 
-# What is said of a loss where it leaves Python: in operators, and for the CPU kernel. All else
-# follows from the arrays.
+# The fields that operators and the CPU kernel get as text, with their defaults. The others follow
+# from the arrays.
 _WRITTEN: dict[str, Any] = {
     "operation": None,
     "axis": None,
@@ -155,8 +154,8 @@ _READ: dict[str, Callable[[str], Any]] = {
 def encode(spec: LossSpec, **changes: Any) -> str:
     """Write the fields that are not the default as text, ``"operation=cross_entropy axis=1"``.
 
-    `decode` reads it, and `kernel/options.h`. Options that are arrays are left out; `changes` are
-    written in place of what the spec has.
+    `decode` and `kernel/options.h` read it. Options that are arrays are left out. `changes` replace
+    values of the spec.
     """
 
     def words() -> Iterator[str]:
@@ -169,16 +168,16 @@ def encode(spec: LossSpec, **changes: Any) -> str:
 
 
 def decode(text: str) -> dict[str, Any]:
-    """Read what `encode` wrote: fields of a `LossSpec`. Other words are left out."""
+    """Parse the text of `encode` to fields of a `LossSpec`. Other words are ignored."""
     pairs = (word.split("=") for word in text.split())
     return {name: _READ.get(name, float)(value) for name, value in pairs if name in _WRITTEN}
 
 
 def bound(xp: Namespace, spec: LossSpec, logits: Array, options: Sequence[Array] = ()) -> LossSpec:
-    """Put the options that are arrays into a LossSpec, NaN where a value is out of range.
+    """Put the options that are arrays into a LossSpec, with NaN for values out of range.
 
-    So too the number of classes of the `logits`, where it is not known before a graph runs. What is
-    computed with it is no longer hashable.
+    The number of classes is put in too if it is unknown before a graph runs. The result is not
+    hashable.
     """
     if spec.classes is None:
         spec = replace(spec, classes=xp.size_of(logits, spec.axis))
@@ -189,7 +188,7 @@ def bound(xp: Namespace, spec: LossSpec, logits: Array, options: Sequence[Array]
 
 
 def in_range(xp: Namespace, name: str, value: Array) -> Array:
-    """Replace the value of an option by NaN where it is out of range, which traces cannot raise."""
+    """Replace the value of an option by NaN if it is out of range. Traced code cannot raise."""
     return xp.where(OPTIONS[name].holds(value), value, xp.nan)
 
 

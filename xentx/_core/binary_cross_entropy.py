@@ -1,7 +1,7 @@
-"""``binary_cross_entropy``: ``q_1 log(1 + exp(-x)) + q_0 log(1 + exp(x))``, one loss an element.
+"""``binary_cross_entropy``: ``q_1 log(1 + exp(-x)) + q_0 log(1 + exp(x))`` for each element.
 
-Each logit is a row of its own, ``x`` against 0. Its target holds the shares ``q_0, q_1`` of the
-negative and the positive class on the class axis, where the logits have length 1.
+Each logit ``x`` is a row with the logits 0 and ``x``. Its target holds the shares ``q_0, q_1`` of
+the negative and the positive class on the class axis. There the logits have length 1.
 """
 
 from xentx._core import _distribution, _row_derivatives
@@ -19,7 +19,7 @@ def forward(
     spec: LossSpec,
     logits: Array,
     target: Array,
-    weight: None,  # noqa: ARG001 -- it is within the target
+    weight: None,  # noqa: ARG001 -- the target contains it
 ) -> tuple[Array, tuple[()]]:
     """Return a loss for each logit in the compute dtype, the class axis kept with length 1."""
     x = xp.astype(logits, spec.precision.compute, copy=False)
@@ -31,8 +31,8 @@ def forward(
 def _softplus(xp: Namespace, spec: LossSpec, x: Array) -> tuple[Array, Array]:
     """Losses of the negative and of the positive class, and their slopes, without cancellation.
 
-    The exponential is of a number that is not positive. It is selected and not an absolute value,
-    whose derivative at 0 is 0 in autodiff.
+    The argument of the exponential is not positive. It is selected, because the derivative of the
+    absolute value at 0 is 0 in autodiff.
     """
     positive = x >= 0.0
     e = xp.exp(xp.where(positive, -x, x))

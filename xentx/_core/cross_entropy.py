@@ -1,8 +1,8 @@
-"""``cross_entropy``, one loss a row: ``sum_k q_k (lse - x_k) + z lse^2``.
+"""``cross_entropy``, one loss per row: ``sum_k q_k (lse - x_k) + z lse^2``.
 
 With ``A = sum_k q_k`` and the gaps and the ``log1p`` of `_softmax`, the sum is
-``A log1p(...) + sum_k q_k gap_k``: for ``q >= 0`` a sum of terms that are never negative, so that
-nothing cancels. A class index takes the shorter way of `_class_index`.
+``A log1p(...) + sum_k q_k gap_k``. For ``q >= 0`` no term is negative, so nothing cancels. Class
+indices are computed by `_class_index`, in fewer operations.
 """
 
 from xentx._core import _class_index, _distribution, _row_derivatives, _softmax
@@ -26,7 +26,7 @@ def forward(
 ) -> tuple[Array, MaxSum | TargetSum]:
     """Return a loss for each row in the compute dtype, the class axis kept with length 1.
 
-    `options` are those of the spec that are arrays, of no dimensions and the compute dtype.
+    `options` are the options of the spec that are arrays: 0-d, in the compute dtype.
     """
     spec = bound(xp, spec, logits, options)
     if not spec.soft:
@@ -80,7 +80,7 @@ def _slopes(
         if name == "logit_softcap":
             return _softmax.sum_classes(xp, spec, by_capped * _softmax.cap_shift(xp, spec, logits))
         if name == "temperature":
-            # The sum of by_scaled is that of the z-loss: 0 but for rounding without it.
+            # The sum of by_scaled is that of the z-loss. Without a z-loss it is 0 up to rounding.
             total = (2.0 * spec.z_loss) * lse
             gaps = _softmax.sum_classes(xp, spec, _distribution.times(xp, by_scaled, gap))
             return (gaps - total * top) / spec.temperature

@@ -56,8 +56,8 @@ def _pair(xp: Namespace, spec: LossSpec, logits: Array, reference: Array) -> _Pa
     gap_y, e_y = _softmax.exponentials(xp, spec, y, of_y.top)
     p, q = _softmax.probabilities(e_x, of_x), _softmax.probabilities(e_y, of_y)
 
-    # Differences relative to that of a likely class, of which nothing below depends: a shift of all
-    # logits is no difference.
+    # Differences relative to that of a likely class. A common shift of the logits has no effect on
+    # the result.
     nowhere = (x == -math.inf) & (y == -math.inf)
     difference = _softmax.divided(spec, xp.where(nowhere, 0.0, y - x))
     likely = xp.where(x == of_x.top, difference, -math.inf)
@@ -65,15 +65,15 @@ def _pair(xp: Namespace, spec: LossSpec, logits: Array, reference: Array) -> _Pa
     anchor = xp.where(xp.isfinite(anchor), anchor, 0.0)
     relative = difference - anchor
     if spec.precision.recover:
-        # What rounding the differences has lost, which is much beside a large common shift.
+        # The rounding errors of the differences, which are large if there is a large common shift.
         _, lost = two_sum(xp, y, xp.where(nowhere, -y, -x))
         lost = _softmax.divided(spec, lost)
         of_anchor = xp.where((x == of_x.top) & (difference == anchor), lost, -math.inf)
         of_anchor = xp.max(of_anchor, axis=spec.axis, keepdims=True)
         relative = relative + (lost - xp.where(xp.isfinite(of_anchor), of_anchor, 0.0))
 
-    # log sum_k p_k exp(relative_k), relative to sum_k p_k = 1. Where an exponential is large, it is
-    # that of the reference logits.
+    # log sum_k p_k exp(relative_k), relative to sum_k p_k = 1. If an exponential is large, it is
+    # computed from the reference logits.
     moderate = relative <= 1.0
     behind = xp.where(x == of_x.top, gap_y, math.inf)
     ahead = xp.min(behind, axis=spec.axis, keepdims=True) - gap_y
@@ -90,7 +90,7 @@ def _pair(xp: Namespace, spec: LossSpec, logits: Array, reference: Array) -> _Pa
 
 
 def _excess(xp: Namespace, spec: LossSpec, a: Array, b: Array, ratio: Array) -> Array:
-    """Terms of ``KL(a || b)`` that are not negative; ``ratio = log a - log b``."""
+    """Terms of ``KL(a || b)``, none of them negative, with ``ratio = log a - log b``."""
     small = (ratio < _SMALL) & (ratio > -_SMALL)
     r = xp.where(small, ratio, 0.0)
     name = "float64" if spec.precision.compute == xp.float64 else "float32"
@@ -98,7 +98,7 @@ def _excess(xp: Namespace, spec: LossSpec, a: Array, b: Array, ratio: Array) -> 
     for n in range(_TERMS[name] + 1, 1, -1):
         series = series * -r + 1.0 / math.factorial(n)
     above = ratio > 0.0
-    # Of the larger probability, with factors that are not negative.
+    # For the larger probability, with factors that are not negative.
     down = xp.where(above, 0.0, xp.where(ratio < -_NOTHING, -_NOTHING, ratio))
     large = times(xp, a, xp.expm1(xp.where(above, -ratio, 0.0)) + xp.where(above, ratio, 0.0))
     lesser = b * (1.0 + (down - 1.0) * xp.exp(down))
@@ -109,7 +109,7 @@ def _by_mixture(xp: Namespace, spec: LossSpec, pair: _Pair) -> tuple[Array, Arra
     """``log q - log m``, ``log p - log m`` and ``m``."""
     beta, ratio = spec.beta, pair.ratio
     above = ratio >= 0.0
-    # Of the smaller of the two probabilities relative to the larger, so that nothing overflows.
+    # The smaller probability relative to the larger one, so that nothing overflows.
     lesser = xp.expm1(xp.where(above, -ratio, ratio))
     log = xp.log1p(xp.where(above, xp.full_like(lesser, 1.0 - beta), beta) * lesser)
     return (
@@ -135,7 +135,7 @@ def forward(
     spec: LossSpec,
     logits: Array,
     reference: Array,
-    weight: None,  # noqa: ARG001 -- classes have no weights
+    weight: None,  # noqa: ARG001 -- there are no class weights
     *options: Array,
 ) -> tuple[Array, tuple[()]]:
     """Return a divergence for each row in the compute dtype, the class axis kept with length 1."""
@@ -147,8 +147,8 @@ def forward(
 def _centred(xp: Namespace, spec: LossSpec, a: Array, ratio: Array) -> Array:
     """``a (ratio - sum_k a_k ratio_k)``: the derivative with respect to the logits of a.
 
-    Relative to the ratio of a likely class, whose own share of the sum is then 0: where that class
-    has nearly all of the probability, the ratio and the sum would cancel.
+    The ratios are taken relative to that of a likely class, whose term of the sum is then 0. If
+    that class has nearly all of the probability, its ratio and the sum would cancel.
     """
     likely = xp.where(a == xp.max(a, axis=spec.axis, keepdims=True), ratio, -math.inf)
     relative = ratio - xp.max(likely, axis=spec.axis, keepdims=True)
@@ -166,7 +166,7 @@ def _slopes(xp: Namespace, static: LossSpec, arrays: Arrays, needs: Needs | None
     by_reference = None
     if spec.beta in (0.0, 1.0):
         above = ratio >= 0.0
-        # p - q, of which neither the sign nor a digit is lost where both are nearly equal.
+        # p - q, with full precision if both are nearly equal.
         apart = xp.where(above, q, -p) * xp.expm1(xp.where(above, -ratio, ratio))
         if spec.beta == 0.0:
             by_logits = apart

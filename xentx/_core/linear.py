@@ -1,15 +1,15 @@
-"""Cross-entropy of ``hidden @ head.T + bias``, of which there is never more than a tile.
+"""Cross-entropy of ``hidden @ head.T + bias``, with only one tile of the logits at a time.
 
-Both ways take rows by chunks, and differ in what of the classes they take at a time:
+There are two methods. Both compute chunks of rows:
 
-- ``by_rows``: all of them. A chunk's logits give its losses and their gradient at once, by
-  whatever computes a dense problem best, and that gradient is multiplied into those of hidden and
-  head before the next chunk: three matrix products, as many as without chunks. The head's gradient
-  is summed up in its own dtype, so this is for operands of the compute dtype.
-- ``by_classes``: a block of them, in the outer loop. The rows' states (`partials`) are combined
-  over the blocks; then each block's logits are formed once more, for its part of the gradient. A
-  fourth product, but float32 is needed for the head's gradient only a block at a time, beside that
-  of hidden: this is for float16 and bfloat16.
+- ``by_rows`` computes all classes of a chunk. An engine computes the losses of the chunk's logits
+  and their gradient. The gradient is multiplied into those of hidden and head before the next
+  chunk. This takes three matrix products, as many as without chunks. The head's gradient is
+  accumulated in its own dtype, so this method is for operands of the compute dtype.
+- ``by_classes`` computes a block of the classes at a time, in the outer loop. The states of the
+  rows (`partials`) are combined over the blocks. Then the logits of each block are computed again,
+  for its part of the gradient. This takes a fourth product, but only one block of the head's
+  gradient is stored in float32 (and the gradient of hidden). It is for float16 and bfloat16.
 """
 
 import math
@@ -26,23 +26,23 @@ from xentx._core.partials import Partials
 from xentx._core.tiles import Tiles
 from xentx._types import Array
 
-# Logits, target, weight and the rows' cotangent -> the rows' losses and their gradient; without a
-# cotangent, the losses and None.
+# Logits, target, weight and the rows' cotangent -> the rows' losses and their gradient. Without a
+# cotangent, the gradient is None.
 Dense = Callable[[Array, Array, Array | None, Array | None], tuple[Array, Array | None]]
 
 
 class Engine(NamedTuple):
-    """What computes tiles: the core's own expressions, or something quicker.
+    """Functions that compute tiles: the core's expressions, or a faster implementation.
 
     Parameters
     ----------
     rows
-        The dense problem of whole rows.
+        Computes the dense problem of whole rows.
     state
-        The state of a block's logits, target, weight and first class.
+        Computes the state of a block from its logits, target, weight and first class.
     gradient
-        From the state of all classes and the rows' cotangent, and those four, the gradient by the
-        logits, in whose place it may be.
+        Computes the gradient with respect to the logits of a block from the state of all classes,
+        the rows' cotangent, and these four. It may overwrite the logits.
     """
 
     rows: Dense
@@ -53,13 +53,13 @@ class Engine(NamedTuple):
 # Hidden, head, bias, target and weight.
 Arrays = tuple[Array, Array, Array | None, Array, Array | None]
 
-# By hidden, head and bias: which of them are needed, and they.
+# With respect to hidden, head and bias: which gradients are needed, and the gradients.
 Needs = tuple[bool, bool, bool]
 Gradients = tuple[Array | None, Array | None, Array | None]
 
-# With so many rows at a time the products are near their full speed (benchmarks/products.py). For
-# few classes it takes more until the work outweighs the calls, and very many would take too much
-# memory.
+# With this number of rows the products are near their full speed (benchmarks/products.py). With few
+# classes more rows are needed, because of the overhead of the calls. With very many classes fewer
+# rows are used, because of the memory.
 ROWS = 512
 LEAST_LOGITS, MOST_LOGITS = 1 << 23, 1 << 26
 TILE_ROWS, TILE_CLASSES = 512, 4096
@@ -67,14 +67,14 @@ TILE_ROWS, TILE_CLASSES = 512, 4096
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How many rows, and for ``by_classes`` how many classes, a tile has.
+    """The size of a tile.
 
     Parameters
     ----------
     rows, classes
-        The size of a tile. All classes for ``by_rows``.
+        Numbers of rows and of classes. For ``by_rows``, all classes.
     by_classes
-        Which of the two ways is taken.
+        Whether the method is ``by_classes``.
     """
 
     rows: int
@@ -83,7 +83,7 @@ class Tiling:
 
 
 def portable(xp: Any, spec: LossSpec, rows: Dense) -> Engine:
-    """Compute blocks by the core's expressions."""
+    """Return an engine that computes blocks by the core's expressions."""
 
     def state(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials[Array]:
         return monoid.partials(xp, spec, logits, target, weight, first)
@@ -95,12 +95,12 @@ def portable(xp: Any, spec: LossSpec, rows: Dense) -> Engine:
 
 
 def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bool) -> Tiling:
-    """Choose the tiles for so many rows, of which a chunk may be asked to have `chunk`."""
+    """Choose the tiles for `count` rows. `chunk` is the requested number of rows, or None."""
     rows = chunk
     if rows is None:
         rows = max(ROWS, LEAST_LOGITS // classes)
         rows = TILE_ROWS if by_classes else max(64, min(rows, MOST_LOGITS // classes))
-        # Of nearly equal sizes, since a small remainder is slow.
+        # The chunks have nearly equal sizes, because a small remainder is slow.
         if isinstance(count, int) and count:
             rows = math.ceil(count / math.ceil(count / rows))
     return Tiling(rows, min(classes, TILE_CLASSES) if by_classes else classes, by_classes)
@@ -134,7 +134,7 @@ def losses_and_gradients(
 ) -> tuple[Array, Gradients]:
     """Return the rows' losses, and their cotangents pulled back to hidden, head and bias.
 
-    Only to those that need it: the others' are None.
+    Gradients that are not needed are None.
     """
     needs = (*needs[:2], needs[2] and arrays[2] is not None)
     if tiling.by_classes:
@@ -159,7 +159,7 @@ def amounts(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, reduct
     if not spec.soft:
         amount = xp.ones_like(target, dtype=compute)
         if weight is not None:
-            # Other indices are ignored rows, which the caller leaves out, or make the loss NaN.
+            # Rows with other indices are ignored, which the caller handles, or have a loss of NaN.
             known = xp.where((target >= 0) & (target < spec.classes), target, 0)
             amount = xp.take(weight, known, axis=0)
         if weighted and weight is not None and is_given(spec.label_smoothing):
@@ -201,7 +201,7 @@ def by_target(
 def logits_of(
     tiles: Tiles, spec: LossSpec, hidden: Array, head: Array, bias: Array | None
 ) -> Array:
-    """Form whole rows of logits in the compute dtype."""
+    """Compute whole rows of logits in the compute dtype."""
     hidden, head, bias = (_cast(tiles, spec, array) for array in (hidden, head, bias))
     return tiles.logits(hidden, head, bias)
 
@@ -272,8 +272,8 @@ def gradients_of(
 ) -> Gradients:
     """Pull the rows' cotangents back to hidden, head and bias, from the state of all classes.
 
-    The head may be a part of one with more classes, of which `state` is the state. Then the
-    gradient of hidden is that part's share.
+    `head` may be a part of the classes that `state` covers. Then the gradient of hidden is the
+    contribution of this part.
     """
     xp, compute = tiles.xp, spec.precision.compute
     hidden, head, *_ = arrays
@@ -339,7 +339,7 @@ def states(
         return tiles.chunks(tiles.count(hidden), tiling.rows, inner, state)
 
     shape = (tiles.count(hidden),)
-    # Each in memory of its own, as tiles are written to.
+    # Each needs its own memory, because tiles are written to it.
     zeros = (tiles.zeros(shape, spec.precision.accumulate, hidden) for _ in Partials._fields)
     state = monoid.empty(xp, *zeros)
     return tiles.chunks(head.shape[0], tiling.classes, outer, state)
@@ -348,10 +348,10 @@ def states(
 def _block(
     tiles: Tiles, spec: LossSpec, arrays: Arrays, first: Any, width: Any
 ) -> tuple[Array, Callable[[Any, Any], tuple[Any, ...]]]:
-    """Return a block of the head, and what makes a tile of it and some rows.
+    """Return a block of the head, and a function that computes tiles of this block.
 
-    A tile is the factor of hidden, its ignored rows 0, and what `partials` and `gradient` take: the
-    logits, the target beside them, the weights, and the block's first class.
+    A tile consists of the rows of hidden, with ignored rows set to 0, and the arguments of
+    `partials` and `gradient`: logits, target, weights, and the first class of the block.
     """
     hidden, head, bias, target, weight = arrays
     block = _cast(tiles, spec, tiles.take(head, first, width))

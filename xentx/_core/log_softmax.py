@@ -22,9 +22,9 @@ def pullback(
     arrays: tuple[Array],
     residuals: tuple[Array, ...],
     cotangent: Array,
-    needs: tuple[bool] = (True,),  # noqa: ARG001 -- there is but one gradient
+    needs: tuple[bool] = (True,),  # noqa: ARG001 -- there is only one gradient
 ) -> tuple[Array]:
-    """``g - p sum(g)``: minus the gradient of a cross-entropy whose target distribution is g."""
+    """``g - p sum(g)``: minus the gradient of a cross-entropy with the target distribution g."""
     (logits,) = arrays
     stats = MaxSum(*residuals)
     x = _softmax.capped(xp, spec, logits)
@@ -41,10 +41,10 @@ def jvp(
     residuals: tuple[Array, ...],
     tangents: tuple[Array],
 ) -> Array:
-    """``v - sum(p v)``, taken relative to the leading entry.
+    """``v - sum(p v)``, computed relative to the leading entry.
 
-    Its transpose, which is what a framework derives a gradient from, is then `pullback` to the
-    letter, without cancellation.
+    Frameworks transpose this expression to get the gradient. The transpose is then the expression
+    of `pullback`, without cancellation.
     """
     (logits,) = arrays
     stats = MaxSum(*residuals)
@@ -55,6 +55,6 @@ def jvp(
     led = _softmax.sum_classes(xp, spec, xp.where(leader, v, 0.0))
     others = xp.where(leader, 0.0, _softmax.probabilities(e, stats) * v)
     complement = stats.rest / (stats.rest + stats.ties)
-    # By what a maximum is and not by what leads: so the transpose needs no sum of its own.
+    # The mask is that of the maxima, so that the transpose needs no additional sum.
     relative = xp.where(x == stats.top, xp.where(leader, 0.0, v), v - led)
     return relative + complement * led - _softmax.sum_classes(xp, spec, others)

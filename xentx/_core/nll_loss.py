@@ -1,7 +1,7 @@
-"""``nll_loss``, one loss a row: ``sum_k q_k (-y_k)`` for log-probabilities ``y``.
+"""``nll_loss``, one loss per row: ``sum_k q_k (-y_k)`` for log-probabilities ``y``.
 
-For an integer target it is one number a row, ``-w_t y_t``: nothing else of the row is read, and its
-gradient is one write.
+For an integer target it is ``-w_t y_t``. Only this number of the row is read, and only one entry of
+its gradient is written.
 """
 
 from xentx._core import _distribution, _pick, _row_derivatives
@@ -33,7 +33,7 @@ def forward(
 
 def _picked_losses(xp: Namespace, spec: LossSpec, log_probs: Array, target: Array) -> Array:
     picked = _pick.picked(xp, spec, target, log_probs)
-    # Subtracted from 0, so that the loss of a certain class is not -0.
+    # Subtracted from 0, because the negative of 0 would be -0.
     return 0.0 - xp.astype(picked, spec.precision.compute, copy=False)
 
 
@@ -45,7 +45,7 @@ def _soft_slopes(xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs) ->
 
 
 def _slope(xp: Namespace, spec: LossSpec, target: Array, weight: Array | None) -> Array:
-    """Derivative of each row's loss by the log-probability of its class: NaN for no class."""
+    """Derivative of each row's loss with respect to its log-probability. NaN for a bad index."""
     if weight is None:
         slope = xp.full_like(target, -1.0, dtype=spec.precision.compute)
     else:
@@ -57,11 +57,11 @@ def pullback(
     xp: Namespace,
     spec: LossSpec,
     arrays: Arrays,
-    residuals: tuple[()],  # noqa: ARG001 -- the loss is linear: its arrays say it all
+    residuals: tuple[()],  # noqa: ARG001 -- the loss is linear and has no residuals
     cotangent: Array,
     needs: Needs = (True, True, True),
 ) -> Arrays:
-    """Return ``-q`` and the derivatives by target and weights, times the rows' cotangents."""
+    """Return the derivatives with respect to the log-probabilities, target and weights."""
     log_probs, target, weight = arrays
     spec = bound(xp, spec, log_probs)
     if spec.soft:
@@ -92,7 +92,7 @@ def jvp(
     if spec.soft:
         slopes = _soft_slopes(xp, spec, arrays, _row_derivatives.needs_of(tangents))
         return _row_derivatives.jvp(xp, spec, target, slopes, tangents)
-    # Selected and not gathered: of what is transposed a compiler makes one pass with what follows.
+    # Selected instead of gathered, because a compiler can fuse the transpose of a selection.
     terms = []
     if tangents[0] is not None:
         tangent = xp.astype(tangents[0], spec.precision.compute, copy=False)

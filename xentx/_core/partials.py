@@ -1,19 +1,20 @@
-"""Cross-entropy from blocks of the classes: a monoid of what each row is reduced to.
+"""Cross-entropy from blocks of the classes. The states of blocks form a monoid.
 
-`partials` reduces a block of logits, `combine` joins two blocks' states, in any order, and `finish`
-makes the loss of a state that has seen every class. `align` rebases a state to a maximum that all
-blocks share: then the sums of states are those of the whole, and any engine that can sum will do.
-With ``q`` the target distribution, a state is
+`partials` reduces a block of logits to a state, `combine` joins the states of two blocks in any
+order, and `finish` computes the loss from the state of all classes. `align` makes a state relative
+to a maximum that all blocks share. Then the state of all blocks is the sum of their states. With
+``q`` the target distribution, a state is
 
     top = max x,   ties = how often it occurs,   rest = sum over x_k < top of exp(x_k - top),
     mass = sum q_k,   gaps = sum q_k (top - x_k)
 
-of its block, and the loss of the whole is ``mass log1p(rest + ties - 1) + gaps``. A block that is
-all -inf leaves everything at 0 beside the others' sums, its top -inf; a row that is all -inf is NaN
-in the end. Like `_softmax`'s, every expression is exactly independent of `top` as a function of the
-logits, so a framework may differentiate through it.
+for a block, and the loss of a row is ``mass log1p(rest + ties - 1) + gaps``. If all logits of a
+block are -inf, its top is -inf and its sums are 0. If all logits of a row are -inf, the loss is
+NaN.
+As in `_softmax`, every expression is exactly independent of `top` as a function of the logits, so a
+framework may differentiate through it.
 
-`gradient` is the loss's gradient in one block, once the state of all of them is known.
+`gradient` computes the gradient of the loss in one block from the state of all blocks.
 """
 
 from dataclasses import replace
@@ -27,16 +28,17 @@ from xentx._types import Array, ArrayT, Namespace
 
 
 class Partials(NamedTuple, Generic[ArrayT]):
-    """What the rows of a block are reduced to, each in the rows' shape and a wide dtype.
+    """The state of a block. Each field has the shape of the rows and a wide dtype.
 
     Parameters
     ----------
     top, rest, ties : array
-        The rows' maxima, the sums of exponentials of what is below, and those of what is level.
+        The rows' maxima, and the sums of the exponentials of the logits below them and equal to
+        them.
     mass, gaps : array
         The sums of the target distribution, and of its products with the distances to `top`.
     kept : array
-        1 for the rows that are not ignored, 0 for those that are.
+        0 for ignored rows, 1 for the others.
 
     Examples
     --------
@@ -55,14 +57,14 @@ class Partials(NamedTuple, Generic[ArrayT]):
 
 
 def empty(xp: Namespace, zeros: Array, *others: Array) -> Partials[Array]:
-    """Make the state of no class, which changes no other, of as many zeros as it has fields."""
+    """Make the state of no classes, the neutral element, from an array of zeros for each field."""
     return Partials(zeros - xp.inf, *others)
 
 
 def partials(
     xp: Namespace, spec: LossSpec, block: Array, target: Array, weight: Array | None, start: Any = 0
 ) -> Partials[Array]:
-    """Reduce a block of the classes from `start` on, its axis and that of `target` being kept.
+    """Reduce a block of the classes from `start` on. `target` has the class axis too.
 
     Class indices count from the first class of all. Probabilities and weights are the block's.
     """
@@ -164,7 +166,7 @@ def gradient(
     leader = _softmax.is_leader(x, stats)
     others = mass - q  # exact for one class
     if not _pick.is_one_class(spec):
-        # As in softmax_minus: the sum of what q has beside the leader, here and in other blocks.
+        # As in softmax_minus: the sum of q without the leader, over this block and the others.
         others = _sum(xp, spec, xp.where(leader, 0.0, q)) + (whole.mass - _sum(xp, spec, q))
         others = xp.astype(others, compute, copy=False)
     slope = xp.where(leader, others - mass * complement, mass * p - q)
@@ -179,10 +181,11 @@ def gradient(
 def details(
     xp: Namespace, spec: LossSpec, block: Array, target: Array, start: Any, top: Array
 ) -> tuple[Array, Array, Array]:
-    """Return sums of a block from which the rows' entropy and log-probability are made.
+    """Return sums of a block from which the rows' entropy and log-probability are computed.
 
-    They are those of the exponentials times the gaps, of a target without weights and smoothing,
-    and of that times the gaps. The gaps are distances to `top`, the maximum of all classes.
+    They are the sums of the exponentials times the gaps, of the target without weights and
+    smoothing, and of this target times the gaps. The gaps are the distances to `top`, the maximum
+    of all classes.
     """
     x = _softmax.capped(xp, spec, _distribution.keep_rows(xp, spec, target, block))
     x, spec = _softmax.at_temperature_1(spec, x)

@@ -1,7 +1,7 @@
-"""What a row's logits say besides its loss: lse, log-probability, entropy, a hit, the prediction.
+"""The fields of `RowStats` besides the loss.
 
-Plain expressions, exactly independent of the maximum as functions of the logits, which a framework
-differentiates by itself, to any order.
+As functions of the logits, the expressions are exactly independent of the maximum. A framework can
+differentiate them to any order.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from xentx._core import _distribution, _softmax
 from xentx._core._spec import LossSpec, bound
 from xentx._types import Array, Namespace
 
-# How many fields of RowStats have derivatives, the loss among them: they come first.
+# The number of fields of RowStats with derivatives, which come first. The loss is one of them.
 REAL_FIELDS = 4
 
 
@@ -19,7 +19,7 @@ def forward(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Return lse, log-probability, entropy, whether the prediction is right, and the prediction.
 
-    Each has the rows' shape. All are 0 or false where a row is ignored.
+    Each has the shape of the rows. For an ignored row all are 0 or False.
     """
     spec = bound(xp, spec, logits)
     kept = _distribution.keep_rows(xp, spec, target, logits)
@@ -39,7 +39,7 @@ def forward(
     mean_gap = _softmax.sum_classes(xp, spec, _distribution.times(xp, e, gap, is_constant=True))
     entropy = tail + mean_gap / (stats.rest + stats.ties)
 
-    best = xp.argmax(kept, axis=spec.axis, keepdims=True)  # 0 where a row is ignored
+    best = xp.argmax(kept, axis=spec.axis, keepdims=True)  # 0 for an ignored row
     wanted = xp.argmax(target, axis=spec.axis, keepdims=True) if spec.soft else target
     correct = xp.astype(best, wanted.dtype) == wanted
     keep = _distribution.kept(spec, target)

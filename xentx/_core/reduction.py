@@ -1,8 +1,7 @@
-"""From one loss a row to the value: ``none``, ``sum``, ``mean``, ``weighted_mean``.
+"""Reductions of the rows' losses: ``none``, ``sum``, ``mean``, ``weighted_mean``.
 
-Plain expressions which every framework differentiates by itself; `pullback` is for those that
-don't. Sums are accumulated wide and rounded once, so that a float16 mean over any number of rows
-is finite.
+Frameworks with autodiff differentiate these expressions. `pullback` is for the others. Sums are
+accumulated in a wide dtype and rounded once, so that a float16 mean does not overflow.
 """
 
 import math
@@ -15,7 +14,7 @@ from xentx._types import Array, Namespace
 
 
 def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
-    """Return a sum and its rounding error, which is exact (Knuth's TwoSum); 0 if not finite."""
+    """Return a sum and its exact rounding error (Knuth's TwoSum). The error is 0 if not finite."""
     s = a + b
     back = s - a
     error = (a - (s - back)) + (b - back)
@@ -23,12 +22,12 @@ def two_sum(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def total(xp: Namespace, spec: LossSpec, rows: Array) -> Array:
-    """Sum of everything, in the accumulating dtype."""
+    """Sum of all entries, in the dtype `accumulate`."""
     if not spec.precision.compensate:
         return xp.sum(rows, dtype=spec.precision.accumulate)
-    if hasattr(xp, "compensated_sum"):  # a namespace that must not see a loop over slices
+    if hasattr(xp, "compensated_sum"):  # for a namespace that does not support slices
         return xp.compensated_sum(rows)
-    # Without float64: a pairwise sum, with the rounding errors summed beside it.
+    # Without float64: a pairwise sum, and the sum of its rounding errors.
     high = xp.reshape(rows, (math.prod(rows.shape),))
     if high.shape[0] == 0:
         return xp.sum(high)
@@ -51,10 +50,10 @@ def divisor(
     weight: Array | None,
     sample_weight: Array | None,
 ) -> Array:
-    """What a mean divides by: the rows' amounts, those of ignored rows left out.
+    """Divisor of a mean: the sum of the amounts of the rows that are not ignored.
 
-    A row's amount in "mean" is ``w[t]`` for an integer target and 1 for a soft one, as in torch;
-    in "weighted_mean" it is ``sum_k q_k`` for both. Sample weights multiply it.
+    In "mean", the amount of a row is ``w[t]`` for an integer target and 1 for a soft target, as in
+    PyTorch. In "weighted_mean", it is ``sum_k q_k`` for both. Sample weights multiply it.
     """
     if reduction == "weighted_mean":
         amount = mass(xp, spec, target, weight)
@@ -71,7 +70,7 @@ def divisor(
 
 
 def _count(xp: Namespace, spec: LossSpec, target: Array) -> Array:
-    """Number of rows that are not ignored: counted in integers, which is exact."""
+    """Number of rows that are not ignored, counted in integers."""
     keep = kept(spec, target)
     if keep is None:
         keep = xp.ones_like(_one_class(xp, spec, target) if spec.soft else target, dtype=xp.bool)
@@ -80,7 +79,7 @@ def _count(xp: Namespace, spec: LossSpec, target: Array) -> Array:
 
 
 def _one_class(xp: Namespace, spec: LossSpec, target: Array) -> Array:
-    """Reduce a distribution to one class, for its shape: by a sum where no part can be had."""
+    """Return an array with the shape of the rows: a slice, or a sum if slices are not possible."""
     if not gathers(xp, target, (spec.axis,)):
         return xp.sum(target, axis=spec.axis, keepdims=True)
     return target[(slice(None),) * spec.axis + (slice(1), ...)]
@@ -94,7 +93,7 @@ def forward(
     reduction: str,
     divisor: Array | None,
 ) -> Array:
-    """Reduce the rows' losses. A mean over nothing is NaN, with a gradient of exactly 0."""
+    """Reduce the rows' losses. The mean of no rows is NaN, and its gradient is exactly 0."""
     if sample_weight is not None:
         rows = times(xp, sample_weight, rows)
     if reduction == "none":

@@ -1,8 +1,7 @@
-"""Arrays taken tile by tile: how `linear` loops, slices, multiplies and accumulates.
+"""Loops, slices, products and sums of `linear`, which depend on the framework.
 
-`Tiles` serves arrays that can be written to, in Python's own loop. A framework whose arrays can't,
-or whose compilers must see a loop, has a subclass in its adapter. Nothing else of `linear` differs
-between frameworks.
+`Tiles` is for mutable arrays and Python loops. A framework with immutable arrays, or with compiled
+loops, has a subclass in its adapter. The rest of `linear` is the same for all frameworks.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from xentx._types import Array, Namespace
 Carry = Any
 Index = Any  # an int, or a traced one
 
-# So many numbers at a time are what a product is before it is added to an accumulator.
+# The number of entries of a product that are computed before they are added to an accumulator.
 BLOCK = 1 << 23
 
 
@@ -24,7 +23,7 @@ class Tiles:
         self.xp = xp
 
     def loop(self, count: Any, step: Callable[[Index, Carry], Carry], carry: Carry) -> Carry:
-        """``step(i, carry)`` for each i below `count`, one after the other."""
+        """``step(i, carry)`` for each i below `count`, in order."""
         for i in range(count):
             carry = step(i, carry)
         return carry
@@ -32,7 +31,7 @@ class Tiles:
     def chunks(
         self, count: Any, size: int, step: Callable[[Index, Any, Carry], Carry], carry: Carry
     ) -> Carry:
-        """``step(start, size, carry)`` for each whole chunk below `count`, and for what remains."""
+        """``step(start, size, carry)`` for each whole chunk below `count` and the remainder."""
         whole = count // size
         carry = self.loop(whole, lambda i, carry: step(i * size, size, carry), carry)
         if isinstance(count, int) and count % size == 0:
@@ -44,11 +43,11 @@ class Tiles:
         return x.shape[0]
 
     def zeros(self, shape: tuple[Any, ...], dtype: Any, like: Array) -> Array:
-        """Make zeros where `like` lives."""
+        """Make zeros on the device of `like`."""
         return self.xp.zeros(shape, dtype=dtype, device=getattr(like, "device", None))
 
     def take(self, x: Array, start: Index, size: Any, axis: int = 0) -> Array:
-        """Return so many entries along an axis."""
+        """Return `size` entries along an axis."""
         return x[(slice(None),) * axis + (slice(start, start + size), ...)]
 
     def put(self, x: Array, start: Index, block: Array) -> Array:
@@ -57,7 +56,7 @@ class Tiles:
         end = start + block.shape[0]
         try:
             x[start:end, ...] = block
-        except TypeError:  # a lazy array, which can't be assigned to
+        except TypeError:  # a lazy array, which does not support assignment
             parts = [x[:start, ...], block, x[end:, ...]]
             return self.xp.concat([part for part in parts if part.shape[0] != 0])
         return x
@@ -76,7 +75,7 @@ class Tiles:
         return self.xp.matmul(slope, head)
 
     def add_product(self, x: Array, slope: Array, hidden: Array) -> Array:
-        """Return ``x + slope.T @ hidden``, `x` may be overwritten."""
+        """Return ``x + slope.T @ hidden``. `x` may be overwritten."""
 
         def step(start: Index, size: int, x: Array) -> Array:
             return self.add(x, start, self.pull(self.take(slope, start, size, axis=1), hidden))
