@@ -1,4 +1,4 @@
-"""JAX's arrays: the answers to the questions of `xentx._backend.Backend`."""
+"""JAX's implementation of `xentx._backend.Backend`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,4 +1,4 @@
-"""The core's derivatives as a jax.custom_jvp: it serves forward mode too, and JAX transposes it."""
+"""The core's derivatives as a jax.custom_jvp, which JAX transposes for reverse mode."""
 
 import functools
 from dataclasses import replace

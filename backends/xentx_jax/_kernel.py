@@ -1,8 +1,8 @@
-"""The CPU kernel under JAX, as primitives that every transformation knows what to do with.
+"""The CPU kernel under JAX, as primitives with rules for all transformations.
 
-On CPUs all primitives but the tangents' call the kernel. Those, every other platform, and whatever
-XLA is to partition itself are the portable core. So is each derivative that the kernel
-lacks: the second, and those by targets and weights.
+On CPUs all primitives call the kernel, except those of tangents. The portable core computes these,
+all primitives on other platforms, and arrays that XLA partitions itself. It also computes the
+derivatives that the kernel lacks: of second order, and with respect to targets and weights.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from xentx._calls import Kind, impossible
 from xentx._types import Array
-from xentx_jax import _rules  # noqa: F401 -- which gives the primitives their rules
+from xentx_jax import _rules  # noqa: F401 -- registers the rules of the primitives
 from xentx_jax._lowering import unusable
 from xentx_jax._primitives import Call, call_of, loss_and_gradient_p, loss_p, pullback_p, stats_p
 
@@ -25,14 +25,14 @@ Arrays = tuple[Array | None, ...]
 
 
 def declines(array: Array) -> str | None:
-    """Say why the kernel computes no loss of `array`; None where it lies on one CPU."""
+    """Return why the kernel computes no loss of `array`. None if it is on one CPU."""
     aval = jax.typeof(array)
     if not _is_plain(aval):
         if all(isinstance(size, int) for size in aval.shape):
             return "the array's sharding is explicit; the CPU kernel takes arrays of one CPU"
         return f"the array has the symbolic shape {aval.shape}; the CPU kernel takes known sizes"
     if isinstance(array, jax.core.Tracer):
-        return None  # on CPUs, as will be seen when it is compiled
+        return None  # the platform is known when it is compiled
     platforms = sorted(device.platform for device in array.devices())
     if platforms == ["cpu"]:
         return None
@@ -41,7 +41,7 @@ def declines(array: Array) -> str | None:
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
-    """Value, which JAX can differentiate and batch; None for what the kernel can't be given."""
+    """Value, which JAX can differentiate and batch. None if the kernel cannot compute it."""
     present = _present(kind, arrays)
     if present is None:
         return None
@@ -49,7 +49,7 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
 
 
 def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
-    """Fields of RowStats; None as `solve` has it."""
+    """Fields of RowStats. None as in `solve`."""
     present = _present(kind, arrays)
     return None if present is None else tuple(stats_p.bind(*present, call=_call_for(kind, arrays)))
 
@@ -57,7 +57,7 @@ def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
-    """Value and gradient in the same pass over the logits; None as `solve` has it."""
+    """Value and gradient in one pass over the logits. None as in `solve`."""
     present = _present(kind, arrays)
     if present is None:
         return None
@@ -81,7 +81,7 @@ def _call_for(kind: Kind, arrays: Arrays, *, overwrite: bool = False) -> Call:
 
 
 def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
-    """Return the arrays that there are; None where they are not for the kernel."""
+    """Return the given arrays. None if the kernel does not support them."""
     present = [array for array in arrays if array is not None]
     if unusable() or not all(_is_plain(jax.typeof(array)) for array in present):
         return None
@@ -91,7 +91,7 @@ def _present(kind: Kind, arrays: Arrays) -> list[Array] | None:
 
 
 def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
-    """Whether a class index is seen to be wrong, of which the core will say more."""
+    """Whether a concrete class index is out of range. The core raises the error."""
     if target is None or kind.spec.soft or isinstance(target, jax.core.Tracer):
         return False
     if not target.is_fully_addressable:
@@ -100,7 +100,7 @@ def _is_out_of_range(kind: Kind, target: Array | None) -> bool:
 
 
 def _is_plain(aval: Aval) -> bool:
-    """Whether the shape is known, and no part of the sharding is in the type."""
+    """Whether the shape is known, and the sharding is not part of the type."""
     mesh = aval.sharding.mesh
     if not mesh.empty and jax.sharding.AxisType.Explicit in mesh.axis_types:
         return False
@@ -119,7 +119,7 @@ def _vary_alike(arrays: Sequence[Array]) -> list[Array]:
     ]
 
 
-# Both go by other names in older versions.
+# These have other names in older versions.
 def _varying(aval: Aval) -> frozenset[str]:
     return aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
 

@@ -1,9 +1,10 @@
 """JAX's `linear_cross_entropy`: tiles as XLA's loops, and every transformation.
 
-A reduced loss is a custom_jvp whose rule forms the gradients by the factors beside the value: the
-tangent is their product with those of the factors, and transposed it is them times the cotangent.
-Where they have to wait for the cotangent, the tangent is a primitive, which can be transposed. All
-else is the plain expression, in a loop whose body is computed again where it is transposed.
+A reduced loss is a custom_jvp. Its rule computes the gradients of hidden, head and bias together
+with the value. The tangent is the sum of their products with the tangents, and its transpose is the
+product of the gradients and the cotangent. If the gradients need the cotangent, the tangent is a
+primitive with a transpose rule. Other derivatives use the plain expression, in a loop whose body is
+computed again for the transpose.
 """
 
 import functools
@@ -27,10 +28,10 @@ FACTORS = 3
 
 
 class JAXTiles(Tiles):
-    """Arrays that can't be written to, in loops that XLA sees, which writes in place."""
+    """Immutable arrays in XLA's loops, which write in place."""
 
     def loop(self, count: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
-        if count <= 1:  # a body that is too long for its arrays can't be traced either
+        if count <= 1:  # a body of more rows than the arrays have cannot be traced
             return super().loop(count, step, carry)
         return lax.fori_loop(0, count, step, carry)
 
@@ -55,10 +56,10 @@ class JAXTiles(Tiles):
 
 
 class SymbolicTiles(JAXTiles):
-    """Tiles of rows whose number is a symbol of jax.export.
+    """Tiles for a symbolic number of rows, for jax.export.
 
-    The last tile may reach beyond the rows. It reads zeros there, cotangents too, and what is
-    written there is dropped.
+    The last tile may extend beyond the rows. There it reads zeros, also as cotangents, and what it
+    writes is dropped.
     """
 
     def chunks(self, count: Any, size: Any, step: Callable[..., Any], carry: Any) -> Any:
@@ -84,7 +85,7 @@ _TILES, _SYMBOLIC = JAXTiles(_namespace), SymbolicTiles(_namespace)
 
 
 def tiles(array: Array) -> Tiles:
-    """Return how arrays are taken by tiles."""
+    """Return the tiles of arrays like this one."""
     return _TILES if all(isinstance(size, int) for size in array.shape) else _SYMBOLIC
 
 
@@ -94,11 +95,11 @@ def _attached(linear: Linear, arrays: Arrays) -> Array:
 
 
 def view(array: Array) -> None:
-    """Nothing: what is compiled has no memory yet, and XLA makes one loop of the core's steps."""
+    """Return None: compiled arrays have no memory yet, and XLA fuses the core's operations."""
 
 
 def threads() -> int:
-    """None of the kernel's own: XLA has them."""
+    """Return 0: the threads are XLA's."""
     return 0
 
 
@@ -129,11 +130,11 @@ def by_chunks(
     mapped: tuple[Array, ...],
     whole: Arrays,
 ) -> tuple[Array, ...]:
-    """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
+    """Join ``function(*chunks of mapped, *whole)``. Only the inputs are kept for the backward."""
     count = mapped[0].shape[0]
     again = jax.checkpoint(function)
     if not isinstance(count, int):
-        # Rows of zeros up to a whole number of chunks, since a symbol can't be compared.
+        # Padded with rows of zeros to whole chunks, because a symbol cannot be compared.
         padded = (count + size - 1) // size * size
         filled = (_SYMBOLIC.take(a, 0, padded) for a in mapped)
         stacked = tuple(a.reshape(-1, size, *a.shape[1:]) for a in filled)
@@ -175,7 +176,7 @@ def _value_jvp(linear: Linear, arrays: Arrays, tangents: tuple[Any, ...]) -> tup
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _with_gradients(linear: Linear, moved: tuple[int, ...], *arrays: Array | None) -> Any:
-    """Value and gradients by the moved factors, for a cotangent of 1."""
+    """Value and gradients with respect to the moved operands, for a cotangent of 1."""
     needs = [i in moved for i in range(FACTORS + 1)]
     value, gradients = _linear.solve_with_gradients(linear, arrays, None, needs)
     return value, [gradients[i] for i in moved]
@@ -192,8 +193,8 @@ def _with_gradients_jvp(
     return plain_jvp(both, arrays, known(tangents))
 
 
-# The tangent by factors, where the gradients wait for the cotangent: those of rows do, and those
-# that are rounded to a narrow dtype. It is linear in its first operands, and this its transpose.
+# The tangent if the gradients need the cotangent: for reduction="none" and for gradients that are
+# rounded to a narrow dtype. It is linear in its first operands, and `_gradients` is its transpose.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -223,7 +224,7 @@ tangent_p.multiple_results = True
 def _split(
     operands: Sequence[Array], moved: tuple[int, ...], given: tuple[bool, ...]
 ) -> tuple[list[Array], Arrays]:
-    """Separate the factors' tangents from the arrays, with None for those that aren't there."""
+    """Separate the tangents from the arrays, with None for arrays that are not given."""
     return list(operands[: len(moved)]), in_places(operands[len(moved) :], given)
 
 
@@ -283,18 +284,18 @@ mlir.register_lowering(tangent_p, mlir.lower_fun(_tangent, multiple_results=True
 def _plain(
     linear: Linear, arrays: Arrays, places: tuple[int, ...], values: Sequence[Array]
 ) -> Array:
-    """Value by the plain expression, with other arrays at some places."""
+    """Value by the plain expression, with some arrays replaced."""
     return _linear.plain(linear, replaced(arrays, places, values))
 
 
 def known(tangents: tuple[Any, ...]) -> tuple[Array | None, ...]:
-    """Return tangents that are not known to be zero; None for the others."""
+    """Return tangents that are not known to be zero, and None for the others."""
     zero = jax.custom_derivatives.SymbolicZero
     return tuple(None if t is None or isinstance(t, zero) else t for t in tangents)
 
 
 def plain_jvp(function: Callable[..., Any], arrays: Arrays, tangents: Arrays) -> Any:
-    """Differentiate ``function(*arrays)`` in the direction of the tangents that there are."""
+    """Return the jvp of ``function(*arrays)`` for the tangents that are not None."""
     moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
 
     def of_moved(*values: Array) -> Any:

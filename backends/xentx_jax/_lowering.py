@@ -1,4 +1,4 @@
-"""How XLA runs the kernel's primitives: by its FFI on one CPU, elsewhere by the portable core."""
+"""Lowering of the kernel's primitives: to XLA's FFI on one CPU, elsewhere to the portable core."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ from xentx_jax._primitives import (
 )
 
 TARGET = "xentx"
-# Before it, reverse mode and shard_map went other ways. Older ones have the portable core.
+# In older versions reverse mode and shard_map differ. They use the portable core.
 OLDEST_JAX = (0, 7)
 
 
@@ -41,9 +41,9 @@ OLDEST_JAX = (0, 7)
 
 @functools.cache
 def unusable() -> str | None:
-    """Say why the kernel can't be called by this JAX; None where it can.
+    """Return why this JAX cannot call the kernel, or None.
 
-    XLA runs what was built for an FFI of its major version that is no newer than its own.
+    The FFI version of the kernel must have the same major version as XLA's, and not be newer.
     """
     if not hasattr(KERNEL, "xla_handlers"):
         return f"the CPU kernel was built without its part for JAX (hint: {INSTALL})"
@@ -65,7 +65,7 @@ def unusable() -> str | None:
 
 
 def _running_api_version() -> tuple[int, int] | None:
-    """Version of the FFI that jaxlib was built with, which it tells in its headers alone."""
+    """Version of the FFI that jaxlib was built with. Only its headers contain it."""
     try:
         header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text("utf-8")
     except OSError:
@@ -79,10 +79,10 @@ def _running_api_version() -> tuple[int, int] | None:
 
 @functools.cache
 def _is_registered() -> bool:
-    """Register the kernel with XLA. Called when something is first lowered for a CPU.
+    """Register the kernel with XLA. Called when a primitive is first lowered for a CPU.
 
-    Before the CPU backend has started, XLA would only note the handler, and not start at all if it
-    then turned out not to suit. To a backend that runs, an unsuitable handler is an error here.
+    If the handler were registered before the CPU backend starts, the backend would fail to start if
+    the handler is not suitable. After the start, an unsuitable handler raises an error here.
     """
     if unusable():
         return False
@@ -90,7 +90,7 @@ def _is_registered() -> bool:
         jax.devices("cpu")
         for name, handler in KERNEL.xla_handlers().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except Exception:  # noqa: BLE001 -- whatever it is, the portable core serves
+    except Exception:  # noqa: BLE001 -- after any error the portable core is used
         return False
     return True
 
@@ -107,7 +107,7 @@ def _run(primitive: Any, *operands: Array, call: Call) -> list[Array]:
     if call.known:
         if primitive is pullback_p and is_ones(operands[-2]):
             return [operands[-1]]
-        # Outside of a larger computation XLA could not overwrite it, and would copy it first.
+        # Outside of a larger computation, XLA could not overwrite it and would copy it.
         operands, call = operands[:-1], call.knowing(False)  # noqa: FBT003
     config: Any = jax.config
     with jax.disable_jit(disable=False) if config.jax_disable_jit else contextlib.nullcontext():
@@ -150,10 +150,10 @@ def _bits(flags: Sequence[bool]) -> np.int64:
 
 
 def _is_for_one_device(module: mlir.ModuleContext) -> bool:
-    """Whether the operands are whole where this runs, and XLA knows that it runs here.
+    """Whether the operands are complete on the device that runs the call.
 
-    XLA would gather what is sharded for an opaque call, where it partitions the portable core; and
-    an exported module may only call what every reader has.
+    XLA would gather sharded arrays for a custom call, but it partitions the portable core. An
+    exported module must not call the kernel, which other machines may not have.
     """
     if module.lowering_parameters.for_export:
         return False

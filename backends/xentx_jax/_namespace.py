@@ -1,4 +1,4 @@
-"""jax.numpy as the core's namespace, and what XLA needs that is not in the standard."""
+"""jax.numpy as the core's namespace, with functions for XLA that are not in the standard."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ __all__ = ["compensated_sum", "times_infinity"]
 def times_infinity(x: Array, infinity: Array) -> Array:
     """``x infinity``, 0 for 0, linear in x: see `xentx._core._distribution`.
 
-    XLA would join products with constants into one with infinity, which is NaN for 0. It does not
-    join what is rounded in between.
+    XLA would combine products with constants into a product with infinity, which is NaN for 0. It
+    does not combine them if the results are rounded in between.
     """
     bits = jnp.finfo(infinity.dtype)
     factor = jnp.where(infinity > 0, bits.max, -bits.max).astype(infinity.dtype)
@@ -25,14 +25,14 @@ def times_infinity(x: Array, infinity: Array) -> Array:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int) -> Array:
-    """Take entries at indices that are in bounds, of which JAX would make sure."""
+    """Take entries at indices that are in bounds, without JAX's check."""
     return jnp.take_along_axis(x, indices, axis=axis, mode="promise_in_bounds")
 
 
 def is_split(x: Array, axis: int) -> bool:
-    """Whether an axis lies in parts on several devices by an explicit sharding, as types tell it.
+    """Whether an axis is split over several devices by an explicit sharding.
 
-    JAX refuses to gather along such an axis. Of any other sharding XLA moves the rows alone.
+    JAX does not gather along such an axis. With other shardings, XLA transfers only the rows.
     """
     sharding = getattr(getattr(x, "aval", None), "sharding", None)  # older versions have none
     spec = getattr(sharding, "spec", ())

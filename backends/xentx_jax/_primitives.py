@@ -1,19 +1,19 @@
-"""The kernel's primitives: what they are given, their shapes, and the portable core's answers.
+"""The kernel's primitives: their operands, their shapes, and their computation by the core.
 
-A custom_jvp around jax.ffi would cost most transformations: vmap would loop or broadcast, and
-reverse mode could not choose what to keep. Primitives instead, all of one static half, a `Call`:
+With a custom_jvp around jax.ffi, vmap would loop or broadcast, and reverse mode could not choose
+what to save. Therefore there are primitives. Each has a static parameter, a `Call`:
 
 - ``loss``: the value.
-- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass: for a
-  reduced loss that is to be transposed, which is the better half of a training step.
-- ``tangent``: the value's tangent, linear in that of the logits. What is transposed.
-- ``pullback``: its transpose, the gradient for a cotangent. Where the gradient for ones is known
-  and the cotangent is 1, it is that gradient; else it is computed anew, the cotangent within,
-  since scaling would round twice.
-- ``stats``, ``stats_tangent`` and ``stats_pullback``: the same of the fields of RowStats, of which
-  the first four have derivatives.
+- ``loss_and_gradient``: the value, and the gradient for a cotangent of ones, in one pass. For a
+  reduced loss in reverse mode, as in a training step.
+- ``tangent``: the tangent of the value, linear in that of the logits. It can be transposed.
+- ``pullback``: its transpose, the gradient for a cotangent. If the gradient for ones is known and
+  the cotangent is 1, it returns that gradient. Otherwise it computes the gradient again with the
+  cotangent, because the scaled gradient would be rounded twice.
+- ``stats``, ``stats_tangent`` and ``stats_pullback``: the same for the fields of RowStats. The
+  first four have derivatives.
 
-`_rules` differentiates and batches them, `_lowering` runs them.
+`_rules` differentiates and batches them. `_lowering` runs them.
 """
 
 import functools
@@ -37,26 +37,27 @@ Aval = Any
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """The static half of a primitive. Its operands: the arrays, then a seed, a known gradient.
+    """The static parameter of a primitive. Its operands: the arrays, a seed, a known gradient.
 
-    Made by `call_of`, which makes one of each: JAX looks at identity, at no cost in every call.
+    `call_of` makes one object for each set of values, so that JAX compares by identity, which is
+    fast.
 
     Parameters
     ----------
     kind
-        What to compute.
+        The checked call without its arrays.
     given
-        Which of the five arrays are there.
+        Which of the five arrays are given.
     groups
-        How many problems vmap has made of one; None outside of it.
+        The number of problems under vmap. None outside of it.
     grouped
-        Which of the arrays that are there have a leading axis for the groups. A seed and a known
-        gradient always have it.
+        Which of the given arrays have a leading axis for the groups. A seed and a known gradient
+        always have it.
     known
         Whether the last operand is the gradient for ones.
     overwrites
-        Whether ``loss_and_gradient`` puts the gradient where the logits were. Where somebody else
-        needs them XLA copies them first, so that this pays only for what nobody does.
+        Whether ``loss_and_gradient`` may write the gradient to the memory of the logits. If they
+        are used elsewhere, XLA copies them first.
     """
 
     kind: Kind
@@ -68,7 +69,7 @@ class Call:
 
     @property
     def count(self) -> int:
-        """How many arrays there are: where the seed is."""
+        """The number of arrays, which is also the place of the seed."""
         return len(self.grouped)
 
     @property
@@ -102,7 +103,7 @@ stats_tangent_p: Any = Primitive("xentx_row_stats_tangent")
 stats_pullback_p: Any = Primitive("xentx_row_stats_pullback")
 
 
-# The portable core's answer to each primitive.
+# The computation of each primitive by the portable core.
 
 
 def _arrays(call: Call, present: Sequence[Array]) -> tuple[Array | None, ...]:
@@ -207,7 +208,7 @@ def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
     if primitive in (stats_p, stats_tangent_p):
         fields = [value] * REAL_FIELDS
         if primitive is stats_p:
-            index = jax.dtypes.canonicalize_dtype(np.int64)  # as jnp.argmax has it
+            index = jax.dtypes.canonicalize_dtype(np.int64)  # as in jnp.argmax
             fields += [value.update(dtype=dtype) for dtype in (np.dtype(np.bool_), index)]
         return fields
     return [gradient] if primitive in (pullback_p, stats_pullback_p) else [value]
@@ -215,7 +216,7 @@ def _avals(primitive: Any, *avals: Aval, call: Call) -> list[Aval]:
 
 def is_ones(array: Array) -> bool:
     """Whether the values are concrete, and all of them 1."""
-    literal = getattr(array, "val", None)  # how jit traces the seed of jax.grad
+    literal = getattr(array, "val", None)  # of the seed of jax.grad under jit
     if isinstance(literal, Literal):
         array = literal.val
     if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):

@@ -1,7 +1,7 @@
-"""How JAX differentiates and batches the kernel's primitives.
+"""Differentiation and batching rules of the kernel's primitives.
 
-Derivatives that the kernel lacks, the second and those by targets and weights, are the portable
-core's. A batch is a group of the kernel's, whose groups are reduced apart.
+The portable core computes derivatives that the kernel lacks: of second order, and with respect to
+targets and weights. A batch is a group of the kernel, which reduces each group separately.
 """
 
 import functools
@@ -37,7 +37,7 @@ def _portable_tangents(
     places: Sequence[int],
     call: Call,
 ) -> Sequence[Any]:
-    """Tangents by the operands at `places`, through the portable core; none where none moves."""
+    """Tangents with respect to the operands at `places`, by the portable core."""
     places = [i for i in places if _moves(tangents[i])]
     if not places:
         return []
@@ -56,14 +56,14 @@ def _moves(tangent: Any) -> bool:
 
 
 def _may_be_transposed(primal: Array, tangent: Array) -> bool:
-    """Whether the tangent is another transformation's than the primal: linearize's, not jvp's."""
+    """Whether the tangent is traced separately from the primal: by linearize, not by jvp."""
     return getattr(primal, "_trace", None) is not getattr(tangent, "_trace", None)
 
 
 def _loss_jvp(
     primals: Sequence[Array], tangents: Sequence[Any], *, call: Call
 ) -> tuple[list[Array], list[Any]]:
-    # A batch of losses is pulled back from something else than ones more often than not.
+    # The cotangent of a batch of losses is usually not ones.
     alone = call.reduced and call.groups is None
     if alone and _moves(tangents[0]) and _may_be_transposed(primals[0], tangents[0]):
         value, *known = loss_and_gradient_p.bind(*primals, call=call)

@@ -70,7 +70,7 @@ def softmax_cross_entropy(
     """
     logits, labels = _array(logits), _array(labels)
     if not jnp.issubdtype(labels.dtype, jnp.floating):
-        # By the function's name these are no class indices, whatever their dtype.
+        # These are class probabilities in any dtype, by the name of the function.
         labels = labels.astype(logits.dtype)
     mask = _mask(where, logits, axis)
     logits, labels, mask = (_one_axis(array, axis) for array in (logits, labels, mask))
@@ -190,7 +190,7 @@ def _array(value: Any) -> Array:
 
 
 def _mask(where: Any, logits: Array, axis: Axis | None) -> Array | None:
-    """Give `where` the shape of the logits."""
+    """Broadcast `where` to the shape of the logits."""
     if where is None:
         return None
     mask = _array(where)
@@ -200,7 +200,7 @@ def _mask(where: Any, logits: Array, axis: Axis | None) -> Array | None:
 
 
 def _one_axis(array: Any, axis: Axis | None) -> Any:
-    """Make one axis of several, the last."""
+    """Merge several axes into one, the last."""
     if array is None or isinstance(axis, int):
         return array
     if axis is None:
@@ -210,6 +210,6 @@ def _one_axis(array: Any, axis: Axis | None) -> Any:
 
 
 def _excluding(logits: Array, mask: Array, axis: int) -> Array:
-    """Give classes left out the probability 0. A row with no other must stay finite."""
+    """Set excluded classes to -inf. A row without other classes must stay finite."""
     rest = jnp.where(jnp.any(mask, axis, keepdims=True), -jnp.inf, 0)
     return jnp.where(mask, logits, rest.astype(logits.dtype))

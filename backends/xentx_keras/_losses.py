@@ -16,12 +16,12 @@ from xentx._backend import plain
 from xentx._types import Array
 from xentx_keras._private import set_keras_mask
 
-# What labels are replaced by: both are no classes, and neither is a value that the caller chose.
+# Replacements of labels. Both are out of range, and independent of the caller's `ignore_class`.
 IGNORED, NO_CLASS = -1, -2
 
 
 class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no types
-    """What both share: the options, and probabilities for logits."""
+    """The common part of both losses: the options, and the conversion of probabilities."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Array:
         """Loss of a batch, reduced."""
-        # Keras's conversion to its backend's arrays refuses another byte order.
+        # Keras cannot convert arrays of another byte order to its backend's arrays.
         values = (
             plain(value) if isinstance(value, np.ndarray) else value
             for value in (y_true, y_pred, sample_weight)
@@ -56,9 +56,9 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
     def _loss(self, y_pred: Array, target: Array, **options: Any) -> Array:
         logits = y_pred
         if not self.from_logits:
-            # The softmax of log p is p, normalised. 0 would have a gradient of 0 times infinity.
+            # The softmax of log p is p, normalised. For p = 0 the gradient would be 0 * inf.
             dtype = keras.backend.standardize_dtype(y_pred.dtype)
-            tiny = 1e-7 if dtype == "float16" else 1.1754944e-38  # the least normal float32
+            tiny = 1e-7 if dtype == "float16" else 1.1754944e-38  # the smallest normal float32
             logits = ops.log(ops.maximum(y_pred, tiny))
         return xentx.cross_entropy(
             logits,
@@ -197,7 +197,7 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
         classes = ops.shape(y_pred)[self.axis]
         is_class = ops.logical_and(y_true >= 0, ops.less(y_true, classes))
         is_class = ops.logical_and(is_class, ops.equal(ops.floor(y_true), y_true))
-        # NaN and infinity have no integer, and so are replaced before the cast.
+        # NaN and infinity cannot be cast to integers, so they are replaced first.
         target = ops.cast(ops.where(is_class, y_true, NO_CLASS), "int32")
         if self.ignore_class is None:
             ignored, kept = None, None
@@ -213,7 +213,7 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
         return losses
 
     def _no_class(self, y_true: Array, target: Array, classes: int) -> str:
-        """Name the first label that is no class."""
+        """Return the error message for the first invalid label."""
         labels, replaced = ops.convert_to_numpy(y_true), ops.convert_to_numpy(target)
         at = tuple(int(i) for i in np.argwhere(replaced == NO_CLASS)[0])
         label = labels[at]

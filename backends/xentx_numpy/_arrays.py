@@ -1,4 +1,4 @@
-"""NumPy's arrays: the answers to the questions of `xentx._backend.Backend`."""
+"""NumPy's implementation of `xentx._backend.Backend`."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ Array = np.ndarray[Any, Any]
 
 
 class NumPyBackend(ArrayAPIBackend):
-    """ndarray, its subclasses and NumPy's scalars, of ml_dtypes.bfloat16 too."""
+    """ndarray, its subclasses and NumPy's scalars, also with the dtype ml_dtypes.bfloat16."""
 
     name = "numpy"
 
     def owns(self, value: object) -> bool:
         if type(value) is np.ndarray:
             return True
-        # These two redefine what the core's operators mean.
+        # These two define other meanings of operators that the core uses.
         redefined = isinstance(value, np.ma.MaskedArray | np.matrix)
         return isinstance(value, np.ndarray | np.generic) and not redefined
 

@@ -1,4 +1,4 @@
-"""NumPy has no autodiff: a value is a value, and `xentx.value_and_grad` gives the gradient."""
+"""NumPy has no autodiff. `xentx.value_and_grad` returns gradients."""
 
 from dataclasses import replace
 
@@ -22,9 +22,10 @@ def placed_along_axis(
 
 
 def matmul(left: Array, right: Array) -> Array:
-    """Multiply matrices by BLAS, whatever their strides.
+    """Multiply matrices by BLAS, for all strides.
 
-    NumPy before 2.3 has a loop of its own where no axis is contiguous: slower, and other bits.
+    NumPy before 2.3 uses its own loop if no axis is contiguous. It is slower and rounds
+    differently.
     """
     contiguous = (
         x if min(x.strides) == x.itemsize else np.ascontiguousarray(x) for x in (left, right)

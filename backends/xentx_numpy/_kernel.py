@@ -1,4 +1,4 @@
-"""NumPy's arrays to the CPU kernel, as they lie: with any strides, without a copy."""
+"""Pass NumPy's arrays to the CPU kernel, with any strides and without a copy."""
 
 import math
 from typing import Any
@@ -12,22 +12,22 @@ from xentx_numpy import _memory
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Any, ...]
 
-# Cotangents of the fields of RowStats, where no gradient is asked for.
+# Cotangents of the fields of RowStats, if no gradient is requested.
 _NO_SEEDS = (None, None, None, None)
 
 
 def unusable() -> str | None:
-    """Say why the kernel serves no array: every version of NumPy is served."""
+    """Return None: the kernel supports every version of NumPy."""
     return None
 
 
-def declines(array: Array) -> str | None:  # noqa: ARG001 -- all of them are in memory
-    """Say why the kernel computes no loss of `array`: all of them are served."""
+def declines(array: Array) -> str | None:  # noqa: ARG001 -- all arrays are in memory
+    """Return None: the kernel supports all arrays."""
     return None
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
-    """Value; None if a class index is out of range: the core raises the error."""
+    """Value. None if a class index is out of range, for which the core raises the error."""
     value = _empty_value(kind, arrays[0])
     wrong = _run(kind, kind.spec.operation, arrays, value=value)
     return value[()] if wrong < 0 else None
@@ -36,7 +36,7 @@ def solve(kind: Kind, arrays: Arrays) -> Array | None:
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
-    """Value and gradient in the same pass over the logits; None as `solve` has it."""
+    """Value and gradient in one pass over the logits. None as in `solve`."""
     logits = arrays[0]
     value = _empty_value(kind, logits)
     in_place = overwrite and logits.flags.c_contiguous
@@ -54,7 +54,7 @@ def solve_with_gradient(
 
 
 def row_stats(kind: Kind, arrays: Arrays) -> Arrays | None:
-    """Fields of RowStats; None as `solve` has it."""
+    """Fields of RowStats. None as in `solve`."""
     logits, *_ = arrays
     loss = _empty_value(kind, logits)
     dtypes = (logits.dtype, logits.dtype, logits.dtype, np.bool_, np.int64)
@@ -99,7 +99,7 @@ def _run(
         bad = ready.row_stats(fields, None, _NO_SEEDS, 0, x, t, w)
     elif ready is not None:
         bad = ready(value, gradient, u, 0, x, t, w, s, n)
-    if bad == UNREADABLE:  # not seen before, or not to be read
+    if bad == UNREADABLE:  # a new layout, or memory that the kernel cannot read
         views, ready = _prepare(kind, operation, given)
         in_place = (
             a is None or a.ctypes.data == v.ctypes.data for a, v in zip(given, views, strict=True)
@@ -115,9 +115,9 @@ def _run(
 
 
 def _prepare(kind: Kind, operation: str, arrays: Arrays) -> tuple[Arrays, Any]:
-    """See the arrays as (outer, classes, inner) or (outer, inner), and make a plan of that.
+    """View the arrays as (outer, classes, inner) or (outer, inner), and make a plan.
 
-    An array is copied only where that can't be seen in it, or its elements are misaligned.
+    An array is copied only if it has no such view, or if its elements are not aligned.
     """
     spec, shape = kind.spec, arrays[0].shape
     full = (math.prod(shape[: spec.axis]), spec.classes, math.prod(shape[spec.axis + 1 :]))

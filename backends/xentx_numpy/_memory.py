@@ -1,8 +1,8 @@
-"""Memory for gradients, used again and again if the user asks for it.
+"""Reuse of memory for gradients, if the user enables it.
 
-Fresh memory costs more than the gradient that is written to it: the operating system maps and
-clears it page by page, and takes it back as soon as the array is gone. A training loop that wants
-the same gigabyte again at every step may keep it, up to a limit that it names.
+New memory takes more time than writing the gradient: the operating system maps and clears it page
+by page, and unmaps it when the array is deleted. A training loop that needs the same amount in each
+step can keep the memory, up to a limit.
 """
 
 import math
@@ -13,10 +13,10 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# NumPy allocates less than this from memory that the process has already.
+# For smaller arrays, NumPy uses memory that the process already has.
 _SMALLEST = 1 << 20
 
-# Reentrant: a lease may end while the garbage collector runs inside of this module.
+# Reentrant: the garbage collector may delete a lease while this module runs.
 _lock = threading.RLock()
 _limit = 0
 _free: dict[int, Array] = {}  # by address, oldest first
@@ -54,7 +54,7 @@ def reuse_memory(most: int) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Make an array with any content, in kept memory where some fits."""
+    """Make an array with arbitrary content, in kept memory of the same size if there is some."""
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST or _limit == 0:
         return np.empty(shape, dtype)
@@ -67,7 +67,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 class _Lease:
-    """Owner of memory in the eyes of NumPy: it is gone once no array sees the memory any more."""
+    """Owner of memory for NumPy. It is deleted when no array refers to the memory."""
 
     def __init__(self, memory: Array) -> None:
         self._memory = memory
@@ -80,6 +80,6 @@ class _Lease:
 
 
 def _let_go() -> None:
-    """Let the oldest go, until what is kept is within the limit."""
+    """Free the oldest memory, until the rest is within the limit."""
     while sum(memory.nbytes for memory in list(_free.values())) > _limit:
         _free.pop(next(iter(_free)))

@@ -1,4 +1,4 @@
-"""NumPy's ways into xentx, for `xentx.testing`: itself, and the standard and nothing but that."""
+"""Routes of `xentx.testing` for NumPy and for array-api-strict."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ from xentx.testing import Route
 
 
 class NumPy(Route):
-    """NumPy's arrays, none of which can be written to."""
+    """Read-only NumPy arrays."""
 
     name = framework = "numpy"
 
@@ -21,7 +21,7 @@ class NumPy(Route):
 
 
 class Strict(Route):
-    """array-api-strict: what any library that follows the standard gets."""
+    """array-api-strict, which represents all libraries that follow the standard."""
 
     name = "strict"
     framework = "numpy"

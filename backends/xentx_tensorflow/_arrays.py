@@ -1,4 +1,4 @@
-"""TensorFlow's arrays: the answers to the questions of `xentx._backend.Backend`."""
+"""TensorFlow's implementation of `xentx._backend.Backend`."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ class TensorFlowBackend(ArrayAPIBackend):
         return isinstance(value, tf.Tensor | tf.Variable)
 
     def array(self, value: Any, like: Array) -> Array:
-        """Make a DTensor where `like` is one, replicated over its mesh."""
+        """Convert to a tensor. If `like` is a DTensor, replicate it over the mesh of `like`."""
         tensor = tf.convert_to_tensor(value)
         if _autodiff.is_dtensor(like) and not _autodiff.is_dtensor(tensor):
             dtensor = tf.experimental.dtensor
@@ -39,7 +39,7 @@ class TensorFlowBackend(ArrayAPIBackend):
     def of_sizes(
         self, name: str, array: Array | None, like: Array, axes: Sequence[int]
     ) -> Array | None:
-        """Check when a graph runs the sizes that are unknown when it is traced."""
+        """Check sizes that are unknown while tracing when the graph runs."""
         if array is None or tf.executing_eagerly():
             return array
         pairs = [(array.shape[i], like.shape[axis]) for i, axis in enumerate(axes)]
@@ -47,7 +47,7 @@ class TensorFlowBackend(ArrayAPIBackend):
             return array
         given, full = tf.shape(array), tf.shape(like)
         wanted = tf.gather(full, list(axes))
-        # Each part is printed in brackets of its own.
+        # TensorFlow prints brackets around each part.
         text = [f"{name}: got shape", given, "; expected", wanted, "beside an array of shape", full]
         fits = tf.reduce_all(given[: len(pairs)] == wanted)
         with tf.control_dependencies([tf.debugging.Assert(fits, text)]):

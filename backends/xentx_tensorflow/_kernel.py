@@ -1,21 +1,20 @@
-"""TensorFlow's tensors to the CPU kernel, by operators that are differentiated here.
+"""Operators that pass TensorFlow's tensors to the CPU kernel, and their gradients.
 
-Eager calls are about time. An operator that was registered through TensorFlow's C API is called in
-microseconds, and a tape records it, and calls its registered gradient, like one of TensorFlow's
-own. Where a tape watches the logits, one operator forms the loss and its gradient in one pass over
-them. That gradient is no function of what a tape would ask for, so `XentxLoss` is then called with
-both as results that are known: the tape sees a loss of the logits, and its gradient finds the known
-one among the inputs, which is the answer where the cotangent is 1.
+In eager mode, an operator that is registered through TensorFlow's C API is called in microseconds.
+A tape records it and calls its registered gradient. If a tape watches the logits, the operator
+`XentxLossAndGradient` computes the loss and its gradient in one pass. Then `XentxLoss` is called
+with both results as inputs. The tape records it as a loss of the logits. Its gradient function
+returns the known gradient if the cotangent is 1.
 
-Graphs are about places. Whoever traces a function cannot know where it will run: it may be called
-from one that XLA compiles, which has no operator of ours, or be placed on another device. So a
-graph holds the operator and the core, and TensorFlow's own ``DeviceIndex`` chooses once it is
-known; being constant then, it costs nothing, since what is not chosen is removed. TensorFlow's
-gradient of such a choice would hand every intermediate result of both sides to the backward pass,
-in types that XLA lacks. So each choice stands alone, and ``tf.custom_gradient`` joins two of them.
+In a graph, it is not known while tracing where it will run. It may be compiled by XLA, which does
+not have the operators, or placed on another device. So the graph contains the operator and the
+core, and TensorFlow's ``DeviceIndex`` selects one when the device is known. It is a constant then,
+and the other branch is removed. TensorFlow's gradient of such a choice would pass all intermediate
+results of both branches to the backward pass, in types that XLA lacks. Therefore the value and the
+gradient are separate choices, joined by ``tf.custom_gradient``.
 
-What the kernel has no derivative for, such as the one by a weight and every second derivative, is
-derived from the core's expression, and so is differentiable any number of times.
+Derivatives that the kernel lacks, such as those with respect to weights and of second order, are
+derived from the core's expression. They can be differentiated again.
 """
 
 import ctypes
@@ -50,7 +49,7 @@ def _path() -> Path | None:
 
 @functools.cache
 def _load() -> tuple[Any, str | None]:
-    """Load the operators, or say why there are none."""
+    """Load the operators, or return why they are not available."""
     version = f"TensorFlow {tf.__version__}"
     path = _path()
     if KERNEL is None:
@@ -66,24 +65,24 @@ def _load() -> tuple[Any, str | None]:
         return None, f"{version} does not load xentx's operators: {error.message}"
     if not hasattr(loaded, "xentx_log_softmax_gradient"):
         return None, f"{version} lacks functions of the C API that xentx's operators call"
-    # One kernel, and one pool of threads, for all that a process has imported.
+    # All frameworks of a process share one kernel and one pool of threads.
     ctypes.CDLL(str(path)).xentx_tensorflow_use(ctypes.c_void_p(KERNEL.run_address()))
     return loaded, None
 
 
 def operators() -> Any:
-    """Return the operators; None where there are none."""
+    """Return the operators, or None."""
     return _load()[0]
 
 
 def unusable() -> str | None:
-    """Say why the kernel can't be called by this TensorFlow; None where it can."""
+    """Return why this TensorFlow cannot call the kernel, or None."""
     return _load()[1]
 
 
 @functools.cache
 def _limit_threads() -> None:
-    """Use no more threads than TensorFlow was told to, which it can't be once it runs."""
+    """Use at most TensorFlow's number of threads, which is fixed once TensorFlow runs."""
     most = tf.config.threading.get_intra_op_parallelism_threads()
     if most:
         library = ctypes.CDLL(str(_path()))
@@ -94,7 +93,7 @@ _WEIGHTS = ("weight", "sample_weight", "normalizer")
 
 
 def _options(kind: Kind, arrays: Arrays, *, strict: bool = False) -> str:
-    """Write what `kernel/tensorflow_op.cpp` and `_problem_of` read."""
+    """Return the options as text for `kernel/tensorflow_op.cpp` and `_problem_of`."""
     _, _, weight, sample_weight, normalizer = arrays
     given = (weight is not None, sample_weight is not None, normalizer is not None)
     options: str | None = kind.plans.get((given, strict))
@@ -111,7 +110,7 @@ def _present(arrays: Arrays) -> list[Array]:
 
 
 def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Array:
-    """Value by the kernel. Of a reduced loss it may be known, with its gradient."""
+    """Value by the kernel. For a reduced loss, value and gradient may be known."""
     logits, *others = _present(arrays)
     if not kind.operation.IS_ROWWISE:
         return operators().xentx_log_softmax(logits, options)
@@ -120,7 +119,7 @@ def _value(kind: Kind, arrays: Arrays, known: list[Array], options: str) -> Arra
         return operators().xentx_loss(logits, target, weights, known, options)
     losses = operators().xentx_row_losses(logits, target, weights, options)
     if not tf.executing_eagerly():
-        # The operator can't tell TensorFlow the shape, which shows those who infer no attributes.
+        # The operator cannot infer this shape, because its shape function has no attributes.
         axis = kind.spec.axis
         losses.set_shape(logits.shape[:axis] + logits.shape[axis + 1 :])
     return losses
@@ -146,7 +145,7 @@ def _stats(kind: Kind, arrays: Arrays, options: str) -> list[Array]:
 def _gradient(
     present: Sequence[Array], cotangents: Sequence[Array], known: Sequence[Array], options: str
 ) -> Array:
-    """Gradient by the kernel; that for a cotangent of 1 may be known."""
+    """Gradient by the kernel. The gradient for a cotangent of 1 may be known."""
     logits, *others = present
     cotangent, *more = cotangents
     if not others:
@@ -161,7 +160,7 @@ def _gradient(
 
 
 def _values(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> list[Array]:
-    """Value, or the fields of RowStats where there are several cotangents."""
+    """Value, or the fields of RowStats if there are several cotangents."""
     if len(cotangents) == 1:
         return [_evaluate.portable(kind, arrays)]
     return list(_evaluate.portable_row_stats(kind, arrays)[:REAL_FIELDS])
@@ -170,8 +169,8 @@ def _values(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> list[Arr
 def _pull_back(
     kind: Kind, arrays: Arrays, cotangents: Sequence[Array], wanted: Sequence[int]
 ) -> list[Array | None]:
-    """Pull cotangents of the values back to the wanted ones of the arrays that there are."""
-    # One tensor may stand in two places, which a tape can't tell apart.
+    """Pull cotangents of the values back to the wanted arrays."""
+    # A tensor may be passed twice, and a tape cannot distinguish its two places.
     present = [tf.identity(array) for array in _present(arrays)]
     sources = [present[i] for i in wanted]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -205,7 +204,7 @@ def _pull_back_twice(
 def _spread(
     count: int, places: Sequence[int], values: Sequence[Array | None]
 ) -> list[Array | None]:
-    """Lay gradients out beside `count` inputs, of which the others have none."""
+    """Put gradients in their places among `count` inputs, and None in the others."""
     gradients: list[Array | None] = [None] * count
     for i, value in zip(places, values, strict=True):
         gradients[i] = value
@@ -216,7 +215,7 @@ def _spread(
 
 
 def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
-    """Separate an operator's arrays from what else it was given: a cotangent, what is known."""
+    """Separate an operator's arrays from its other inputs: a cotangent and known results."""
     softmax = op.type in {"XentxLogSoftmax", "XentxLogSoftmaxGradient"}
     count = 1 if softmax else 2 + sum(_given(op))
     inputs = list(op.inputs)
@@ -224,7 +223,7 @@ def _inputs(op: Any) -> tuple[list[Array], list[Array]]:
 
 
 def _given(op: Any) -> list[bool]:
-    """Which of the weights an operator has."""
+    """Return which of the weights an operator has."""
     words = op.get_attr("options").decode().split()
     return [f"{name}=True" in words for name in _WEIGHTS]
 
@@ -239,7 +238,7 @@ def _problem_of(op: Any) -> Problem:
 
 
 def _wanted(op: Any, inputs: Sequence[Array]) -> list[int]:
-    """Which inputs need a gradient, as far as TensorFlow says."""
+    """Return the inputs that need a gradient, as far as TensorFlow knows."""
     skipped = _private.skipped(op)
     return [i for i, array in enumerate(inputs) if array.dtype.is_floating and i not in skipped]
 
@@ -259,7 +258,7 @@ def _of_stats(op: Any, *cotangents: Array | None) -> list[Array | None]:
 
 
 def _real(fields: Sequence[Array], cotangents: Sequence[Array | None]) -> list[Array]:
-    """Cotangents of the fields of RowStats that have derivatives, zeros where there are none."""
+    """Return the cotangents of the differentiable fields of RowStats, with zeros for None."""
     pairs = zip(fields[:REAL_FIELDS], cotangents[:REAL_FIELDS], strict=True)
     return [tf.zeros_like(field) if seed is None else seed for field, seed in pairs]
 
@@ -269,7 +268,7 @@ def _pull_back_value(
 ) -> list[Array | None]:
     wanted = _wanted(op, present)
     options = op.get_attr("options").decode()
-    if wanted == [0] and tf.executing_eagerly():  # what a training step in eager mode asks for
+    if wanted == [0] and tf.executing_eagerly():  # a training step in eager mode
         gradients: list[Array | None] = [_gradient(present, cotangents, known, options)]
         return _spread(len(op.inputs), wanted, gradients)
     kind, arrays = _problem_of(op)
@@ -287,7 +286,7 @@ def _pull_back_value(
 def _of_gradient(op: Any, second: Array) -> list[Array | None]:
     present, cotangents = _inputs(op)
     if op.type != "XentxRowStatsGradient":
-        cotangents = cotangents[:1]  # what follows is known
+        cotangents = cotangents[:1]  # known results follow
     wanted = _wanted(op, [*present, *cotangents])
     gradients = _pull_back_twice(*_problem_of(op), cotangents, second, wanted)
     return _spread(len(op.inputs), wanted, gradients)
@@ -295,7 +294,7 @@ def _of_gradient(op: Any, second: Array) -> list[Array | None]:
 
 @tf.RegisterGradient("XentxLossAndGradient")  # type: ignore[untyped-decorator]
 def _of_both(op: Any, cotangent: Array, second: Array) -> list[Array | None]:
-    # Only for tf.vectorized_map, which takes custom gradients out of the graph that it rewrites.
+    # Only for tf.vectorized_map, which removes custom gradients from the graph.
     present, _ = _inputs(op)
     value, gradient = op.outputs
     gradients = _pull_back_value(op, present, [cotangent], [gradient])
@@ -310,7 +309,7 @@ def _of_both(op: Any, cotangent: Array, second: Array) -> list[Array | None]:
 def _differentiable(
     kind: Kind, arrays: Arrays, options: str, *, both: bool
 ) -> tuple[Array, list[Array]]:
-    """Value that a tape can follow, and the gradient for a cotangent of 1 if it is formed."""
+    """Value that a tape records, and the gradient for a cotangent of 1 if it is computed."""
     known = _value_and_gradient(arrays, options) if both else []
     return _value(kind, arrays, known, options), known[1:]
 
@@ -319,19 +318,19 @@ def _differentiable(
 
 
 def _either(kernel: Callable[[], Any], portable: Callable[[], Any]) -> Any:
-    """Take the kernel where a graph may."""
+    """Run the kernel if the device allows it, else the core."""
     return _autodiff.unless_xla(kernel, portable, ("CPU",))
 
 
 def _by_core(kind: Kind, arrays: Arrays) -> list[Array]:
-    """Value and gradient by the core, where nothing is recorded."""
-    logits = tf.identity(arrays[0])  # an eager tensor would be nothing that the value depends on
+    """Value and gradient by the core, without recording."""
+    logits = tf.identity(arrays[0])  # tf.gradients needs a tensor of the graph
     value = _evaluate.portable(kind, (logits, *arrays[1:]))
     return [value, *tf.gradients(value, logits)]
 
 
 def _gradient_by_core(kind: Kind, arrays: Arrays, cotangents: Sequence[Array]) -> Array:
-    """Gradient by the core, where nothing is recorded."""
+    """Gradient by the core, without recording."""
     logits = tf.identity(arrays[0])
     values = _values(kind, (logits, *arrays[1:]), cotangents)
     seeds = [tf.cast(seed, value.dtype) for seed, value in zip(cotangents, values, strict=True)]

@@ -98,7 +98,7 @@ class TensorFlowTiles(Tiles):
         size = together * max(1, BLOCK // max(1, together * features))
         x = tf.reshape(x, (classes // together, together * features))
         for start in range(0, classes, size):
-            with tf.control_dependencies([x]):  # else a graph makes all products before it adds
+            with tf.control_dependencies([x]):  # otherwise a graph computes all products first
                 block = self.take(slope, start, min(size, classes - start), axis=1)
                 product = self.pull(block, hidden)
             x = self.add(x, start // together, tf.reshape(product, (-1, together * features)))
@@ -112,8 +112,8 @@ class TensorFlowTiles(Tiles):
     ) -> Array:
         if tf.executing_eagerly():
             return in_place()
-        # A graph doesn't order what reads an array before what writes to it. Vectors are the rows'
-        # states, which are read; matrices are gradients, which nothing reads until they are whole.
+        # A graph does not order reads before writes. Vectors are the states of the rows, which are
+        # read. Matrices are gradients, which are not read until they are complete.
         if x.shape.rank == 1:
             return copied()
         return _autodiff.unless_xla(in_place, copied)
@@ -126,12 +126,12 @@ _TILES = TensorFlowTiles(_autodiff.NAMESPACE)
 
 
 def tiles(array: Array) -> Tiles:  # noqa: ARG001
-    """Return how tensors are taken by tiles."""
+    """Return the tiles of tensors."""
     return _TILES
 
 
 def view(array: Array) -> NumPyArray | None:
-    """Memory of an eager tensor on the CPU. Narrow floats are widened: they are only to be read."""
+    """Return the memory of an eager tensor on the CPU. Narrow floats are copied to float32."""
     if not tf.executing_eagerly() or "CPU" not in array.device:
         return None
     return np.asarray(memoryview(tf.cast(array, tf.float32) if array.dtype in NARROW else array))
@@ -146,7 +146,7 @@ def by_chunks(
     mapped: tuple[Array, ...],
     whole: Arrays,
 ) -> tuple[Array, ...]:
-    """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
+    """Join ``function(*chunks of mapped, *whole)``. Only the inputs are kept for the backward."""
     count, arrays = mapped[0].shape[0], (*mapped, *whole)
     given = [array for array in arrays if array is not None]
     if count is None or count <= size or _private.has_tangents(given):
@@ -169,7 +169,7 @@ def by_chunks(
         return tuple(tf.concat(pieces, 0) for pieces in zip(*chunks, strict=True))
 
     def pull(cotangents: Sequence[Array], *present: Array) -> list[Array]:
-        # Summed up in at least float32, and rounded to a narrower dtype once.
+        # Accumulated in at least float32, and rounded once to a narrower dtype.
         wide = [tf.cast(a, tf.float32) if a.dtype in NARROW else a for a in present]
         sums = {i: _TILES.zeros(wide[i].shape, wide[i].dtype, wide[i]) for i in places}
 
@@ -192,14 +192,14 @@ def by_chunks(
 def solve_with_gradients(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
 ) -> tuple[Array, _linear.LinearGradients[Array]]:
-    """Value and gradients, where nobody asks for their derivatives."""
+    """Value and gradients, which are not differentiated."""
     return _linear.solve_with_gradients(linear, arrays, cotangent, needs)
 
 
 def attach(linear: Linear, arrays: Arrays) -> Array:
     """Value of the problem, differentiable by every array and to any order."""
     present = [array for array in arrays if array is not None]
-    # All logits at once: a tile of a DTensor would be gathered, and tiles have no tangents.
+    # All logits at once: tiles of a DTensor would be gathered, and tiles do not support tangents.
     if _autodiff.is_dtensor(arrays[0]) or _private.has_tangents(present):
         return _linear.plain(linear, arrays)
     given = [i for i, array in enumerate(arrays) if array is not None]
@@ -208,10 +208,10 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
         return _linear.solve(linear, arrays)
     needs = [i in watched for i in range(FORMED)]
     others = [i for i in watched if i >= FORMED]
-    # A tape that is asked for weights gives the rest as well. A graph has each on its own, since
-    # what nobody will use is removed from it.
+    # If a tape computes the gradients of weights, it computes the others too. In a graph they are
+    # separate, because unused operations are removed.
     by_tape = others and tf.executing_eagerly()
-    # Those of a soft target are formed in a pass of their own, for the cotangent.
+    # The gradient of a soft target is computed in a separate pass, with the cotangent.
     early = linear.grads_in_forward and not by_tape and not needs[-1]
     known: list[Array | None] = []
 
@@ -251,10 +251,10 @@ def _formed(
     arrays: Sequence[Array],
     places: Sequence[int],
 ) -> tuple[Array, ...]:
-    """Return ``solve(*arrays)``, differentiable by those at some places and to any order.
+    """Return ``solve(*arrays)``, differentiable with respect to some of them and to any order.
 
-    ``pull(cotangents of its floating results, *arrays)`` forms the gradients. Their own derivatives
-    are those of `plain`, which computes the same in operations that a tape can follow.
+    ``pull(cotangents of its floating results, *arrays)`` computes the gradients. Their derivatives
+    are those of `plain`, which computes the same with operations that a tape records.
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -293,7 +293,7 @@ def _by_tape(
     cotangents: Sequence[Array],
     places: Sequence[int],
 ) -> list[Array]:
-    """Gradients of `plain` by the arrays at some places."""
+    """Gradients of `plain` with respect to the arrays at some places."""
     if not places:
         return []
     given = [tf.identity(array) for array in arrays]
@@ -311,7 +311,7 @@ def _by_tape(
 def _in_turn(
     starts: Iterable[int], step: Callable[[int], Sequence[Array]]
 ) -> list[Sequence[Array]]:
-    """Make the steps, also in a graph, which would make them side by side and hold it all."""
+    """Run the steps in order, also in a graph, which would otherwise run them at once."""
     results: list[Sequence[Array]] = []
     for start in starts:
         with tf.control_dependencies([array for last in results[-1:] for array in last]):

@@ -69,13 +69,13 @@ def _dtype_of(x: Array | DType) -> DType:
 
 @functools.cache
 def _promote(a: DType, b: DType) -> DType:
-    """Give the smallest dtype that holds both, if they are of one kind."""
+    """Return the smallest dtype that holds both, if they are of one kind."""
     if a == b:
         return a
     if {a, b} == {float16, bfloat16}:
-        return float32  # NumPy has no answer
+        return float32  # NumPy does not support this pair
     both = tf.as_dtype(np.promote_types(a.as_numpy_dtype, b.as_numpy_dtype))
-    # NumPy crosses kinds: int64 and uint64 make it a float64.
+    # NumPy promotes int64 and uint64 to float64, another kind.
     for kind in ("integral", "real floating"):
         if builtins.all(isdtype(dtype, kind) for dtype in (a, b, both)):
             return both
@@ -84,7 +84,7 @@ def _promote(a: DType, b: DType) -> DType:
 
 
 def result_type(*arrays_and_dtypes: Array | DType | Scalar) -> DType:
-    """Give the dtype that the arguments promote to. A Python scalar adopts that of the others."""
+    """Return the promoted dtype of the arguments. A Python scalar does not change it."""
     scalars = [x for x in arrays_and_dtypes if isinstance(x, builtins.bool | int | float)]
     typed = [x for x in arrays_and_dtypes if not isinstance(x, builtins.bool | int | float)]
     if not typed:
@@ -108,7 +108,7 @@ def can_cast(from_: Array | DType, to: DType, /) -> builtins.bool:
 
 
 def astype(x: Array, dtype: DType, /, *, copy: builtins.bool = True, device: Any = None) -> Array:
-    """Cast `x`. A tensor is immutable, so that one of `dtype` already is its own copy."""
+    """Cast `x`. A tensor is immutable, so it is returned unchanged if it has this dtype."""
     del copy
     with tf.device(device):
         return tf.cast(x, dtype)
@@ -164,7 +164,7 @@ def asarray(
         if hasattr(obj, "dtype"):
             x = tf.convert_to_tensor(obj)
             return x if dtype is None else tf.cast(x, dtype)
-        # By way of NumPy, since TensorFlow wraps integers that do not fit, and would make int32.
+        # Through NumPy, because TensorFlow wraps integers that do not fit, and would use int32.
         host = np.asarray(obj, None if dtype is None else dtype.as_numpy_dtype)
         if dtype is None and host.dtype == np.float64:
             dtype = float32
@@ -186,7 +186,7 @@ def arange(
     if dtype is None:
         integers = builtins.all(isinstance(x, int) for x in (start, stop, step))
         dtype = int64 if integers else float32
-    # tf.range knows five dtypes only, fewer in XLA, and adds up its rounding errors.
+    # tf.range supports only five dtypes, fewer in XLA, and accumulates rounding errors.
     wide = float64 if isdtype(dtype, "real floating") else int64
     known = not tf.is_tensor(stop)  # else it is `size_of` an axis, counted to from 0
     length = builtins.max(0, int(-((start - stop) // step))) if known else stop
@@ -243,7 +243,7 @@ def _promoted(*arrays: Array | Scalar) -> tuple[Array, ...]:
 
 
 def _promoting(function: Callable[[Array, Array], Array]) -> Callable[[Any, Any], Array]:
-    """Give TensorFlow's function of two arrays the standard's promotion."""
+    """Add the standard's promotion to a TensorFlow function of two arrays."""
 
     def promoting(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
         return function(*_promoted(x1, x2))
@@ -252,7 +252,7 @@ def _promoting(function: Callable[[Array, Array], Array]) -> Callable[[Any, Any]
 
 
 def _of_floats(function: Callable[[Array], Array]) -> Callable[[Any], Array]:
-    """Let a test for special values answer for integers too, which have none."""
+    """Let a test for special values support integers, which have none."""
 
     def tests(x: Array, /) -> Array:
         return function(x if isdtype(x.dtype, "real floating") else tf.cast(x, float64))
@@ -298,7 +298,7 @@ def negative(x: Array, /) -> Array:
 
 
 def _or_nan(result: Array, any_nan: Callable[[], Array]) -> Array:
-    """Put NaN where XLA forgot it: on CPU its maximum of a number and NaN is the number.
+    """Restore NaN in XLA's result: on CPU its maximum of a number and NaN is the number.
 
     TensorFlow's own kernels propagate NaN. But a function being traced cannot know whether it will
     be compiled by XLA, so only eager calls are spared.
@@ -309,29 +309,29 @@ def _or_nan(result: Array, any_nan: Callable[[], Array]) -> Array:
 
 
 def maximum(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
-    """Take the larger of two elements, or the one that is NaN."""
+    """Return the larger of two elements, or NaN if one of them is NaN."""
     x1, x2 = _promoted(x1, x2)
     return _or_nan(tf.math.maximum(x1, x2), lambda: isnan(x1) | isnan(x2))
 
 
 def minimum(x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
-    """Take the smaller of two elements, or the one that is NaN."""
+    """Return the smaller of two elements, or NaN if one of them is NaN."""
     x1, x2 = _promoted(x1, x2)
     return _or_nan(tf.math.minimum(x1, x2), lambda: isnan(x1) | isnan(x2))
 
 
 def where(condition: Array, x1: Array | Scalar, x2: Array | Scalar, /) -> Array:
-    """Take an element of `x1` where `condition` holds, else of `x2`."""
+    """Select elements of `x1` if `condition` is true, else of `x2`."""
     return tf.where(condition, *_promoted(x1, x2))
 
 
 def times_infinity(x: Array, infinity: Array) -> Array:
-    """``x infinity``, 0 for 0, as are derivatives: for xentx's core, and not in the standard."""
+    """``x infinity``, and 0 for 0. For xentx's core, not in the standard."""
     return tf.math.multiply_no_nan(infinity, x)
 
 
 def size_of(x: Array, axis: int) -> Array:
-    """Size of an axis that a graph may not know before it runs: for xentx's core, too."""
+    """Size of an axis, which may be unknown before a graph runs. For xentx's core."""
     return tf.shape(x)[axis]
 
 
@@ -346,7 +346,7 @@ def sum(
     dtype: DType = None,
     keepdims: builtins.bool = False,
 ) -> Array:
-    """Add up along `axis`; small integers in their kind's widest dtype, unless told otherwise."""
+    """Sum along `axis`. By default small integers are summed in the widest dtype of their kind."""
     if dtype is None and isdtype(x.dtype, "integral"):
         dtype = uint64 if isdtype(x.dtype, "unsigned integer") else int64
     return tf.reduce_sum(x if dtype is None else tf.cast(x, dtype), axis, keepdims)
@@ -358,26 +358,26 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> 
 
 
 def max(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
-    """Take the largest element along `axis`, or NaN if there is one."""
+    """Return the largest element along `axis`, or NaN if there is one."""
     return _or_nan(
         tf.reduce_max(x, axis, keepdims), lambda: any(isnan(x), axis=axis, keepdims=keepdims)
     )
 
 
 def min(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
-    """Take the smallest element along `axis`, or NaN if there is one."""
+    """Return the smallest element along `axis`, or NaN if there is one."""
     return _or_nan(
         tf.reduce_min(x, axis, keepdims), lambda: any(isnan(x), axis=axis, keepdims=keepdims)
     )
 
 
 def all(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
-    """Whether all elements along `axis` are true, that is, not zero."""
+    """Whether all elements along `axis` are nonzero."""
     return tf.reduce_all(tf.cast(x, bool), axis, keepdims)
 
 
 def any(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> Array:
-    """Whether any element along `axis` is true, that is, not zero."""
+    """Whether any element along `axis` is nonzero."""
     return tf.reduce_any(tf.cast(x, bool), axis, keepdims)
 
 
@@ -385,8 +385,8 @@ def any(x: Array, /, *, axis: Axis = None, keepdims: builtins.bool = False) -> A
 
 
 def reshape(x: Array, /, shape: Sequence[int], *, copy: builtins.bool | None = None) -> Array:
-    """Give `x` another shape. One entry may be -1."""
-    del copy  # nobody can tell, since a tensor is immutable
+    """Reshape `x`. One entry of the shape may be -1."""
+    del copy  # makes no difference for immutable tensors
     return tf.reshape(x, shape)
 
 
@@ -405,7 +405,7 @@ def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     if builtins.any(x.shape[i] not in (1, None) for i in axes):
         msg = f"`squeeze` removes dimensions of size one; got axis {axis} of shape {x.shape}."
         raise ValueError(msg)
-    # To tf.squeeze no axes mean all of them.
+    # tf.squeeze without axes removes all of them.
     return tf.squeeze(x, axes) if axes else x
 
 
@@ -415,7 +415,7 @@ def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
 
 
 def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
-    """Put the dimensions in another order."""
+    """Permute the dimensions."""
     return tf.transpose(x, axes)
 
 
@@ -428,7 +428,7 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
 
 
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
-    """Pick elements along `axis`, which only an `x` of one dimension need not name."""
+    """Take elements along `axis`. It is optional for 1-d arrays only."""
     axis = 0 if axis is None else axis
     return tf.gather(
         x, tf.where(indices < 0, indices + tf.shape(x, indices.dtype)[axis], indices), axis=axis
@@ -436,15 +436,15 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
-    """Pick an element along `axis` for each of the indices, in dimensions that are alike."""
+    """Take an element along `axis` for each index. The other dimensions must be equal."""
     rank = x.shape.rank
     axis %= rank
-    if indices.dtype not in (int32, int64):  # TensorFlow counts in no others
+    if indices.dtype not in (int32, int64):  # TensorFlow supports no other indices
         indices = tf.cast(indices, int64)
     size = x.shape[axis]
     size = tf.shape(x, indices.dtype)[axis] if size is None else size
-    indices = tf.math.floormod(indices, size)  # they may count from the end
-    if rank == 1:  # in a batch, since else its gradient is sparse, which forward mode can't take
+    indices = tf.math.floormod(indices, size)  # negative indices count from the end
+    if rank == 1:  # as a batch: a sparse gradient would not support forward mode
         return tf.gather(x[None], indices[None], axis=1, batch_dims=1)[0]
     if axis == rank - 1:
         return tf.gather(x, indices, axis=axis, batch_dims=axis)
@@ -452,7 +452,7 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
 
 
 def _coordinates(indices: Array, axis: int) -> Array:
-    """Complete indices along `axis` by their own places in the other dimensions."""
+    """Add the indices of the other dimensions to indices along `axis`."""
     rank = indices.shape.rank
     sizes = tf.shape(indices, indices.dtype)
 
@@ -478,7 +478,7 @@ def placed_along_axis(
 
 
 def is_split(x: Array, axis: int) -> builtins.bool:
-    """Whether an axis may lie in parts on several devices: in graphs it can't be seen."""
+    """Whether an axis may be split over several devices. In graphs this is not known."""
     del axis
     dtensor = _private.dtensor_in_use()
     if dtensor is None:
@@ -487,7 +487,7 @@ def is_split(x: Array, axis: int) -> builtins.bool:
 
 
 def argmax(x: Array, /, *, axis: int | None = None, keepdims: builtins.bool = False) -> Array:
-    """Find the first of the largest elements along `axis`, or in all of `x`; NaN is the largest."""
+    """Return the index of the first largest element along `axis`, or of all. NaN is the largest."""
     if axis is None:
         index = argmax(tf.reshape(x, (-1,)), axis=0)
         return tf.reshape(index, (1,) * x.shape.rank) if keepdims else index
@@ -503,26 +503,26 @@ def argmax(x: Array, /, *, axis: int | None = None, keepdims: builtins.bool = Fa
 
 
 class __array_namespace_info__:  # noqa: N801 - the standard's name of a function
-    """What this namespace can do, and by which defaults."""
+    """The features and defaults of this namespace."""
 
     def capabilities(self) -> dict[str, Any]:
-        """Name the optional features. TensorFlow's indexing ends at eight dimensions."""
+        """Return the optional features. TensorFlow's indexing supports up to 8 dimensions."""
         return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 8}
 
     def default_device(self) -> None:
-        """Give None: TensorFlow places each operation by itself."""
+        """Return None: TensorFlow places operations itself."""
 
     def devices(self) -> list[str]:
-        """Name the devices."""
+        """Return the devices."""
         return [device.name for device in tf.config.list_logical_devices()]
 
     def default_dtypes(self, *, device: Any = None) -> dict[str, DType]:
-        """Give the dtypes of what is created with none."""
+        """Return the default dtypes."""
         del device
         return {"real floating": float32, "integral": int64, "indexing": int64}
 
     def dtypes(self, *, device: Any = None, kind: Kind | None = None) -> dict[str, DType]:
-        """Give the standard's dtypes that are of `kind`."""
+        """Return the standard's dtypes of `kind`."""
         del device
         kinds = ("bool", "numeric") if kind is None else kind
         dtypes = (*_KINDS["bool"], *_KINDS["numeric"])

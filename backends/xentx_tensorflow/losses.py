@@ -1,4 +1,4 @@
-"""Keras's losses, by xentx, for who looks for them here; they run on any backend of Keras's."""
+"""The losses of `xentx_keras`, under the name of TensorFlow's package."""
 
 from xentx_keras import CategoricalCrossentropy, SparseCategoricalCrossentropy
 

@@ -1,4 +1,4 @@
-"""PyTorch's arrays: the answers to the questions of `xentx._backend.Backend`."""
+"""PyTorch's implementation of `xentx._backend.Backend`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -48,7 +48,7 @@ class TorchBackend(ArrayAPIBackend):
                 "is called)"
             )
             raise TypeError(msg)
-        # torch refuses negative strides, and can't promise to leave a read-only array alone.
+        # torch does not support negative strides, and warns about read-only arrays.
         copy = np.array(value)
         if copy.dtype.name == "bfloat16":
             made = torch.from_numpy(copy.view(np.uint16)).view(torch.bfloat16)
@@ -57,7 +57,7 @@ class TorchBackend(ArrayAPIBackend):
         return self._beside(made.to(like.device), like)
 
     def _beside(self, value: Array, like: Any) -> Array:
-        """Make a tensor a DTensor where `like` is one."""
+        """Make a tensor a DTensor if `like` is one."""
         if type(like) in _plans.PLAIN or not _distributed.is_distributed(like):
             return value
         return _distributed.replicated(value, like.device_mesh)
@@ -69,8 +69,8 @@ class TorchBackend(ArrayAPIBackend):
         return _name(array.dtype)
 
     def is_concrete(self, array: Array) -> bool:
-        # What is recorded is repeated with other values. Transformations wrap tensors; those of
-        # compilers, and others that stand for one or for several, have a dispatch of their own.
+        # A recorded call is repeated with other values. Transformations wrap tensors. Tensors of
+        # compilers, and others that represent one or several tensors, have a __torch_dispatch__.
         if (
             torch.compiler.is_compiling()
             or _private.is_recording()
@@ -79,13 +79,13 @@ class TorchBackend(ArrayAPIBackend):
             or _private.is_wrapped(array)
         ):
             return False
-        # FakeTensorMode makes what stands in for a tensor of any that is read.
+        # In FakeTensorMode, detach returns a fake tensor.
         return not (_private.len_dispatch_stack() and _stands_in(array.detach()))
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         with _private.without_transforms():  # as print(array) does: numpy() fails under torch.func
             seen = array.float() if array.dtype == torch.bfloat16 else array
-            # By force in operations that a __torch_dispatch__ mode sees: only where there must be.
+            # A __torch_dispatch__ mode sees the operations of force=True, so it is used if needed.
             force = seen.requires_grad or not seen.is_cpu
             values: np.ndarray[Any, Any] = seen.numpy(force=force)
             return values

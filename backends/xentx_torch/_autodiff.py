@@ -14,9 +14,9 @@ Array = torch.Tensor
 
 
 class _Attached(torch.autograd.Function):
-    """Value of an operation, followed by its residuals, which only the backward reads.
+    """Value of an operation, followed by its residuals, which only the backward uses.
 
-    setup_context and a generated vmap rule make it serve torch.func as well.
+    setup_context and a generated vmap rule support torch.func.
     """
 
     generate_vmap_rule = True
@@ -40,12 +40,12 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Array | None, *_: None) -> tuple[Array | None, ...]:
         if cotangent is None:
             return (None,) * (2 + ctx.count)
-        saved = ctx.saved_tensors  # to be read once: a checkpoint recomputes it, and no second time
+        saved = ctx.saved_tensors  # read once: a checkpoint recomputes it only once
         arrays, residuals = saved[: ctx.count], saved[ctx.count :]
         xp = namespace(arrays[0])
         if torch.is_grad_enabled():
             # This gradient will be differentiated. The residuals were saved as constants, so they
-            # are formed again from the logits, in operations that autograd sees.
+            # are computed again from the logits, with operations that autograd records.
             _, residuals = ctx.operation.forward(xp, ctx.spec, *arrays)
         needs = ctx.needs_input_grad[2:]
         gradients = ctx.operation.pullback(xp, ctx.spec, arrays, residuals, cotangent, needs)
@@ -63,11 +63,11 @@ def attach(operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...
         and not any(a is not None and a.requires_grad for a in arrays)
     ) or (observed and (_private.in_forward_mode() or _private.is_tracing()))
     if plain:
-        # In forward mode torch makes the second derivative of nested jvps a silent 0 through a
-        # Function, and fails on others. And torch.compile calls a Function of whose arguments none
-        # needs a gradient with one argument too many, and torch.jit.trace can't record any. If no
-        # gradient is required, a Function takes longer than a small problem. The core's plain
-        # expression is always right.
+        # With a Function, PyTorch returns 0 for some second derivatives of nested jvps, and fails
+        # for others. torch.compile calls a Function with one argument too many if no argument
+        # requires a gradient. torch.jit.trace cannot record a Function. If no gradient is required,
+        # a Function takes longer than a small problem. In these cases the core's expression is
+        # used.
         own = spec if observed else replace(spec, final=True)
         return operation.forward(namespace(arrays[0]), own, *arrays)[0]
     apply = _Attached.apply if observed else _apply

@@ -1,7 +1,7 @@
-"""DTensors, which are computed by the portable core and PyTorch's own dispatch.
+"""DTensors, which the portable core computes with PyTorch's dispatch.
 
-An operator takes DTensors or other tensors, no mixture but for numbers: what stands beside a
-DTensor is made one, replicated over its mesh.
+The operands of an operator must all be DTensors, except numbers. Therefore tensors that are
+combined with a DTensor are replicated over its mesh.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ Array = torch.Tensor
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int) -> Array:
-    """Take entries along an axis. That of array-api-compat makes sizes a condition of a graph."""
+    """Take entries along an axis. In array-api-compat, sizes would become guards of a graph."""
     return torch.gather(x, axis, indices.long())
 
 
@@ -23,12 +23,12 @@ def placed_along_axis(
 ) -> Array | None:
     """Put values along an axis of zeros, or of `others`, in the shape of `like`.
 
-    None while a compiler reads this: it joins a selection with what follows, and no scatter.
+    None while compiling: a compiler can fuse a selection with other operations, but no scatter.
     """
     if torch.compiler.is_compiling():
         return None
     others = values.new_zeros(()) if others is None else others
-    # Of what is expanded, scatter copies no zeros that were written before.
+    # From an expanded tensor, scatter makes the result without writing zeros first.
     return torch.scatter(others.expand(like.shape), axis, indices.long(), values)
 
 
@@ -36,12 +36,12 @@ NAMESPACE = extended(torch.empty(0), take_along_axis, placed_along_axis)
 
 
 def is_distributed(array: Array) -> bool:
-    """Whether a tensor is a DTensor, of which no module is imported to find out."""
+    """Whether a tensor is a DTensor. The module of DTensor is not imported."""
     return hasattr(array, "device_mesh") and hasattr(array, "placements")
 
 
 def replicated(array: Array, mesh: Any) -> Array:
-    """Make a tensor that every process has a DTensor, through which gradients flow."""
+    """Make a DTensor from a tensor that every process has. It is differentiable."""
     from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415 -- takes a second
 
     if isinstance(array, DTensor):
@@ -50,7 +50,7 @@ def replicated(array: Array, mesh: Any) -> Array:
 
 
 class Namespace:
-    """PyTorch's namespace, whose new arrays stand beside the DTensors of a mesh."""
+    """PyTorch's namespace, which makes new arrays as DTensors of a mesh."""
 
     def __init__(self, mesh: Any) -> None:
         self._mesh = mesh
@@ -58,8 +58,8 @@ class Namespace:
     def __getattr__(self, name: str) -> Any:
         return getattr(NAMESPACE, name)
 
-    def is_split(self, array: Array, axis: int) -> bool:  # noqa: ARG002 -- whatever its placements
-        """Whether an axis may lie in parts on several devices."""
+    def is_split(self, array: Array, axis: int) -> bool:  # noqa: ARG002 -- for all placements
+        """Whether an axis may be split over several devices."""
         return True
 
     def arange(self, *args: Any, **options: Any) -> Array:
@@ -73,7 +73,7 @@ class Namespace:
 
 
 def namespace(array: Array | None) -> Any:
-    """Return the namespace that makes arrays beside this one."""
+    """Return the namespace that makes arrays to combine with this one."""
     if array is None or type(array) is torch.Tensor or not is_distributed(array):
         return NAMESPACE
     return Namespace(array.device_mesh)  # type: ignore[attr-defined]

@@ -1,18 +1,19 @@
 """The CPU kernel under PyTorch: its autograd, torch.func, torch.compile and torch.export.
 
-There are two ways to the kernel. Plain tensors in plain eager mode take `_Eager`, an
-autograd.Function in the older of PyTorch's two styles: the newer one, and the dispatcher, each cost
-more than a small problem does. What traces or transforms takes the operators of `_operators`.
-Even the checks cost more: what passed them once is known again by its form, without them.
+There are two ways to call the kernel. Plain tensors in eager mode use `_Eager`, an
+autograd.Function in the older of PyTorch's two styles. The newer style and the dispatcher each take
+more time than a small problem. Tracers and transformations use the operators of `_operators`. The
+checks take more time than a small problem too, so checked calls are cached by dtype, shape, strides
+and options.
 
-The kernel has the value and its gradient by the logits. Derivatives by the other arrays, of second
-order and in forward mode are the portable core's, and so is everything that is no dense tensor on
-the CPU.
+The kernel computes the value and its gradient with respect to the logits. The portable core
+computes derivatives with respect to other arrays, of second order and in forward mode, and all
+tensors that are not dense or not on the CPU.
 
-Nothing is saved beside the arrays but the gradient for a cotangent of 1, where the value's own pass
-made it. The backward hands that over with no reference left, so that it becomes a leaf's ``grad``
-without a copy. For any other cotangent the kernel starts from the logits again: a product with the
-saved gradient would round twice.
+Besides the arrays, only the gradient for a cotangent of 1 is saved, if it was computed together
+with the value. The backward returns it and keeps no reference, so that it becomes a leaf's ``grad``
+without a copy. For another cotangent the kernel computes the gradient again, because the product
+with the saved gradient would be rounded twice.
 """
 
 from collections.abc import Sequence
@@ -30,18 +31,17 @@ from xentx_torch import _arrays, _operators, _plans, _private
 from xentx_torch._operators import Gradients
 from xentx_torch._plans import Array, Arrays, Ready
 
-# Fewer logits than that are computed sooner by what a compiler makes of the portable core than by
-# an operator that it has to call.
+# For fewer logits, the compiled portable core is faster than the call of an operator.
 OPERATOR_PAYS = 100_000
 
 
 def unusable() -> str | None:
-    """Say why the kernel serves no tensor: every version of PyTorch is served."""
+    """Return None: the kernel supports every version of PyTorch."""
     return None
 
 
 def declines(array: Array) -> str | None:
-    """Say why the kernel computes no loss of `array`, in the order in which it is looked at."""
+    """Return why the kernel computes no loss of `array`, or None."""
     if array.device.type != "cpu":
         return f"the tensor is on device {array.device}; the CPU kernel runs on the CPU"
     if array.layout is not torch.strided:
@@ -64,7 +64,7 @@ def declines(array: Array) -> str | None:
 
 
 def solve(kind: Kind, arrays: Arrays) -> Array | None:
-    """Value, differentiable to any order, in both modes, and by torch.func; None to decline."""
+    """Value, differentiable to any order, in both modes, and by torch.func. None to decline."""
     if needs_traceable_ops():
         return _operators.forward(kind.spec, arrays) if _suits_operators(kind, arrays) else None
     ready = _plans.prepare(kind.plans, kind.spec, arrays)
@@ -75,16 +75,16 @@ Known = tuple[Kind, Ready]
 
 
 def _run(known: Known, arrays: Arrays) -> Array:
-    """Value of plain tensors in plain eager mode. The last ones of `Arrays` may be left out."""
+    """Value of plain tensors in eager mode. The last arrays may be left out."""
     if _is_grad_enabled():
-        for array in arrays:  # and not any(), which takes longer than all else that decides here
+        for array in arrays:  # any() would take longer than the rest
             if array is not None and array.requires_grad:
                 value: Array = _eager(known, *arrays)
                 return value
     kind, ready = known
     value = ready.empty_value(arrays[0])
     if ready.run(arrays, None, value, None) >= 0:
-        return _evaluate.portable(kind, _all(arrays))  # which says what is wrong with the target
+        return _evaluate.portable(kind, _all(arrays))  # which raises the error for the target
     return value
 
 
@@ -93,7 +93,7 @@ def _all(given: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def no_calls() -> Any:
-    """What is known of calls, by their form: nothing yet, and never anything without a kernel."""
+    """Make an empty cache of calls. Without a kernel it stays empty."""
     asks = torch.is_grad_enabled, torch.get_num_threads, torch.empty_like
     return None if KERNEL is None else KERNEL.Calls(_plans.TYPES, *asks)
 
@@ -137,7 +137,7 @@ def store(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], problem:
 def solve_with_gradient(
     kind: Kind, arrays: Arrays, cotangent: Array | None, *, overwrite: bool = False
 ) -> tuple[Array, Array] | None:
-    """Value and gradient, in one pass if neither is to be differentiated; None to decline."""
+    """Value and gradient, in one pass if neither is differentiated. None to decline."""
     spec, logits = kind.spec, _plans.first(arrays)
     observed = needs_traceable_ops()
     ready = None if observed else _plans.prepare(kind.plans, spec, arrays)
@@ -168,7 +168,7 @@ def solve_with_gradient(
 
 
 def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
-    """Fields of RowStats in plain eager mode; None to decline: what is observed, to the core."""
+    """Fields of RowStats in eager mode. None to decline. The core computes traced calls."""
     if needs_traceable_ops():
         return None
     plans = kind.plans.setdefault("row_stats", {})
@@ -184,7 +184,7 @@ def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
     return differentiable
 
 
-# Names of their own, since a step on the way to them takes as long as their answer.
+# Module variables, because an attribute look-up takes as long as the call.
 _is_one: Any = getattr(KERNEL, "is_one", None)
 _is_compiling = torch.compiler.is_compiling
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -194,13 +194,13 @@ needs_traceable_ops = _private.needs_traceable_ops
 
 
 def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
-    """Whether the operators are the way to have what is observed; else it is the core."""
+    """Whether traced calls use the operators. Otherwise they use the core."""
     logits, *others = arrays
     assert logits is not None  # noqa: S101
     if not _operators.takes(arrays):
         return False
     if torch.compiler.is_compiling() or type(logits) not in _plans.PLAIN:
-        # Asking for the size may make it a condition of the graph, which an export can't have.
+        # Reading the size may make it a guard of the graph, which an export cannot have.
         large = torch.compiler.is_exporting() or logits.numel() >= OPERATOR_PAYS
         return large and not any(a is not None and a.requires_grad for a in others)
     if _private.in_forward_mode() or _private.is_tracing():
@@ -209,22 +209,22 @@ def _suits_operators(kind: Kind, arrays: Arrays) -> bool:
 
 
 def _has_impossible(kind: Kind, arrays: Arrays) -> bool:
-    """Whether class indices can be seen, and one of them is wrong: the core raises that error."""
+    """Whether a concrete class index is out of range. The core raises the error."""
     target = arrays[1]
     if target is None or kind.spec.soft or not kind.backend.is_concrete(target):
         return False
     return bool(impossible(kind.backend.to_numpy(target), kind.spec).any())
 
 
-# Numbers that a graph can take as arrays.
+# Numbers that can be arrays in a graph.
 _SCALARS = frozenset(("normalizer", *OPTIONS))
 
 
 def _dynamic(name: str, value: Any, like: Array) -> Any:
-    """Let a number that Dynamo holds to be dynamic stay so, where the loss can take it.
+    """Keep a number dynamic in Dynamo's graph, if the loss supports an array for it.
 
-    An array stands for it. It is made by a product, which compilers know to be one of the number.
-    Others are asked for, which makes their value a condition of the graph.
+    The array is the product of ones and the number, which compilers support. Other numbers are
+    converted, so that their value becomes a guard of the graph.
     """
     if not isinstance(value, torch.SymInt | torch.SymFloat):
         return value
@@ -239,10 +239,10 @@ def _dynamic(name: str, value: Any, like: Array) -> Any:
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
-    """One of the public functions as a node of Dynamo's graph, for what comes after it to trace.
+    """Call a public function as one node of Dynamo's graph, which is traced later.
 
-    Were it Dynamo that traced it, each call of what it compiled would first look whether all that
-    the checks on the way read is as it was, which takes longer than a small problem.
+    If Dynamo traced the function, each call of the compiled code would check guards for everything
+    that the validation reads. This takes longer than a small problem.
     """
     kwargs = {key: _dynamic(key, value, args[0]) for key, value in kwargs.items()}
     try:
@@ -250,21 +250,21 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     except (TypeError, ValueError) as error:
         if not any(isinstance(a, _private.STAND_INS) for a in args):
             raise
-        # Which makes Dynamo leave the call to eager mode, where the error is raised as it is.
+        # With this error, Dynamo runs the call in eager mode, which raises the original error.
         raise NotImplementedError(str(error)) from error
     return value
 
 
 class _Eager(torch.autograd.Function):
-    """The value of plain tensors in plain eager mode."""
+    """The value of plain tensors in eager mode."""
 
     @staticmethod
     def forward(ctx: Any, known: Known, *arrays: Array | None) -> Array:
         kind, ready = known
         logits = arrays[0]
         value, gradient = ready.empty_value(logits), None
-        # Where saved tensors are packed, as in checkpointing, memory matters more than time, and
-        # the gradient, which is not saved as a tensor, would not be packed.
+        # If saved tensors are packed, as in checkpointing, memory matters more than time. The
+        # gradient would not be packed, because it is not saved as a tensor.
         if (
             ctx.needs_input_grad[1]
             and sum(ctx.needs_input_grad) == 1
@@ -274,20 +274,20 @@ class _Eager(torch.autograd.Function):
             gradient = ready.empty_gradient(logits)
         ctx.save_for_backward(*arrays)
         if ready.run(arrays, None, value, gradient) >= 0:
-            return _evaluate.portable(kind, _all(arrays))  # which says what is wrong
+            return _evaluate.portable(kind, _all(arrays))  # which raises the error
         ctx.kind, ctx.gradient = kind, gradient
         return value
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> Gradients:
-        # Even where they are not used: this raises if they were modified in place, or are freed.
+        # Read also if they are not used: it raises if they were modified in place, or freed.
         arrays = ctx.saved_tensors
-        # Who transforms or traces the 1 that can be read in memory has nothing to see: the gradient
-        # is a constant like it. But a compiler must not meet this reading, nor a tangent be lost.
+        # If the cotangent in memory is 1, the gradient is a constant, also under transformations.
+        # But a compiler must not trace this, and forward mode needs the tangent.
         if not (_is_compiling() or _is_grad_enabled() or _private.in_forward_mode()) and _is_one(
             _plans.TYPES, cotangent
         ):
-            # Taken so that no reference is left, and by one thread of several.
+            # Removed, so that no reference remains. Only one of several threads gets it.
             gradient = ctx.__dict__.pop("gradient", None)
             if gradient is not None:
                 return None, gradient, None, None, None, None
@@ -297,7 +297,7 @@ class _Eager(torch.autograd.Function):
             _is_grad_enabled()
             or needs_traceable_ops()
             or not _plans.is_plain(cotangent)
-            # That of is_grads_batched is neither functorch's nor another type, but not in memory.
+            # With is_grads_batched it is a plain tensor without memory.
             or not _private.has_storage(cotangent)
             or any(needs[1:])
         ):
@@ -308,7 +308,7 @@ class _Eager(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
-    """Fields of RowStats, which are computed, in plain eager mode."""
+    """Attaches derivatives to computed fields of RowStats, in eager mode."""
 
     @staticmethod
     def forward(
@@ -340,6 +340,6 @@ class _Rows(torch.autograd.Function):
 
 _BY_LOGITS = (True, False, False, False, False)
 
-# torch.func doesn't come here.
+# Not used under torch.func.
 _eager = _private.plain_apply(_Eager)
 _rows = _private.plain_apply(_Rows)

@@ -1,11 +1,10 @@
-"""From strides to the kernel's four axes: which views of memory it can read as they lie.
+"""Map the strides of tensors to the four axes of the kernel.
 
-The kernel sees every array as [group, outer, classes, inner], one stride an axis. Tensors of more
-axes fit where those that fall together follow one another in memory. The rows' axes can be split
-into outer and inner ones at any place, which leaves the rows in their order: beside the class axis
-for contiguous logits, behind all of them for logits whose classes lie closest together
-(channels_last). With the split that matches the memory of the logits, the kernel writes a gradient
-of their strides.
+The kernel reads every array as [group, outer, classes, inner], with one stride per axis. A tensor
+with more axes fits if axes that are merged are adjacent in memory. The axes of the rows are split
+into outer and inner ones, in their order: at the class axis for contiguous logits, after all of
+them for logits with adjacent classes (channels_last). With the split that matches the memory of the
+logits, the kernel writes a gradient with the same strides.
 """
 
 import math
@@ -23,9 +22,9 @@ class View:
     Parameters
     ----------
     axes
-        Those that it has, in their order.
+        Its axes, in order.
     strides
-        Its stride along each of them.
+        Its stride along each axis.
     """
 
     axes: Sequence[int]
@@ -39,19 +38,19 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the arrays of a problem look to the kernel.
+    """The arrays of a problem on the kernel's axes.
 
     Parameters
     ----------
     groups, sizes
         Lengths of the kernel's axes: group, and (outer, classes, inner).
     strides
-        Each array's along the four, None where there is no array. Where it must be copied, those
-        of a contiguous copy.
+        The strides of each array along the four axes. None if there is no array. If it must be
+        copied, the strides of a contiguous copy.
     copied
-        Whether it must.
+        Whether each array must be copied.
     result
-        Strides of what the kernel writes in the shape of the logits.
+        Strides of results in the shape of the logits.
     """
 
     groups: int
@@ -62,13 +61,13 @@ class Layout:
 
 
 def dense(shape: Sequence[int], order: Sequence[int]) -> Strides:
-    """Strides of an array without gaps whose axes lie in this order, the closest last."""
+    """Strides of a dense array with its axes in this order in memory, the fastest last."""
     strides = {axis: math.prod(shape[a] for a in order[i + 1 :]) for i, axis in enumerate(order)}
     return tuple(strides[axis] for axis in sorted(order))
 
 
 def _folded(shape: Sequence[int], strides: Strides, axes: Sequence[int]) -> int | None:
-    """Return the stride of these axes taken as one; None where they are no one axis."""
+    """Return the stride of these axes merged into one. None if they cannot be merged."""
     stride, following = None, 0
     for axis in reversed(axes):
         if shape[axis] == 1:
@@ -90,18 +89,18 @@ def arrange(
     *,
     in_order: bool,
 ) -> Layout:
-    """Fit arrays to the kernel's axes, copying as few as can be.
+    """Map arrays to the kernel's axes, with as few copies as possible.
 
     Parameters
     ----------
     shape, axis
-        Shape of the logits, and which of its axes holds the classes.
+        Shape of the logits, and the class axis.
     groups
-        How many of the first axes are the kernel's groups.
+        The number of leading axes that are the kernel's groups.
     logits, others
-        How the arrays lie.
+        The views of the arrays.
     in_order
-        Whether what is written must be contiguous, whatever the logits are.
+        Whether results must be contiguous for all strides of the logits.
     """
     ndim = len(shape)
     rows = [i for i in range(groups, ndim) if i != axis]
@@ -127,11 +126,11 @@ def arrange(
         pairs = zip(shape, logits.spread(ndim), written(split), strict=True)
         return any(ours != kernels for size, ours, kernels in pairs if size > 1)
 
-    # Where none matches, or several do, the natural one is the first.
+    # If none matches, or several do, the split at the class axis is the first.
     splits = [beside, *(split for split in range(len(rows) + 1) if split != beside)]
     splits = splits[:1] if in_order else sorted(splits, key=mismatched)
     fitting = (s for s in splits if all(view is None or seen(view, s) for view in views))
-    split = next(fitting, beside)  # where contiguous copies fit
+    split = next(fitting, beside)  # contiguous copies fit
 
     strides: list[KernelStrides | None] = []
     copied = []

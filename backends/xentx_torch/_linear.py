@@ -1,8 +1,8 @@
 """PyTorch's `linear_cross_entropy`: tiles of its tensors, autograd and torch.compile.
 
-A reduced loss has its gradients formed beside its value, as long as autograd is all that asks.
-Compilers call that as an operator. torch.func, forward mode and what else traces get the plain
-expression, with all logits at once; a backward that is to be differentiated, a chunk at a time.
+For plain autograd, the gradients of a reduced loss are computed together with its value. Compilers
+call this as an operator. torch.func, forward mode and other tracers get the plain expression with
+all logits. A backward that is differentiated gets the plain expression chunk by chunk.
 """
 
 import functools
@@ -23,7 +23,7 @@ from xentx_torch import _arrays, _distributed, _kernel, _plans, _private
 Array = torch.Tensor
 NumPyArray = np.ndarray[Any, Any]
 Arrays = tuple[Any, ...]
-# Hidden, head and bias: the arrays whose gradients are formed with no autodiff.
+# Hidden, head and bias: their gradients are computed without autodiff.
 FACTORS = 3
 
 
@@ -41,18 +41,18 @@ _TILES = TorchTiles(_distributed.NAMESPACE)
 
 
 def tiles(array: Array) -> Tiles:
-    """Return how tensors are taken by tiles."""
+    """Return the tiles of tensors."""
     xp = _distributed.namespace(array)
     return _TILES if xp is _TILES.xp else TorchTiles(xp)
 
 
 def _is_whole(array: Array) -> bool:
-    """Whether all logits are formed at once: for who observes, and for DTensors."""
+    """Whether all logits are computed at once: for tracers and for DTensors."""
     return _kernel.needs_traceable_ops() or _distributed.namespace(array) is not _TILES.xp
 
 
 def view(array: Array) -> NumPyArray | None:
-    """Memory of a plain tensor. What NumPy has no dtype for is widened: it is only to be read."""
+    """Return the memory of a plain tensor. bfloat16 is copied to float32, for reading only."""
     if not _plans.is_plain(array) or _kernel.needs_traceable_ops():
         return None
     seen = array.detach()
@@ -84,7 +84,7 @@ def _attach(linear: Linear, arrays: Arrays) -> Array:
 def solve_with_gradients(
     linear: Linear, arrays: Arrays, cotangent: Array | None, needs: Sequence[bool]
 ) -> tuple[Array, _linear.LinearGradients[Array]]:
-    """Value and gradients, which can be differentiated where an argument asks for it."""
+    """Value and gradients. They are differentiable if an argument requires a gradient."""
     given = (*arrays, cotangent)
     if not torch.is_grad_enabled() or not any(a is not None and a.requires_grad for a in given):
         with torch.no_grad():
@@ -108,7 +108,7 @@ def by_chunks(
     mapped: tuple[Array, ...],
     whole: Arrays,
 ) -> tuple[Array, ...]:
-    """Join ``function(*chunks of mapped, *whole)``, of which only the inputs are kept."""
+    """Join ``function(*chunks of mapped, *whole)``. Only the inputs are kept for the backward."""
     if _is_whole(mapped[0]):
         return function(*mapped, *whole)
     if torch.is_grad_enabled() and mapped[0].shape[0] > size:
@@ -117,7 +117,7 @@ def by_chunks(
 
 
 def as_they_are(array: Array | None) -> AbstractContextManager[Any]:
-    """Context without autocast, which would multiply float32 operands in bfloat16."""
+    """Return a context without autocast, which would multiply float32 operands in bfloat16."""
     device = "cpu" if array is None else array.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
@@ -125,14 +125,14 @@ def as_they_are(array: Array | None) -> AbstractContextManager[Any]:
 
 
 class _Attached(torch.autograd.Function):
-    """The value, and the gradients by the factors, formed in its own pass where they can be."""
+    """The value, and if possible the gradients of hidden, head and bias from the same pass."""
 
     @staticmethod
     def forward(ctx: Any, linear: Linear, *arrays: Array | None) -> Array:
         needs = ctx.needs_input_grad[1:]
         ctx.linear = linear
         ctx.save_for_backward(*arrays)
-        # Where saved tensors are packed, as in checkpointing, memory matters more than time.
+        # If saved tensors are packed, as in checkpointing, memory matters more than time.
         early = (
             linear.grads_in_forward
             and not any(needs[FACTORS:])
@@ -147,7 +147,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> tuple[Array | None, ...]:
         arrays, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        # Taken so that no reference is left, and by one thread of several.
+        # Removed, so that no reference remains. Only one of several threads gets it.
         gradients = ctx.__dict__.pop("gradients", None)
         if torch.is_grad_enabled() or any(needs[FACTORS:]):
             return None, *_differentiate(ctx.linear, arrays, needs, cotangent)
@@ -165,7 +165,7 @@ class _Attached(torch.autograd.Function):
 def _differentiate(
     linear: Linear, arrays: Arrays, needs: tuple[bool, ...], cotangent: Array
 ) -> list[Array | None]:
-    """Gradients by all arrays that need one, which can be differentiated again."""
+    """Gradients with respect to all arrays that need one, which can be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         if not again:
@@ -224,7 +224,7 @@ _COUNT = _FIXED + len(OPTIONS)
 
 
 def _loss(*args: Any) -> tuple[Array, ...]:
-    """Value, and the gradients for a cotangent of 1 where they are formed early; else nothing."""
+    """Value, and the gradients for a cotangent of 1 if they are computed in the forward."""
     *options, needs = args[_COUNT:]
     linear, arrays = _problem_of(args[:_COUNT], options)
     if not (linear.grads_in_forward and any(needs)):
@@ -263,7 +263,7 @@ def _shapes(arrays: Arrays, needs: Sequence[bool]) -> tuple[Array, ...]:
 
 
 def _or_nothing(gradients: Sequence[Array | None], like: Array | None) -> tuple[Array, ...]:
-    """Put empty tensors where there is no gradient, as an operator has to return tensors."""
+    """Replace None by empty tensors, because an operator must return tensors."""
     assert like is not None  # noqa: S101 -- for the type checker
     return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
 

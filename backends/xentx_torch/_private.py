@@ -1,14 +1,13 @@
-"""Everything of PyTorch that xentx uses and PyTorch does not document. There is none elsewhere.
+"""All private names of PyTorch that xentx uses.
 
-PyTorch has no public question for most of what the kernel's way must know: whether a transformation
-or a tracer is watching, and whether forward mode is on. So each name is looked up once, and each
-has a fallback by public means for a PyTorch that has it no more. With the fallbacks values and
-derivatives are the same. Calls are slower, since where nothing can be found out somebody is assumed
-to watch; compiled graphs hold the core's expressions and not the kernel's operators; and class
-indices are not checked under torch.func.
+PyTorch has no public functions for most of what the adapter needs: whether a transformation or a
+tracer is active, and whether forward mode is on. Each name is looked up once. If PyTorch does not
+have it, a fallback with public functions is used. With the fallbacks, values and derivatives are
+the same. Calls are slower, because a tracer is assumed. Compiled graphs contain the core's
+expressions instead of the kernel's operators. Class indices are not checked under torch.func.
 
-One more name stands in `xentx._registry`, which does not import PyTorch: the mark that
-`torch.compiler.assume_constant_result` leaves on a function. `_functions` leaves it by that.
+`xentx._registry`, which does not import PyTorch, uses one more private name: the attribute that
+`torch.compiler.assume_constant_result` sets on a function.
 """
 
 import operator
@@ -22,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 Array = torch.Tensor
 
-# Names that this PyTorch lacks, whose fallbacks serve.
+# Names that this PyTorch lacks. Their fallbacks are used.
 MISSING: list[str] = []
 
 
@@ -48,7 +47,7 @@ def _some_hooks(_: bool) -> object:  # noqa: FBT001
 
 
 def _is_wrapped(array: Array) -> bool:
-    """Whether there is no memory to read of a tensor, nor of what torch.func makes of it."""
+    """Whether the memory of a tensor cannot be read, also inside torch.func."""
     return not _has_storage(array.detach())
 
 
@@ -61,12 +60,12 @@ def _has_storage(array: Array) -> bool:
 
 
 def _is_zero(array: Array) -> bool:
-    """Whether a tensor without memory is all zeros, and not one whose storage was freed."""
+    """Whether a tensor without memory represents zeros. Otherwise its storage was freed."""
     return array.untyped_storage().nbytes() != 0
 
 
-# Whether torch.func transforms, how many __torch_dispatch__ modes are on, and whether autograd
-# packs what it saves. The fallbacks say yes, so that the kernel is called by an operator, and
+# Whether torch.func is active, the number of active __torch_dispatch__ modes, and whether autograd
+# packs saved tensors. The fallbacks return true, so that the kernel is called by an operator, and
 # gradients are computed in the backward.
 are_transforms_active: Callable[[], bool] = _find(
     "_C._are_functorch_transforms_active", _not_dynamo
@@ -75,21 +74,20 @@ len_dispatch_stack: Callable[[], int] = _find("_C._len_torch_dispatch_stack", _s
 saved_tensors_hooks: Callable[[bool], object] = _find(
     "_C._autograd._top_saved_tensors_default_hooks", _some_hooks
 )
-# Whether a tensor is a wrapper of torch.func. The fallback also says so of a tensor that torch.func
-# would wrap: its class indices are not seen, and a wrong one makes its row NaN.
+# Whether a tensor is a wrapper of torch.func. The fallback is also true for a tensor that
+# torch.func would wrap. Its class indices are not checked, and an invalid one makes its row NaN.
 is_wrapped: Callable[[Array], bool] = _find(
     "_C._functorch.is_functorch_wrapped_tensor", _is_wrapped
 )
-# A context without torch.func, in which the memory of a tensor that no transformation wraps can be
-# read.
+# A context without torch.func. In it, the memory of tensors that are not wrapped can be read.
 without_transforms: Callable[[], AbstractContextManager[Any]] = _find(
     "_C._DisableFuncTorch", nullcontext
 )
 # Whether a tensor has memory. Those of torch.autograd.grad(..., is_grads_batched=True) have none.
 has_storage: Callable[[Array], bool] = _find("_C._has_storage", _has_storage)
-# Whether a tensor stands for zeros, and has no memory for that.
+# Whether a tensor represents zeros without memory.
 is_zero: Callable[[Array], bool] = _find("Tensor._is_zerotensor", _is_zero)
-# Tensors that stand for others in a compiler. Both are found by their __torch_dispatch__ too.
+# Tensors that represent others in a compiler. They also have a __torch_dispatch__.
 STAND_INS: tuple[type, ...] = tuple(
     stand_in
     for stand_in in (
@@ -101,7 +99,7 @@ STAND_INS: tuple[type, ...] = tuple(
 
 
 class _Levels:
-    """Answers as torch.autograd.forward_ad does, which refuses a dual tensor outside of a level."""
+    """The level of torch.autograd.forward_ad. Outside of a level, make_dual raises an error."""
 
     @property
     def _current_level(self) -> int:
@@ -130,7 +128,7 @@ def is_recording() -> bool:
 
 
 def needs_traceable_ops() -> bool:
-    """Whether somebody has to see operators: a compiler, a tracer, torch.func, forward mode."""
+    """Whether a compiler, a tracer, torch.func or forward mode needs operators."""
     return bool(
         _is_compiling()
         or are_transforms_active()
@@ -141,7 +139,7 @@ def needs_traceable_ops() -> bool:
 
 
 def plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return a Function's ``apply`` without what torch.func needs, where PyTorch keeps it apart."""
+    """Return a Function's ``apply`` without the code for torch.func, if PyTorch has it."""
     apply: Callable[..., Any] = getattr(
         super(torch.autograd.Function, function), "apply", function.apply
     )

@@ -340,7 +340,7 @@ def _recorded(function: Callable[..., Array], arguments: dict[str, Any]) -> Any:
 
 
 def _implicit_axis(input: Array, stacklevel: int) -> int:
-    """Choose the axis that PyTorch does, with its warning, where log_softmax is told none."""
+    """Choose PyTorch's default axis for log_softmax, with its warning."""
     warnings.warn(
         "Implicit dimension choice for log_softmax has been deprecated. "
         "Change the call to include dim=X as an argument.",

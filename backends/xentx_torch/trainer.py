@@ -60,12 +60,12 @@ def compute_loss_func(
     tensor(1.3863)
     """
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
-    # The last token has nothing to predict. Logits are left whole: without their last, they and
-    # their gradient would be copied.
+    # The last token has no target. The logits are not sliced, because that would copy them and
+    # their gradient.
     ignored = options.get("ignore_index", -100)
     target = torch.nn.functional.pad(labels, (0, 1), value=ignored)[..., 1:].to(logits.device)
     if isinstance(num_items_in_batch, torch.Tensor):
-        # For several devices the Trainer makes it an array of one number.
+        # With several devices, the Trainer passes an array with one number.
         num_items_in_batch = num_items_in_batch.to(logits.device).squeeze()
     return _FUNCTIONS.cross_entropy(
         widened(logits), target, axis=-1, normalizer=num_items_in_batch, **options
