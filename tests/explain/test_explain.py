@@ -191,12 +191,12 @@ def test_a_confident_row_shows_the_native_s_0_beside_the_truth(frameworks):
         assert figure.rows == ((0.0,),)
         assert figure.ulp > 1e6
         assert f"`{figure.way}`" in notes(found, "cross-entropy")
-    assert "the true loss is 2.061154e-09" in notes(found, "cross-entropy")
+    assert "The true loss is 2.061154e-09" in notes(found, "cross-entropy")
     for array in values(found, "cross-entropy", "one step", "xentx.cross_entropy").values():
         assert array[0, 0] == pytest.approx(true, rel=2e-7)
     assert "1 + S' rounds to 1" in notes(found, "log-sum-exp")
     assert "16.63553" in notes(found, "log-sum-exp")
-    assert "the row no longer sums to 0" in notes(found, "gradient")
+    assert "the row does not sum to 0" in notes(found, "gradient")
     sums = values(found, "gradient", "sum of the row", "xentx.cross_entropy")
     assert all(array[0, 0] == 0.0 for array in sums.values())
 
@@ -205,7 +205,7 @@ def test_an_ordinary_row_has_no_such_notes(article):
     assert not notes(article, "cross-entropy")
     assert not notes(article, "gradient")
     assert not notes(article, "log-sum-exp")
-    assert "In row 0 it works" in notes(article, "naive softmax")
+    assert "The textbook formula works for row 0" in notes(article, "naive softmax")
 
 
 # Rows at the edge, and errors.
@@ -213,10 +213,10 @@ def test_an_ordinary_row_has_no_such_notes(article):
 
 def test_minus_infinity_elsewhere_and_at_the_target():
     elsewhere = explain([[1.0, -math.inf, 0.0]], [0], frameworks=["numpy"])
-    assert "class 1 stands at -inf" in notes(elsewhere, "logits")
+    assert "the logit of class 1 is -inf" in notes(elsewhere, "logits")
     assert "adds nothing to the loss" in notes(elsewhere, "logits")
     at_target = explain([[1.0, -math.inf, 0.0]], [1], frameworks=["numpy"])
-    assert "the loss is +inf, with a finite gradient" in notes(at_target, "logits")
+    assert "the loss is +inf, and the gradient is finite" in notes(at_target, "logits")
     gradient = values(at_target, "gradient", "gradient", "xentx.cross_entropy")["numpy"]
     np.testing.assert_allclose(gradient, [[0.731059, -1.0, 0.268941]], atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_rows_without_probabilities(row):
 
 
 def test_numbers_that_the_dtype_does_not_have(article):
-    assert "0.1 is no float32: it is 0.10000000149011612" in notes(article, "logits")
+    assert "It is rounded to 0.10000000149011612" in notes(article, "logits")
     assert not notes(explain(ROWS, CLASSES, dtype="float64", frameworks=["numpy"]), "logits")
 
 
@@ -271,7 +271,7 @@ def test_a_broken_framework_is_left_out_or_raises_where_it_was_asked_for(monkeyp
     assert [name for name, _ in found.versions] == ["numpy"]
     assert {item.name for item in found.left_out} >= {"torch", "jax", "tensorflow"}
     assert "OSError: libbroken.so: cannot open" in markdown(found)
-    with pytest.raises(ImportError, match="framework: torch can't be had: OSError"):
+    with pytest.raises(ImportError, match="framework: torch cannot be imported: OSError"):
         explain(ROWS, CLASSES, frameworks=["torch"])
 
 
@@ -313,6 +313,17 @@ def test_markdown_and_terminal_show_the_same_numbers(article):
             assert line in page
     for note in (note for one in article.steps for note in one.notes):
         assert note in page
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_summary_has_the_true_values(article, width):
+    console = pytest.importorskip("rich.console").Console(width=width, file=io.StringIO())
+    console.print(importlib.import_module("xentx.explain._terminal").summary(article))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    for words in ("[0.2312239, 0.6285317, 0.1402444]", "0.3905738", "--full prints every step"):
+        assert any(words in line for line in lines)
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 50
 
 
 def test_tables_of_markdown_are_whole(article):
@@ -357,7 +368,14 @@ def test_the_command_s_errors(invoke, arguments, words):
     assert words in " ".join(result.output.replace("│", "").split())
 
 
+def test_the_command_prints_a_summary_or_every_step(invoke):
+    row = ("--logits", "1.0,2.0,0.5", "--target", "1")
+    summary, full = invoke(*row).stdout, invoke(*row, "--full").stdout
+    assert "CrossEntropy = LogSoftmax + NLL" not in summary
+    assert "CrossEntropy = LogSoftmax + NLL" in full
+
+
 def test_the_command_takes_minus_infinity(invoke):
     result = invoke("--logits", "-inf,1", "--target", "1")
     assert result.exit_code == 0
-    assert "class 0 stands at -inf" in result.stdout
+    assert "the logit of class 0 is -inf" in result.stdout

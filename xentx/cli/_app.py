@@ -1,4 +1,4 @@
-"""Commands and their options. What they do is imported when they run: ``--help`` is instant."""
+"""The commands and their options. Their code is imported when they run, so ``--help`` is fast."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -32,7 +32,7 @@ class LossName(StrEnum):
 
 
 class FailOn(StrEnum):
-    """What makes the exit status 1."""
+    """Which failures set the exit status to 1."""
 
     none = "none"
     xentx = "xentx"
@@ -40,7 +40,7 @@ class FailOn(StrEnum):
 
 
 class TargetKind(StrEnum):
-    """What a target is meant as."""
+    """Kinds of targets."""
 
     indices = "indices"
     probabilities = "probabilities"
@@ -216,7 +216,12 @@ def explain(
         list[str] | None,
         typer.Option("--framework", "-f", help="numpy, torch, jax or tensorflow. Default: all."),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every step, with the results of each framework.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print every step as Markdown.")
+    ] = False,
     notebook: Annotated[Path | None, typer.Option(help="Write a notebook to this file.")] = None,
 ) -> None:
     """Explain the cross-entropy of your rows step by step, in each framework."""
@@ -227,6 +232,7 @@ def explain(
         target=target,
         dtype=dtype.value,
         frameworks=framework or (),
+        full=full,
         as_markdown=markdown,
         notebook=notebook,
     )

@@ -1,4 +1,4 @@
-"""``xentx explain``: options into `explain`, and what it returns to one of its renderers."""
+"""``xentx explain``: calls `explain` with the options, and renders the result."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ def run(
     target: Sequence[str],
     dtype: str,
     frameworks: Sequence[str],
+    full: bool,
     as_markdown: bool,
     notebook: Path | None,
 ) -> None:
@@ -33,9 +34,10 @@ def run(
     if as_markdown:
         sys.stdout.write(markdown(explanation))
     elif notebook is None:
-        from xentx.explain import _terminal  # noqa: PLC0415 -- the others need no tables
+        from xentx.explain import _terminal  # noqa: PLC0415 -- only this output needs tables
 
-        console().print(_terminal.render(explanation))
+        render = _terminal.render if full else _terminal.summary
+        console().print(render(explanation))
 
 
 def _explanation(
@@ -50,7 +52,7 @@ def _explanation(
 
 def _write(explanation: Explanation, path: Path) -> None:
     try:
-        from xentx.explain._notebook import write  # noqa: PLC0415 -- needs what may be missing
+        from xentx.explain._notebook import write  # noqa: PLC0415 -- may not be installed
 
         with _output.written("--notebook", path):
             write(explanation, path)
@@ -61,7 +63,7 @@ def _write(explanation: Explanation, path: Path) -> None:
 
 
 def _rows(texts: Sequence[str]) -> list[list[float]]:
-    """Read rows from options: given several times, or with semicolons between them."""
+    """Parse rows from options that are repeated, or separated by semicolons."""
     return [
         [_number(entry, "logits", float, "a number") for entry in row.split(",")]
         for text in texts

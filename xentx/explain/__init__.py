@@ -1,7 +1,7 @@
 """Why cross-entropy is log-softmax followed by negative log-likelihood, on the user's own rows.
 
-Read `_explanation` first: all that is explained, as a tree of frozen records. `explain` builds it,
-in `_steps` the prose and in `_measure` the numbers; each renderer shows one and adds nothing.
+Read `_explanation` first: it has the frozen dataclasses that an explanation consists of. `_steps`
+builds them from the prose and from the numbers of `_measure`. The renderers add no content.
 """
 
 from xentx.explain._explanation import Correction, Explanation, Figure, LeftOut, Snippet, Step

@@ -1,6 +1,6 @@
-"""The article that many learn this from, where it rounds wrongly.
+"""The numbers of a well-known article, some of which are rounded wrongly.
 
-Its figures are quoted; what they should be is computed. `Correction` puts the two side by side.
+The article's numbers are quoted, and their true values are computed. `Correction` holds both.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ MEAN = "0.75"
 def corrections(
     logits: Array, target: Array, log_probs: Array, losses: Array
 ) -> tuple[Correction, ...]:
-    """Check the article's figures, where the rows are the article's.
+    """Check the article's figures, if the rows are those of the article.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def corrections(
     Returns
     -------
     tuple of Correction
-        Those of the first row where the user's first row is it, and that of the mean where the
-        user's rows are the article's two.
+        The corrections for the first row, if the user's first row is that of the article. The
+        correction for the mean, if the user's rows are the two of the article.
     """
     rows, classes = WORKED_EXAMPLE
     found: list[Correction] = []

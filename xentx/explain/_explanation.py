@@ -1,7 +1,7 @@
-"""What is explained: records that renderers read, and nothing else.
+"""The dataclasses of an explanation, which the renderers read.
 
-Numbers stand in them as they were computed and as text, so that every renderer shows the same
-digits: the fewest that read back as the same number of the dtype.
+They hold each number as it was computed and as text, so that all renderers show the same digits.
+The text has the fewest digits that read back as the same number of the dtype.
 """
 
 from dataclasses import dataclass
@@ -34,17 +34,17 @@ class Figure:
     """One quantity, computed in one way."""
 
     quantity: str
-    """What it is: a short formula."""
+    """A short formula."""
     way: str
     """How it was computed: "as written", a native's id, a function of xentx, or "truth"."""
     frameworks: tuple[str, ...]
-    """In which frameworks, all with the same bits; none for the truth."""
+    """The frameworks that computed it, all with the same bits. Empty for the true value."""
     rows: tuple[tuple[float, ...], ...]
     """The numbers, a tuple for each row."""
     text: tuple[str, ...]
-    """Each row's numbers with all their digits."""
+    """The numbers of each row with all their digits."""
     ulp: float | None
-    """Largest error in units in the last place of the dtype; None where no truth is given."""
+    """Largest error in units in the last place of the dtype. None if there is no true value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,9 @@ class Snippet:
     framework: str
     """Its title."""
     imports: str
-    """Import statements, which fail where it is missing."""
+    """Import statements, which fail if the framework is not installed."""
     body: str
-    """What comes after them."""
+    """The code after the imports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,35 +68,35 @@ class Step:
     title: str
     """Heading."""
     tex: str
-    """The formula in TeX; empty where there is none."""
+    """The formula in TeX, or an empty string."""
     plain: str
     """The same formula in plain text."""
     paragraphs: tuple[str, ...]
-    """What is done and why."""
+    """What the step does, and why."""
     figures: tuple[Figure, ...]
     """The numbers."""
     notes: tuple[str, ...]
-    """What is to be seen in these numbers."""
+    """Remarks about these numbers."""
     code: str
-    """The step in NumPy, going on from the steps before; may be empty."""
+    """The step in NumPy, which uses the code of the previous steps. May be empty."""
     snippets: tuple[Snippet, ...] = ()
     """The step in the frameworks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """A number as the article prints it, and as it is."""
+    """A number as the article prints it, and its true value."""
 
     quantity: str
     """What the number is."""
     printed: str
     """How the article prints it."""
     value: float
-    """What it is."""
+    """The true value."""
 
     @property
     def rounded(self) -> str:
-        """The number, rounded to as many decimals as the article prints."""
+        """The true value, rounded to as many decimals as the article prints."""
         decimals = len(self.printed.partition(".")[2])
         return f"{self.value:.{decimals}f}"
 
@@ -113,17 +113,17 @@ class Correction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """What could not be measured."""
+    """A framework or a native that could not be measured."""
 
     name: str
     """A framework, or the id of a native."""
     reason: str
-    """Why, and what to do about it."""
+    """The reason, and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The whole path for some rows."""
+    """All steps for some rows."""
 
     title: str
     """Heading."""
@@ -132,12 +132,12 @@ class Explanation:
     target: tuple[int, ...]
     """The class of each row."""
     dtype: str
-    """Name of the dtype that all is computed in."""
+    """Name of the dtype of the computation."""
     versions: tuple[tuple[str, str], ...]
     """The frameworks that computed, and their versions."""
     steps: tuple[Step, ...]
     """From logits to the gradient."""
     corrections: tuple[Correction, ...]
-    """What the article rounds wrongly, where these are the article's rows."""
+    """The numbers that the article rounds wrongly. Empty for other rows than the article's."""
     left_out: tuple[LeftOut, ...]
-    """What could not be measured."""
+    """The frameworks and natives that could not be measured."""

@@ -8,18 +8,18 @@ _HEADERS = ("quantity", "computed by", "in", "value", "error in ULP")
 
 
 def columns(figure: Figure) -> tuple[str, str, str, tuple[str, ...], str]:
-    """Lay a figure out: what each column holds, the value as a line for each row."""
+    """Return the texts of the columns for a figure. The value has a line for each row."""
     error = "" if figure.ulp is None else f"{figure.ulp:.3g}"
     return figure.quantity, figure.way, ", ".join(figure.frameworks), figure.text, error
 
 
 def headers() -> tuple[str, ...]:
-    """Name the columns."""
+    """Return the names of the columns."""
     return _HEADERS
 
 
 def versions(explanation: Explanation) -> str:
-    """Say what computed the numbers."""
+    """Return the sentence that names the frameworks and their versions."""
     named = ", ".join(f"{name} {version}" for name, version in explanation.versions)
     return f"Computed in {explanation.dtype} with {named}."
 
@@ -46,7 +46,7 @@ def markdown(explanation: Explanation) -> str:
 
 
 def opening(explanation: Explanation) -> str:
-    """Render what stands before the steps."""
+    """Render the part before the steps."""
     return f"# {explanation.title}\n\n{versions(explanation)}"
 
 
@@ -64,7 +64,7 @@ def section(number: int, step: Step) -> str:
 
 
 def closing(explanation: Explanation) -> list[str]:
-    """Render what stands after the steps."""
+    """Render the part after the steps."""
     parts: list[str] = []
     if explanation.corrections:
         parts.append("## Rounding in the article")

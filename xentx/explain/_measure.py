@@ -1,7 +1,7 @@
-"""The numbers: each step in each framework's own arithmetic, its own losses, xentx's, the truth.
+"""The numbers: each step in each framework's arithmetic, its own losses, xentx, the true values.
 
-No framework is named here. What is computed "as written" goes through the Array API namespace that
-xentx has for the framework's arrays, so one function serves all of them.
+No framework is named here. The formulas "as written" are computed in the Array API namespace of the
+framework's arrays, so one function serves all frameworks.
 """
 
 import warnings
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _written(xp: Any, x: Any, hot: Any) -> dict[str, Any]:
-    """Compute the textbook's quantities as they are written, for rows of logits."""
+    """Compute the textbook's quantities for rows of logits, without changing the formulas."""
 
     def summed(terms: Any) -> Any:
         return xp.sum(terms, axis=-1, keepdims=True)
@@ -67,14 +67,14 @@ def _written(xp: Any, x: Any, hot: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What is right for rows of logits, computed in more precision than any dtype has."""
+    """The true values for rows of logits, computed in more precision than any dtype has."""
 
     logits: Array
     target: Array
 
     @cached_property
     def log_probs(self) -> Array:
-        """Log-softmax: the loss of each class, were it the target."""
+        """Log-softmax."""
         return -truth.log_softmax(self.logits.astype(truth.LONG))[0]
 
     @cached_property
@@ -98,7 +98,7 @@ class Truth:
 
     @property
     def rest(self) -> Array:
-        """Sum of the shifted exponentials without the largest."""
+        """Sum of the shifted exponentials, without the largest one."""
         return np.expm1(-self.log_probs.max(axis=1, keepdims=True))
 
     @property
@@ -109,14 +109,14 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One framework's numbers, all as NumPy arrays of a row for each row of logits."""
+    """The numbers of one framework: NumPy arrays with a row for each row of logits."""
 
     ways: Ways
     version: str
     written: Mapping[str, Array]
-    """The textbook's quantities, by the names that `_written` gives them."""
+    """The textbook's quantities, by the names of `_written`."""
     log_softmax: Array | None
-    """Of the framework's own function."""
+    """The result of the framework's own function."""
     two_steps: Answer | None
     one_step: Answer | None
     xentx_log_softmax: Array
@@ -133,17 +133,17 @@ def measure(ways: Ways, case: Case) -> Measured:
     Parameters
     ----------
     ways
-        What the framework has.
+        The framework and its functions.
     case
         Rows of logits, with class indices.
 
     Raises
     ------
     ImportError
-        If the framework can't be imported. One that is broken may raise anything.
+        If the framework cannot be imported. A broken installation may raise any exception.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # overflows are what is to be seen
+        warnings.simplefilter("ignore")  # overflows are expected
         return _measure(ways, case)
 
 
@@ -163,7 +163,7 @@ def _measure(ways: Ways, case: Case) -> Measured:
         written = {name: runtime.values(array) for name, array in _written(xp, x, hot).items()}
         try:
             log_softmax = runtime.values(ways.function()(x))
-        except Exception as error:  # noqa: BLE001 -- a native may be missing, or refuse the dtype
+        except Exception as error:  # noqa: BLE001 -- a native may be missing, or not support the dtype
             left_out.append(LeftOut(name=ways.shown, reason=describe(error)))
             log_softmax = None
         ours = xentx.log_softmax(x)
@@ -194,7 +194,7 @@ def _asked(native: Native, case: Case, left_out: list[LeftOut]) -> Answer | None
     if reason is None:
         try:
             return prepare(native, case)[1]()
-        except Exception as error:  # noqa: BLE001 -- a native may refuse the dtype in any way
+        except Exception as error:  # noqa: BLE001 -- natives raise various errors
             reason = describe(error)
     left_out.append(LeftOut(name=native.id, reason=reason))
     return None
@@ -202,10 +202,11 @@ def _asked(native: Native, case: Case, left_out: list[LeftOut]) -> Answer | None
 
 def overflow(dtype: str) -> float:
     """Logit above which exp is infinite in a dtype."""
-    # The logarithm of the largest number and not of the halfway point after it: less than an ulp.
+    # exp rounds to infinity from the midpoint above the largest number on. The logarithm of the
+    # midpoint differs by less than an ULP.
     return float(np.log(np.longdouble(FORMATS[dtype].max)))
 
 
 def lost_gap(dtype: str) -> float:
-    """Gap of two logits from which 1 plus the exponential of its negative rounds to 1."""
+    """Smallest gap of two logits for which 1 + exp(-gap) rounds to 1."""
     return float(FORMATS[dtype].precision * np.log(2.0))

@@ -1,7 +1,7 @@
 """An explanation as a notebook that can be run.
 
-A cell of text for each step, as in the Markdown, then its code. A framework that is missing where
-the notebook runs is left out by its cell, which says so.
+Each step has a cell of text, as in the Markdown, and a cell of code. If a framework is missing when
+the notebook runs, its cell prints the reason.
 """
 
 import importlib
@@ -27,7 +27,7 @@ try:
     from ml_dtypes import bfloat16 as dtype
 except ImportError as error:
     dtype = np.float32
-    print(f"NumPy has no bfloat16, what follows is float32: {error}")
+    print(f"NumPy has no bfloat16; the code below uses float32: {error}")
 """.strip()
 
 
@@ -65,14 +65,14 @@ def notebook(explanation: Explanation) -> Any:
 
 
 def write(explanation: Explanation, path: Path) -> None:
-    """Write the notebook: whole, or not at all.
+    """Write the notebook. A failure leaves no partial file.
 
     Parameters
     ----------
     explanation : Explanation
         What `explain` returned.
     path : Path
-        Where to; a file that is there is replaced.
+        The file. An existing file is replaced.
     """
     nbformat: Any = importlib.import_module("nbformat")
     book = notebook(explanation)
@@ -84,7 +84,7 @@ def write(explanation: Explanation, path: Path) -> None:
         try:
             nbformat.write(book, file)
             file.close()
-            unfinished.chmod(0o666 & ~_umask())  # temporary files are the user's alone
+            unfinished.chmod(0o666 & ~_umask())  # temporary files are readable by the user only
             unfinished.replace(path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
@@ -102,13 +102,13 @@ def _setup(explanation: Explanation) -> str:
     named = f"dtype = np.{explanation.dtype}"
     dtype = _BFLOAT16 if explanation.dtype == "bfloat16" else named
     return f"""
-# pip install xentx, and those of torch, jax, optax, tensorflow and scipy that are to be compared
+# pip install xentx, and any of torch, jax, optax, tensorflow and scipy
 from math import inf, nan
 
 import numpy as np
 import xentx
 
-np.seterr(all="ignore")  # overflows are what is to be seen
+np.seterr(all="ignore")  # overflows are expected
 np.set_printoptions(floatmode="unique")  # all digits
 
 {dtype}

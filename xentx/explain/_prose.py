@@ -1,7 +1,6 @@
-"""What is said about each step whatever the rows are: the text of the explanation.
+"""The text of each step, which does not depend on the rows. All renderers use it.
 
-Written once here for all renderers. What these rows show in particular, numbers and notes, is
-computed in `_steps`; names in braces are filled in there.
+`_steps` adds the numbers of the rows and the notes about them, and fills in the names in braces.
 """
 
 import textwrap
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prose:
-    """The words of a step.
+    """The text of a step.
 
     Parameters
     ----------
@@ -21,7 +20,7 @@ class Prose:
     text
         Paragraphs, with empty lines between them.
     code
-        The step in NumPy, going on from ``x``, ``t``, ``rows``, ``dtype`` and the steps before.
+        The step in NumPy. It uses ``x``, ``t``, ``rows``, ``dtype`` and the previous steps.
     """
 
     title: str
@@ -46,12 +45,12 @@ PROSE = {
         tex=r"x \in \mathbb{R}^C, \qquad t \in \{0, \dots, C - 1\}",
         plain="x: a score for each of C classes;  t: the right class",
         text="""
-            A model gives each class a score, the logit: any real number. The target says which
-            class is right. The loss is to be small where the target's logit is well above the
-            others.
+            A model returns a score for each class. The scores are called logits and can be any
+            real numbers. The target is the index of the right class. The loss should be small if
+            the target's logit is much larger than the others.
 
             Everything below is computed in {dtype}, which has {precision} significant bits, about
-            {digits} decimal digits. Numbers are printed with all the digits that they have.
+            {digits} decimal digits. Numbers are printed with all their digits.
         """,
         code="print(x, t)",
     ),
@@ -60,11 +59,11 @@ PROSE = {
         tex=r"p_k = \frac{e^{x_k}}{\sum_j e^{x_j}}, \qquad \ell = -\log p_t",
         plain="p[k] = e^x[k] / sum(e^x),  loss = -log(p[t])",
         text="""
-            The exponential makes every score positive, and dividing by the sum makes them
-            probabilities. The loss is minus the logarithm of the target's.
+            The exponential makes every score positive. Dividing by the sum makes the results
+            probabilities. The loss is minus the logarithm of the target's probability.
 
-            The formula is right, but a program should not follow it: e^x leaves the range of the
-            dtype long before x does.
+            The formula is correct, but a program should not compute it in this form: e^x overflows
+            or underflows for values of x that are well within the range of the dtype.
         """,
         code="""
             e = np.exp(x)
@@ -81,9 +80,9 @@ PROSE = {
         ),
         plain="p[k] = e^(x[k] - m) / sum(e^(x - m)),  m = max(x)",
         text="""
-            Softmax does not change when the same number is taken from all logits: e^-m cancels.
-            Taking the largest makes the largest exponent 0. Nothing can overflow, and the sum lies
-            between 1 and C, so nothing is divided by 0.
+            Softmax does not change if the same number m is subtracted from all logits, because the
+            factors e^-m cancel. With the largest logit as m, the largest exponent is 0. Then no
+            exponential overflows, and the sum is between 1 and C, so there is no division by 0.
         """,
         code="""
             m = x.max(axis=-1, keepdims=True)
@@ -101,9 +100,9 @@ PROSE = {
         ),
         plain="lse = log(sum(e^x)) = m + log(sum(e^(x - m))) = m + log1p(S')",
         text="""
-            The logarithm of the sum is all that the loss needs: no division and no probabilities.
-            One term of the shifted sum is e^0 = 1. Leaving it out gives S', and log1p(S') is
-            log(1 + S') without the rounding of 1 + S'.
+            The loss needs the logarithm of the sum, and neither a division nor probabilities. One
+            term of the shifted sum is e^0 = 1. The sum of the other terms is S'. log1p(S') is
+            log(1 + S') without the rounding error of 1 + S'.
         """,
         code="""
             top = x == m
@@ -117,9 +116,9 @@ PROSE = {
         tex=r"\log p_k = x_k - \mathrm{lse}(x) = (x_k - m) - \mathrm{log1p}(S')",
         plain="log_p[k] = x[k] - lse = (x[k] - m) - log1p(S')",
         text="""
-            The logarithms of all probabilities at once. The shifted form matters here too: it
-            takes m from x[k] exactly or nearly so, where x[k] and lse may both be large and their
-            rounding larger than the result.
+            These are the logarithms of all probabilities. The shifted form is more accurate here
+            too: x[k] - m is exact or nearly exact. If x[k] and lse are large, the rounding error
+            of lse can be larger than x[k] - lse.
         """,
         code="""
             log_p = z - np.log(total)
@@ -132,9 +131,9 @@ PROSE = {
         tex=r"\ell = -\log p_t",
         plain="loss = -log_p[t]",
         text="""
-            The likelihood of what was seen is the probability of the target. Its logarithm is
-            already there: the loss picks the target's entry and turns its sign. That is all that
-            NLLLoss does, and why it wants log-probabilities and not probabilities.
+            The likelihood of the observed class is the probability of the target. The loss takes
+            the target's log-probability and changes its sign. NLLLoss does only this, so its
+            argument must be log-probabilities, and not probabilities.
         """,
         code="""
             print(-log_p[rows, t])
@@ -149,12 +148,12 @@ PROSE = {
         ),
         plain="CE(x, t) = NLL(LogSoftmax(x), t) = lse - x[t] = (m - x[t]) + log1p(S')",
         text="""
-            Two steps and one step are the same function, and agree to rounding. Neither forms a
-            probability, which is why both are stable: exp sees no positive argument, and the
-            logarithm no 0.
+            The two steps and the single function compute the same loss and agree up to rounding.
+            Neither computes a probability, so both are stable: the arguments of exp are not
+            positive, and the argument of log is not 0.
 
-            What is left is rounding. (m - x[t]) + log1p(S') adds two numbers that are never
-            negative, so nothing cancels, however small the loss.
+            The rounding error remains. (m - x[t]) + log1p(S') is a sum of two numbers that are not
+            negative. No digits cancel, even if the loss is very small.
         """,
         code='print(xentx.cross_entropy(x, t, reduction="none"))',
     ),
@@ -166,15 +165,15 @@ PROSE = {
         ),
         plain="dloss/dx = p - one_hot(t);  p[t] - 1 = -(the others' sum);  the row sums to 0",
         text="""
-            The derivative of lse is the softmax, and that of -x[t] is -1 at the target: the
-            probabilities minus the one-hot row. It is this simple only because logarithm and
-            exponential meet; behind a separate softmax, backpropagation divides by p[t] and
-            multiplies by it again, which is no number where p[t] has underflowed to 0.
+            The derivative of lse with respect to the logits is the softmax, and that of -x[t] is
+            -1 for the target and 0 for the other classes. So the gradient is the probabilities
+            minus the one-hot row. If a separate softmax comes first, backpropagation divides by
+            p[t] and multiplies by it again. The result is NaN if p[t] has underflowed to 0.
 
-            Probabilities sum to 1 and so does the one-hot row: the gradient's row sums to 0.
-            Adding the same number to all logits doesn't change the loss, so there is no slope in
-            that direction. In floating point p[t] - 1 loses what p[t] has rounded away; minus the
-            sum of the others does not.
+            The probabilities sum to 1, and so does the one-hot row. So the row of the gradient
+            sums to 0: the loss does not change if the same number is added to all logits. In
+            floating point, p[t] - 1 loses the digits that the rounding of p[t] has removed. Minus
+            the sum of the other probabilities keeps them.
         """,
         code="""
             gradient = np.exp(log_p)
@@ -189,10 +188,10 @@ PROSE = {
         tex=r"\mathrm{mean} = \frac{1}{N} \sum_i \ell_i",
         plain="mean = sum(loss) / N",
         text="""
-            A batch has a loss for each row. The mean over them, here N = {rows}, is what most
-            frameworks train on; its gradient is that of the sum divided by N. With class weights,
-            sample weights or ignored rows frameworks divide by different numbers: `xentx diff`
-            tells which.
+            A batch has a loss for each row. Most frameworks train with the mean of these losses,
+            here over N = {rows} rows. Its gradient is the gradient of the sum, divided by N. With
+            class weights, sample weights or ignored rows, the frameworks divide by different
+            numbers. `xentx diff` lists these differences.
         """,
         code="""
             print(xentx.cross_entropy(x, t, reduction="sum"))
@@ -202,16 +201,16 @@ PROSE = {
     "choice": Prose(
         title="Which one to use",
         text="""
-            To train or to evaluate: one step, from logits. It is the shortest, it is stable, and
-            it has the options that need all logits, such as label smoothing.
+            To train or evaluate a model, compute cross_entropy of the logits. It is stable, and it
+            has the options that need all logits, such as label smoothing.
 
-            Two steps where the log-probabilities are wanted themselves: beam search, distillation,
-            a divergence between two models, an ensemble. log_softmax first, then nll_loss; the
-            result is the same.
+            If the log-probabilities themselves are needed, for example for beam search,
+            distillation or an ensemble, compute log_softmax and then nll_loss. The result is the
+            same.
 
-            log(softmax(x)) never: it fails wherever exp leaves the range, and loses the loss of
-            every confident row. Nor the one step on probabilities: that takes the softmax of a
-            softmax, without an error.
+            Do not compute log(softmax(x)). It fails where exp overflows or underflows, and returns
+            0 for confident rows. Do not pass probabilities to cross_entropy: it would compute the
+            softmax of a softmax, and raise no error.
         """,
     ),
 }

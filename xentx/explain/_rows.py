@@ -1,7 +1,4 @@
-"""The rows that are explained, with what was measured on them, as figures.
-
-Each step of `_steps` makes its figures and its words of these.
-"""
+"""The explained rows with their measurements, from which `_steps` makes figures and notes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ def tuples(values: Array) -> tuple[tuple[float, ...], ...]:
 
 
 def short(value: float) -> str:
-    """Print a number within prose."""
+    """Format a number for a sentence."""
     return f"{float(value):.7g}"
 
 
@@ -48,7 +45,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows, and everything that was measured on them."""
+    """The rows and all measurements on them."""
 
     given: Array
     logits: Array
@@ -62,7 +59,7 @@ class Rows:
         return self.form.name
 
     def each(self) -> Iterator[tuple[str, int]]:
-        """Name each row, as far as it needs a name, and give its number."""
+        """Return the name of each row in sentences, and its index."""
         several = len(self.target) > 1
         return ((f"row {i}" if several else "the row", i) for i in range(len(self.target)))
 

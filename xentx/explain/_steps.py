@@ -1,7 +1,7 @@
-"""The explanation: to the prose of each step, its numbers, and what is to be seen in them.
+"""Build the explanation: the prose of each step, its numbers, and notes about these numbers.
 
-A step is a function of the rows as they were measured. What it says about these rows is decided by
-their numbers; no number is typed.
+A step is a function of the measured rows. Its notes are chosen by the numbers, and all numbers in
+them are computed.
 """
 
 import math
@@ -43,15 +43,15 @@ def explain(
     target
         The right class of each row.
     dtype
-        "float16", "bfloat16", "float32" or "float64": what everything is computed in.
+        "float16", "bfloat16", "float32" or "float64". Everything is computed in this dtype.
     frameworks
-        Which to compute in: some of "numpy", "torch", "jax" and "tensorflow". By default all that
-        can be imported; one that is named must be.
+        Some of "numpy", "torch", "jax" and "tensorflow". The default is all that can be imported.
+        A framework that is named must be importable.
 
     Returns
     -------
     Explanation
-        What the renderers show.
+        The steps with their texts and numbers.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def explain(
     IndexError
         If a target is out of range.
     ImportError
-        If a framework that is named can't be imported.
+        If a framework that is named cannot be imported.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def _checked(logits: Sequence[Sequence[float]], target: Sequence[int]) -> tuple[
     if _IGNORED in target:
         msg = (
             f"target: got {_IGNORED} at position {list(target).index(_IGNORED)}, which marks a row "
-            "as ignored: its loss and its gradient are 0, and there is nothing to explain"
+            "as ignored: its loss and its gradient are 0; expected the index of a class"
         )
         raise ValueError(msg)
     given, classes = np.asarray(logits, np.float64), np.asarray(target, np.int64)
@@ -124,7 +124,7 @@ def _measured(
             found.append(measure(WAYS[name], case))
         except Exception as error:  # a broken installation fails in any way
             if name in frameworks:
-                msg = f"framework: {name} can't be had: {describe(error)}"
+                msg = f"framework: {name} cannot be imported: {describe(error)}"
                 raise ImportError(msg) from error
             left_out.append(LeftOut(name=name, reason=describe(error)))
     left_out.extend(item for one in found for item in one.left_out)
@@ -184,23 +184,23 @@ def _logits(rows: Rows) -> Found:
     pairs = zip(rows.given[changed], rows.logits[changed], strict=True)
     for value, rounded in dict.fromkeys(pairs):
         notes.append(
-            f"{short(value)} is no {form.name}: it is {float(rounded)!r} from here on, "
-            "and the truth below is the truth for that."
+            f"{short(value)} is not representable in {form.name}. It is rounded to "
+            f"{float(rounded)!r}, and the true values are those for the rounded number."
         )
     for name, i in rows.each():
         x, t = rows.logits[i], rows.target[i]
         if np.isnan(x).any() or (x == np.inf).any() or (x == -np.inf).all():
             notes.append(
-                f"In {name} a logit is NaN or +inf, or all are -inf: no probabilities follow from "
-                "such logits, and its loss and gradient are NaN. Other rows are not touched."
+                f"In {name} a logit is NaN or +inf, or all logits are -inf. Such a row has no "
+                "probabilities: its loss and gradient are NaN. Other rows are not affected."
             )
         elif (x == -np.inf).any():
             where = listed([f"class {k}" for k in np.flatnonzero(x == -np.inf)])
             notes.append(
-                f"In {name}, {where} stands at -inf, as masks do: its probability is exactly 0 and "
-                "its log-probability -inf. "
+                f"In {name} the logit of {where} is -inf, as masks set it. Its probability is "
+                "exactly 0, and its log-probability is -inf. "
                 + (
-                    "It is the target, so the loss is +inf, with a finite gradient."
+                    "It is the target: the loss is +inf, and the gradient is finite."
                     if x[t] == -np.inf
                     else "It is not the target, so it adds nothing to the loss."
                 )
@@ -234,34 +234,34 @@ def _naive(rows: Rows) -> Found:
         totals = [float(one.written["total"][i, 0]) for one in rows.measured]
         if finite.max() > limit:
             notes.append(
-                f"In {name} it breaks: exp overflows {dtype} above {short(limit)}, and "
-                f"e^{short(finite.max())} is inf, so that inf / inf is nan. The true "
-                f"loss is {short(loss)}."
+                f"The textbook formula fails for {name}: exp overflows {dtype} above "
+                f"{short(limit)}, so e^{short(finite.max())} is inf, and inf / inf is nan. The "
+                f"true loss is {short(loss)}."
             )
         elif np.isinf(totals).any():
             notes.append(
-                f"In {name} each e^x is finite, but their sum overflows {dtype}: every "
-                f"probability is 0. The true loss is {short(loss)}."
+                f"The textbook formula fails for {name}: each e^x is finite, but their sum "
+                f"overflows {dtype}, and every probability is 0. The true loss is {short(loss)}."
             )
         elif not all(totals):
             notes.append(
-                f"In {name} it breaks: every e^x is below the smallest {dtype} and becomes 0, and "
-                f"0 / 0 is nan. The true loss is {short(loss)}."
+                f"The textbook formula fails for {name}: every e^x is below the smallest positive "
+                f"{dtype} and becomes 0, and 0 / 0 is nan. The true loss is {short(loss)}."
             )
         elif 0.0 in p and np.isfinite(loss):
             notes.append(
-                f"In {name} the target's probability rounds to 0, and -log 0 is inf. The true loss "
-                f"is {short(loss)}."
+                f"The textbook formula fails for {name}: the target's probability rounds to 0, and "
+                f"-log 0 is inf. The true loss is {short(loss)}."
             )
         elif 1.0 in p and loss >= rows.form.tiny:
             notes.append(
-                f"In {name} the target's probability rounds to 1, and -log 1 is 0. The true loss "
-                f"is {short(loss)}."
+                f"The textbook formula fails for {name}: the target's probability rounds to 1, and "
+                f"-log 1 is 0. The true loss is {short(loss)}."
             )
         else:
             notes.append(
-                f"In {name} it works: the largest logit is {short(finite.max())}, and exp "
-                f"overflows {dtype} above {short(limit)}."
+                f"The textbook formula works for {name}: the largest logit is "
+                f"{short(finite.max())}, and exp overflows {dtype} above {short(limit)}."
             )
     return Found(
         figures=(
@@ -294,11 +294,11 @@ def _log_sum_exp(rows: Rows) -> Found:
         rest = float(rows.truth.rest[i, 0])
         if 0.0 < rest < form.eps / 2:
             notes.append(
-                f"In {name} the others add up to S' = {short(rest)}. In {form.name} 1 + S' "
-                f"rounds to 1, since the next number after 1 is {short(form.eps)} away, so "
-                "log(1 + S') is 0. log1p(S') never forms 1 + S' and keeps every digit. With two "
-                f"classes the logarithm is lost from a gap of {short(lost_gap(form.name))} on, "
-                f"{form.precision} ln 2."
+                f"In {name} the terms other than the largest sum to S' = {short(rest)}. In "
+                f"{form.name} 1 + S' rounds to 1, because the spacing of the numbers above 1 is "
+                f"{short(form.eps)}. So log(1 + S') is 0. log1p(S') does not compute 1 + S' and "
+                "keeps full precision. With two classes, log(1 + S') is 0 if the logits differ by "
+                f"{short(lost_gap(form.name))} = {form.precision} ln 2 or more."
             )
     return Found(
         figures=(
@@ -347,9 +347,9 @@ def _zeros(rows: Rows, figures: Sequence[Figure]) -> Iterator[str]:
         if zero and abs(true) >= rows.form.tiny:
             lse = float(rows.truth.lse[i, 0])
             yield (
-                f"For {name} {giving(zero)} 0, and the true loss is "
-                f"{short(true)}, which {rows.dtype} can represent: lse = {lse!r} is rounded "
-                "before x[t] is taken from it, or 1 + S' before its logarithm."
+                f"For {name} {giving(zero)} 0. The true loss is {short(true)}, which {rows.dtype} "
+                f"can represent. The digits are lost when lse = {lse!r} is rounded before x[t] is "
+                "subtracted, or when 1 + S' is rounded before its logarithm is computed."
             )
 
 
@@ -397,10 +397,10 @@ def _gradient_step(rows: Rows) -> Found:
         ]
         if lost:
             notes.append(
-                f"In {name} the target's entry is {short(true[i, t])}; {giving(lost)} 0, "
-                "since p[t] has rounded to 1 and "
-                "1 - 1 is 0. The others' entries are not 0, and so the row no longer sums to 0: "
-                "the wrong classes are still pushed down, and the right one is not pushed up."
+                f"In {name} the gradient of the target's logit is {short(true[i, t])}. "
+                f"{giving(lost)} 0, because p[t] is rounded to 1. The other entries are not 0, so "
+                "the row does not sum to 0: a training step lowers the logits of the wrong classes "
+                "and does not raise that of the right class."
             )
     return Found(
         figures=(
@@ -457,9 +457,9 @@ def _choice(rows: Rows) -> Found:
         if found:
             worst = max(float(distance(array, true, rows.form).max()) for array in found)
             verdict = (
-                "fails: not finite where the truth is, or the reverse"
+                "fails: it is not finite where the true loss is finite, or the reverse"
                 if math.isinf(worst)
-                else f"at most {worst:.3g} ULP from the truth"
+                else f"error of at most {worst:.3g} ULP"
             )
             notes.append(f"{name}: {verdict}.")
     return Found(

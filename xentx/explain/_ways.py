@@ -1,7 +1,6 @@
-"""Each framework's own way from logits to the loss: in two steps, and in one.
+"""The functions of each framework from logits to the loss, in two steps and in one.
 
-What it runs is named by records of `xentx.natives`, and by references that are imported when they
-are called.
+They are named by records of `xentx.natives` and by references that are imported when called.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ _TENSORFLOW_TWO_STEPS = Native(
 
 
 def log_softmax_gather_tensorflow(logits: Array, target: Array, *, reduction: str) -> Array:
-    """``-tf.nn.log_softmax(x)[t]``, TensorFlow having no loss of log-probabilities."""
+    """``-tf.nn.log_softmax(x)[t]``: TensorFlow has no loss of log-probabilities."""
     if reduction != "none":
         msg = f"reduction: got {reduction!r}; expected 'none'"
         raise ValueError(msg)
@@ -35,28 +34,28 @@ def log_softmax_gather_tensorflow(logits: Array, target: Array, *, reduction: st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """What one framework has.
+    """The functions of one framework.
 
     Parameters
     ----------
     framework
         Its import name.
     title
-        What it is called.
+        Its name.
     log_softmax
         ``"module:function"`` of its log-softmax.
     keyword
-        What that calls the class axis.
+        Name of its argument for the class axis.
     shown
-        How that function is written.
+        The function as users write it.
     two_steps
         Id of the native that takes two steps.
     one_step
-        Id of the native that takes one; None where there is none.
+        Id of the native that takes one step, or None.
     imports, body
-        The same in code. The body goes on from ``values``, nested lists of logits, and ``t``,
-        class indices; it sets ``two_steps``, ``one_step``, ``ours`` and ``gradient``. ``DTYPE``
-        stands for the dtype's name.
+        The same as code. The body uses ``values``, nested lists of logits, and ``t``, class
+        indices. It sets ``two_steps``, ``one_step``, ``ours`` and ``gradient``. ``DTYPE`` stands
+        for the name of the dtype.
     """
 
     framework: str
