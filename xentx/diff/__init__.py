@@ -1,7 +1,7 @@
-"""What differs between two losses as they are called, and the call that makes them equal.
+"""The differences between two calls of losses, and the call that makes them equal.
 
-Read `_comparison` first: all that is found. `_call` reads what the user wrote, `_meaning` says what
-it computes, `_plan` finds the equal call in the other framework, and `diff` puts it together.
+Read `_comparison` first: it has the dataclasses of the result. `_call` parses what the user wrote,
+`_meaning` states what it computes, `_plan` finds the equal call, and `_diff` combines them.
 """
 
 from xentx.diff._call import Call, CallError, parse

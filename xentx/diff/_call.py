@@ -1,7 +1,7 @@
-"""Reading a call that a user spelled, such as ``torch:F.cross_entropy(weight=w)``.
+"""Parse a call that a user wrote, such as ``torch:F.cross_entropy(weight=w)``.
 
-It is parsed and never evaluated. What it may name are the records of `xentx.natives`; what it may
-set are their options, in their own spelling.
+It is never evaluated. It can name the records of `xentx.natives`, and set their options by the
+names that the framework uses.
 """
 
 import ast
@@ -19,16 +19,16 @@ _ARRAYS = ("weight", "sample_weight")
 _INTEGERS = ("axis", "ignore_index")
 
 _ALIASES = {("keras", "'none'"): "none", ("keras", "'mean'"): "mean"}
-"""Spellings of reductions that the records don't list, by library."""
+"""Names of reductions that the records do not list, by library."""
 
 
 class CallError(ValueError):
-    """A call that can't be read, with what it might have been meant to be."""
+    """A call that cannot be parsed. The message suggests similar names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A bare name in a call: it stands for an array."""
+    """A name in a call that stands for an array."""
 
     name: str
 
@@ -50,9 +50,9 @@ class Call:
     native
         The record of what it calls.
     options
-        Values of the options given, by xentx's names. Weights are symbols.
+        Values of the given options, by xentx's names. Weights are symbols.
     reduction
-        By xentx's name; the native's default where none is given.
+        By xentx's name. The default is that of the native.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class _Spelled:
-    """What stands after the colon, taken apart."""
+    """The parts of a call after the colon."""
 
     path: str
     keywords: Mapping[str, ast.expr]
@@ -71,7 +71,7 @@ class _Spelled:
 
 
 def library(native: Native) -> str:
-    """Return what stands before the colon of an id."""
+    """Return the part of an id before the colon."""
     return native.id.partition(":")[0]
 
 
@@ -81,14 +81,14 @@ def known() -> tuple[Native, ...]:
 
 
 def parse(text: str) -> Call:
-    """Read a call.
+    """Parse a call.
 
     Parameters
     ----------
     text
-        A native's id, or its library, a colon, and its name with options in its own spelling.
-        Values are literals, or bare names that stand for arrays; positional names, which stand for
-        logits and target, are passed over.
+        A native's id, or its library, a colon, and its name with options by the framework's names.
+        Values are literals, or names that stand for arrays. Positional names, which stand for
+        logits and target, are ignored.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def parse(text: str) -> Call:
     Raises
     ------
     CallError
-        If it can't be read, or names a native or an option that there is none of.
+        If it cannot be parsed, or if there is no such native or option.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def parse(text: str) -> Call:
         raise CallError(msg)
     spelled = _spelled(rest)
     if spelled is None:
-        msg = f"{text!r}: can't be read; expected a call, as in torch:F.cross_entropy(weight=w)"
+        msg = f"{text!r}: cannot be parsed; expected a call, as in torch:F.cross_entropy(weight=w)"
         raise CallError(msg)
     native, consumed = _native(text, prefix, spelled)
     options, reduction = _options(
@@ -136,12 +136,12 @@ def parse(text: str) -> Call:
 
 
 def keyword(spelling: str) -> str:
-    """Return the keyword of an option's spelling, which may go on in words."""
+    """Return the keyword of an option, without the words that may follow it in the record."""
     return spelling.partition(" ")[0]
 
 
 def setting(native: Native, reduction: str) -> tuple[str, str] | None:
-    """Return keyword and value that choose a reduction; None where it is written by hand."""
+    """Return the keyword and value of a reduction. None if the loss has no such keyword."""
     spelling = native.reductions[reduction].partition(",")[0]
     if spelling.startswith("("):
         return None
@@ -150,7 +150,7 @@ def setting(native: Native, reduction: str) -> tuple[str, str] | None:
 
 
 def default_reduction(native: Native) -> str:
-    """Return the reduction of a call that chooses none."""
+    """Return the default reduction."""
     for name, spelling in native.reductions.items():
         if spelling.endswith("the default") or spelling == "(as it is)":
             return name
@@ -276,7 +276,7 @@ def _reduction(text: str, native: Native, name: str, node: ast.expr) -> str:
 def _value(text: str, name: str, option: str, node: ast.expr) -> Value:
     if isinstance(node, ast.Name) and option in _ARRAYS:
         return Symbol(node.id)
-    wanted = "a bare name that stands for an array, such as w"
+    wanted = "a name that stands for an array, such as w"
     if option not in _ARRAYS:
         wanted = "an integer" if option in _INTEGERS else "a number"
         value = _literal(node)

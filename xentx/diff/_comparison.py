@@ -1,7 +1,7 @@
-"""What `xentx diff` found, as frozen records: also the schema of ``xentx diff --json``.
+"""The result of `xentx diff` as frozen dataclasses, which are the schema of ``--json`` too.
 
-Names and meanings of fields change only together with `SCHEMA_VERSION`: its first number when a
-field is removed or means something else, its second when one is added.
+`SCHEMA_VERSION` changes with the fields: its first number when a field is removed or changes its
+meaning, its second number when a field is added.
 """
 
 from dataclasses import dataclass
@@ -20,99 +20,99 @@ class Side:
     loss: str
     """Id of the native that it calls."""
     name: str
-    """That native's public name in full."""
+    """Full public name of this native."""
     options: dict[str, str]
     """Options given, by xentx's names."""
     reduction: str
     """The reduction, by xentx's name."""
     version: str | None
-    """Installed version of its library; None where it is not installed."""
+    """Installed version of its library. None if it is not installed."""
     problem: str | None
-    """Why it could not be called here; None where it could."""
+    """Why it could not be called, or None."""
     documentation: str
-    """Where it is documented."""
+    """Address of its documentation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One thing in which the calls differ."""
+    """One difference between the calls."""
 
     aspect: str
-    """What it is about."""
+    """What differs."""
     a: str
-    """How it is in the first."""
+    """The first call's value."""
     b: str
-    """How it is in the second."""
+    """The second call's value."""
     note: str
-    """What follows from it; may be empty."""
+    """The consequence. May be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CornerDifference:
-    """A corner case that the two answer differently."""
+    """A corner case with different results."""
 
     name: str
     """Name of the corner; see `xentx.compare.CORNERS`."""
     title: str
-    """What is asked."""
+    """The question of the corner case."""
     differences: tuple[str, ...]
-    """In what they differ: "error", "shape", "loss", "gradient", "dtype" or "sign of zero"."""
+    """What differs: "error", "shape", "loss", "gradient", "dtype" or "sign of zero"."""
     a: Outcome
-    """What the first returned or raised."""
+    """The value or error of the first call."""
     b: Outcome
-    """What the second returned or raised."""
+    """The value or error of the second call."""
     rule: str
     """xentx's rule, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """A suggestion and the first call, both run on the same random data."""
+    """The results of a suggestion and of the first call for the same random data."""
 
     equal: bool
-    """Whether loss and gradient agree to rounding."""
+    """Whether loss and gradient agree up to rounding."""
     loss_ulp: float
     """Largest difference of the losses, in float32 ULP of the largest loss."""
     gradient_ulp: float | None
-    """The same for the gradients; None where one of them has none."""
+    """The same for the gradients. None if one of the calls has no gradient."""
     rows: int
-    """How many rows of logits."""
+    """Number of rows."""
     classes: int
-    """How many classes."""
+    """Number of classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A call that computes what the first call does."""
+    """A call that computes the same as the first call."""
 
     loss: str
-    """Id of what is called."""
+    """Id of the loss that is called."""
     code: str
-    """The call for logits of shape (rows, C), with what goes before and after it; empty where there
-    is none."""
+    """The call for logits of shape (rows, C), with the code before and after it. Empty if there is
+    no such call."""
     reason: str
-    """Why there is none, or why it is not verified; empty where neither."""
+    """Why there is no call, or why it is not verified. Empty otherwise."""
     verification: Verification | None
-    """What came of running it; None where it was not."""
+    """Results of the call. None if it was not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All that was found."""
+    """The result of a comparison of two calls."""
 
     schema: str
     """Version of this schema."""
     a: Side
-    """The first call: what is wanted."""
+    """The first call, whose result is wanted."""
     b: Side
-    """The second: where it is wanted."""
+    """The second call, whose loss the first suggestion uses."""
     target: str
-    """What the target is meant as: "indices" or "probabilities"."""
+    """The kind of the target: "indices" or "probabilities"."""
     differences: tuple[Difference, ...]
-    """What the two differ in."""
+    """The differences between the calls."""
     suggestions: tuple[Suggestion, ...]
-    """Calls equal to the first: by the second's loss, then by xentx on the second's arrays."""
+    """Calls equal to the first: one of the second's loss, then one of xentx for its arrays."""
     corners: tuple[CornerDifference, ...]
-    """Corner cases that they answer differently."""
+    """Corner cases with different results."""
     corners_asked: int
-    """How many corner cases both were asked."""
+    """Number of corner cases that both support."""

@@ -1,4 +1,4 @@
-"""Comparing two calls: what their records say, what their libraries answer, and the equal call."""
+"""Compare two calls: their records, their results for the corner cases, and the equal call."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +27,7 @@ from xentx.natives.vocabulary import Target
 Progress = Callable[[int, int, str], None]
 
 _ALIKE_ULP = 64.0
-"""Difference up to which two answers to a corner case count as the same, in ULP."""
+"""Difference up to which two results of a corner case count as equal, in ULP."""
 
 _NONE = "none"
 
@@ -40,30 +40,30 @@ def diff(
     corners: bool = True,
     progress: Progress = lambda *_: None,
 ) -> Comparison:
-    """Say what differs between two calls, and which call makes them equal.
+    """List the differences between two calls, and find the call that makes them equal.
 
     Parameters
     ----------
     a, b
-        The calls, as users spell them; see `parse`. The first is what is wanted, and the second
-        where it is wanted: suggestions compute the first with the loss of the second.
+        The calls, as users write them; see `parse`. The suggestions compute the result of the first
+        with the loss of the second.
     target
-        What the target is meant as, "indices" or "probabilities"; by default what the first call
-        is used with in the first place.
+        The kind of the target, "indices" or "probabilities". The default is the first kind that the
+        first call supports.
     corners
-        Whether to ask both the corner cases.
+        Whether to compare the corner cases.
     progress
-        Told of each corner: the number done, the number of all, and what comes next.
+        Called for each corner case with the number done, the number of all, and the next one.
 
     Returns
     -------
     Comparison
-        What was found.
+        The differences and the equal calls.
 
     Raises
     ------
     CallError
-        If a call can't be read, or its loss takes no such target.
+        If a call cannot be parsed, or its loss does not support such a target.
 
     Examples
     --------
@@ -76,7 +76,9 @@ def diff(
     one, other = parse(a), parse(b)
     kind = target or one.native.targets[0]
     if kind == "probabilities" and kind not in one.native.targets:
-        msg = f"target: got {kind!r}; expected 'indices', which is all that {one.native.id} takes"
+        msg = (
+            f"target: got {kind!r}; expected 'indices', the only kind that {one.native.id} supports"
+        )
         raise CallError(msg)
     available = Availability()
     problems = [available.problem(call.native) for call in (one, other)]
@@ -108,7 +110,7 @@ def _side(call: Call, problem: str | None) -> Side:
     )
 
 
-# What the records say.
+# Differences between the records.
 
 
 def _differences(a: Call, b: Call, kind: Target, available: Availability) -> Iterator[Difference]:
@@ -132,12 +134,12 @@ def _inputs(a: Call, b: Call, kind: Target) -> Iterator[Difference]:
         "first argument",
         one.takes,
         other.takes,
-        "Logits given for probabilities raise no error and give a wrong loss.",
+        "Logits in place of probabilities raise no error, and the loss is wrong.",
     )
     encoded = [
         native.id for native in (one, other) if kind == "indices" and kind not in native.targets
     ]
-    note = f"Class indices have to be one-hot rows for {' and '.join(encoded)}." if encoded else ""
+    note = f"{' and '.join(encoded)}: convert class indices to one-hot rows." if encoded else ""
     yield _row("targets", _listed(one.targets), _listed(other.targets), note)
     if "indices" in one.targets and "indices" in other.targets:
         yield _row("target dtypes", _listed(one.target_dtypes), _listed(other.target_dtypes))
@@ -146,7 +148,7 @@ def _inputs(a: Call, b: Call, kind: Target) -> Iterator[Difference]:
         "class axis",
         one.class_axis,
         other.class_axis,
-        "For logits of more than 2 dimensions, look where the classes are."
+        "Logits of more than 2 dimensions need their classes on this axis."
         if one.axis != other.axis
         else "",
     )
@@ -154,7 +156,7 @@ def _inputs(a: Call, b: Call, kind: Target) -> Iterator[Difference]:
         "execution",
         "compiled" if one.compiled else "eager",
         "compiled" if other.compiled else "eager",
-        "A compiler can't see the values of targets: out of range they raise no error.",
+        "Compiled code raises no error for targets that are out of range.",
     )
 
 
@@ -168,14 +170,14 @@ def _options(a: Call, b: Call) -> Iterator[Difference]:
         values = [_setting(call, name) for call in (a, b)]
         note = ""
         if lacking and any(name in call.options for call in (a, b)):
-            note = f"{lacking[0]} lacks it."
+            note = f"{lacking[0]} does not have it."
         elif not lacking and values[0] != values[1]:
             note = "The calls differ in its value."
         yield _row(name, _option(a, name), _option(b, name), note)
 
 
 def _setting(call: Call, name: str) -> Value | None:
-    """Value of an option, as far as it is known where it is not given."""
+    """Value of an option. If it is not given, its default, as far as that is known."""
     default = DEFAULT_IGNORED.get(library(call.native)) if name == "ignore_index" else None
     return call.options.get(name, default)
 
@@ -194,7 +196,7 @@ def _reduction(a: Call, b: Call, kind: Target) -> Difference:
     one, other = (f"{c.reduction}: {c.native.reductions[c.reduction]}" for c in (a, b))
     alike = meaning(a, kind).reduction == meaning(b, kind).reduction
     alike = alike and divisor(a, kind) == divisor(b, kind)
-    return _row("reduction", one, other, "The same, spelled differently." if alike else "")
+    return _row("reduction", one, other, "The same reduction by another name." if alike else "")
 
 
 def _divisor(a: Call, b: Call, kind: Target) -> Difference:
@@ -212,7 +214,7 @@ def _output_dtype(a: Call, b: Call, available: Availability) -> Difference:
 
 
 def _dtypes(native: Native, problem: str | None) -> str:
-    """Measure what comes out for each dtype that goes in."""
+    """Measure the dtype of the result for each dtype of the logits."""
     if problem is not None:
         return f"not measured: {problem}"
     found = []
@@ -224,11 +226,11 @@ def _dtypes(native: Native, problem: str | None) -> str:
     return ", ".join(found) or "not measured"
 
 
-# What the libraries answer.
+# Results of the corner cases.
 
 
 def _corners(a: Native, b: Native, progress: Progress) -> Iterator[CornerDifference]:
-    """Ask both each corner that both can be asked."""
+    """Compare the results of each corner case that both support."""
     for number, corner in enumerate(CORNERS.values()):
         progress(number, len(CORNERS), corner.title)
         one = visit(a, corner).outcome
@@ -247,7 +249,7 @@ def _corners(a: Native, b: Native, progress: Progress) -> Iterator[CornerDiffere
 
 def _unlike(corner: Corner, a: Outcome, b: Outcome) -> Iterator[str]:
     if a.error is not None or b.error is not None:
-        # Each framework has its own exceptions: that both raise is alike enough.
+        # Each framework has its own exception types. Two errors count as equal.
         if a.error is None or b.error is None:
             yield "error"
         return
@@ -291,12 +293,12 @@ def _suggestions(a: Call, b: Call, kind: Target, available: Availability) -> Ite
 
 
 def _xentx_on(native: Native, available: Availability) -> Native | None:
-    """Find xentx's record for the arrays of a native's framework; None where they are unknown."""
+    """Find xentx's record for the arrays of a native's framework, or None."""
     eager = [record for record in xentx_records() if not record.compiled]
     for record in eager:
         if record.framework == native.framework:
             return record
-    # Keras's arrays are those of the backend that it runs on.
+    # Keras's arrays are those of its backend.
     if available.problem(native) is None:
         runtime = runtime_of(native.framework)
         for record in eager:

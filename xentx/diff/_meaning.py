@@ -1,7 +1,7 @@
-"""What a call computes: above all, what its mean divides by.
+"""What a call computes, in particular the divisor of its mean.
 
-The frameworks have one formula for a row and several for the mean. Here each mean is the set of
-factors whose product is summed over the rows: of nothing it is the number of rows.
+The frameworks compute the same loss of a row and several different means. A divisor is represented
+as a set of factors: their product is summed over the rows. The empty set is the number of rows.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Divisor = frozenset[Factor]
 _IN_WORDS: dict[Factor, str] = {
     "class weight": "the target's class weight",
     "sample weight": "the sample weight",
-    "kept": "1 where it is not ignored, else 0",
-    "nonzero": "1 where the sample weight is not 0, else 0",
+    "kept": "1 if the row is not ignored, else 0",
+    "nonzero": "1 if the sample weight is not 0, else 0",
     "mass": "the sum of the weighted and smoothed target",
 }
 
 _ROWS: Divisor = frozenset()
 
-# Measured again by the tests, wherever the library is installed.
+# The tests measure these, if the library is installed.
 _DIVISORS: dict[tuple[str, str], dict[Target, Divisor]] = {
     ("torch", "mean"): {
         "indices": frozenset({"class weight", "kept"}),
@@ -55,7 +55,7 @@ _DIVISORS: dict[tuple[str, str], dict[Target, Divisor]] = {
 }
 
 DEFAULT_IGNORED = {"torch": -100, "xentx": -100}
-"""Class index that losses of a library ignore where it is not said, by library."""
+"""Class index that the losses of a library ignore by default, by library."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +65,15 @@ class Meaning:
     Parameters
     ----------
     weight, sample_weight
-        Names of the arrays; None where there is none.
+        Names of the arrays, or None.
     smoothing
-        Label smoothing; 0 where there is none.
+        Label smoothing, 0 by default.
     ignored
-        Class index to ignore, where the call says one.
+        Class index to ignore, if the call gives one.
     reduction
         "none", "mean" or "sum".
     divisor
-        What the mean divides by; None where it is not known, and for the others.
+        Divisor of the mean. None if it is not known, and for "none" and "sum".
     """
 
     weight: str | None
@@ -85,7 +85,7 @@ class Meaning:
 
 
 def meaning(call: Call, kind: Target) -> Meaning:
-    """Say what a call computes on a kind of target."""
+    """Return what a call computes for a kind of target."""
     options = call.options
     weight, sample_weight = options.get("weight"), options.get("sample_weight")
     ignored = options.get("ignore_index")
@@ -103,7 +103,7 @@ def meaning(call: Call, kind: Target) -> Meaning:
 
 
 def divisor(call: Call, kind: Target) -> Divisor | None:
-    """Return what the mean of a call divides by, as far as its options make a difference."""
+    """Return the divisor of the mean of a call, for the options that it has."""
     full = _full_divisor(call.native, call.reduction, kind)
     if full is None:
         return None
@@ -123,10 +123,10 @@ def divisor(call: Call, kind: Target) -> Divisor | None:
 def _full_divisor(native: Native, reduction: str, kind: Target) -> Divisor | None:
     if reduction not in native.reductions:
         return None
-    if native.reductions[reduction].startswith("("):  # written by hand: a plain mean
+    if native.reductions[reduction].startswith("("):  # a mean outside of the loss
         return _ROWS
     kinds = _DIVISORS.get((library(native), reduction), {})
-    # One-hot rows are probabilities to a loss that takes nothing else.
+    # A loss that takes probabilities only gets class indices as one-hot rows.
     return kinds.get(kind if kind in native.targets else native.targets[0])
 
 

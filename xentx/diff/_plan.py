@@ -1,7 +1,7 @@
-"""The call that computes, in another framework, what a call does.
+"""The call of another framework that computes the same as a given call.
 
-A plan says what is handed to the other loss and what is done by hand around it. It can be written
-as code, and it can be run on numbers: both from the same fields.
+A plan states the arguments of the other loss and the operations before and after it. `code` writes
+it as code, and `run` computes it, from the same fields.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _LAST_OF_TWO = (-1, 1)
 
 
 class NoPlanError(ValueError):
-    """There is no such call, and this is why."""
+    """There is no such call, for the reason of the message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +44,21 @@ class Plan:
     native
         The loss that is called.
     kind
-        What the target is: as the user has it.
+        The kind of the user's target.
     wanted
-        What is to be computed.
+        The meaning to compute.
     options
-        What is handed to the loss, by xentx's names.
+        Options of the loss, by xentx's names.
     reduction
-        Its reduction, by xentx's name.
+        Reduction of the loss, by xentx's name.
     encoded
-        Whether the target is made a distribution by hand.
+        Whether the code around the loss converts the target to a distribution.
     smoothed
-        Whether that is smoothed by hand, and weighted where there are class weights.
+        Whether this code smooths the distribution, and applies class weights.
     scale
-        Factors of the rows' losses that are multiplied by hand.
+        Factors by which this code multiplies the losses of the rows.
     divides
-        Whether the sum is divided by hand.
+        Whether this code divides the sum.
     """
 
     native: Native
@@ -78,21 +78,24 @@ def plan(call: Call, native: Native, kind: Target) -> Plan:
     Raises
     ------
     NoPlanError
-        If it can't.
+        If it cannot.
     """
     wanted = meaning(call, kind)
     if wanted.reduction == "mean" and wanted.divisor is None:
         msg = f"what the mean of {call.native.id} divides by is not known"
         raise NoPlanError(msg)
     if call.options.get("axis", -1) not in _LAST_OF_TWO:
-        msg = f"classes are on axis {call.options['axis']}, and code is for logits of (rows, C)"
+        msg = (
+            f"the classes are on axis {call.options['axis']}; the suggested code is for logits of "
+            "shape (rows, C)"
+        )
         raise NoPlanError(msg)
     if kind == "probabilities" and wanted.ignored is not None:
-        msg = "ignore_index is for class indices alone"
+        msg = "ignore_index is for class indices only"
         raise NoPlanError(msg)
     native = _of_logits(native)
     if kind == "probabilities" and "probabilities" not in native.targets:
-        msg = f"{native.id} takes class indices alone"
+        msg = f"{native.id} takes class indices only"
         raise NoPlanError(msg)
     return _direct(call, wanted, native, kind) or _by_hand(call, wanted, native, kind)
 
@@ -118,8 +121,8 @@ def _of_logits(native: Native) -> Native:
 
 
 def _asked(call: Call, native: Native) -> dict[str, Value]:
-    """Options of a call that another native has to do something about."""
-    # One without a choice of axis has the classes of (rows, C) where they are.
+    """Options of a call that another native must support."""
+    # A native without an axis option has the classes of (rows, C) on the right axis.
     return {
         name: value
         for name, value in call.options.items()
@@ -128,7 +131,7 @@ def _asked(call: Call, native: Native) -> dict[str, Value]:
 
 
 def _direct(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan | None:
-    """Hand everything over, and divide by hand at most."""
+    """Plan a call that has all options. At most the sum is divided afterwards."""
     options = _asked(call, native)
     if any(name not in native.options for name in options):
         return None
@@ -150,7 +153,7 @@ def _direct(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan |
         other = _recast(call, native, reduction)
         if reduction not in ("none", "sum") and divisor(other, kind) == wanted.divisor:
             return replace(plan_, reduction=reduction)
-    # The mass of a smoothed row is not at hand when the native smooths.
+    # If the native smooths, the mass of a row is not available for the division.
     if "sum" not in native.reductions or "mass" in (wanted.divisor or ()):
         return None
     return replace(plan_, reduction="sum", divides=True)
@@ -162,11 +165,11 @@ def _recast(call: Call, native: Native, reduction: str) -> Call:
 
 
 def _by_hand(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan:
-    """Ask for a loss of each row and do by hand what the native has no option for."""
+    """Plan a call for the loss of each row, and code for the options that the native lacks."""
     if "none" not in native.reductions:
         lacking = ", ".join(n for n in _asked(call, native) if n not in native.options)
         what = f"no option for {lacking}" if lacking else "no such reduction"
-        msg = f"{native.id} has {what}, and no loss of single rows to work with"
+        msg = f"{native.id} has {what}, and does not return the losses of the rows"
         raise NoPlanError(msg)
     weighs = wanted.weight is not None
     smooths = wanted.smoothing > 0.0
@@ -175,11 +178,11 @@ def _by_hand(call: Call, wanted: Meaning, native: Native, kind: Target) -> Plan:
     mixes = smooths and (weighs or "label_smoothing" not in native.options)
     mixes = mixes or (weighs and kind == "probabilities")
     if mixes and "probabilities" not in native.targets:
-        msg = f"{native.id} takes class indices alone, and has no label smoothing"
+        msg = f"{native.id} takes class indices only, and has no label smoothing"
         raise NoPlanError(msg)
     if mixes:
-        # Normalised, with its mass multiplied in afterwards: TensorFlow's gradient is wrong for
-        # targets that don't sum to 1.
+        # The distribution is normalised and its mass is multiplied afterwards, because TensorFlow's
+        # gradient is wrong for targets that do not sum to 1.
         scale.extend(["mass"] if weighs else [])
     else:
         if smooths:
@@ -286,7 +289,7 @@ class Data:
 
     @classmethod
     def random(cls, kind: Target, ignored: int | None) -> "Data":
-        """Make them: a few rows are ignored, and one has sample weight 0."""
+        """Draw them. Some rows are ignored, and one has sample weight 0."""
         rng = np.random.default_rng(0)
         logits = rng.normal(0.0, 3.0, (ROWS, CLASSES)).astype(np.float32)
         target = rng.integers(0, CLASSES, ROWS)
@@ -304,7 +307,7 @@ class Data:
         )
 
     def values(self, options: Mapping[str, Value]) -> dict[str, Any]:
-        """Put arrays in the place of symbols."""
+        """Replace symbols by arrays."""
         arrays = {_WEIGHT: self.weight, _SAMPLE_WEIGHT: self.sample_weight}
         return {
             name: arrays[name] if isinstance(value, Symbol) else value
@@ -332,8 +335,8 @@ def evaluate(call: Call, data: Data) -> tuple[Array, Array | None]:
 def run(plan: Plan, data: Data) -> tuple[Array, Array | None]:
     """Run a plan; return loss and gradient.
 
-    The loss that it is about runs in its framework. What is done by hand around it is done here in
-    float64, which adds less than the rounding of either.
+    The loss runs in its framework. The operations around it are computed here in float64, so that
+    they add no rounding error that matters.
     """
     case = data.case(plan.options, plan.reduction)
     kept = np.ones(ROWS, bool)
@@ -390,7 +393,7 @@ def _finished(
 
 
 def verify(call: Call, plan: Plan) -> Verification:
-    """Run a call and the plan that is to equal it on the same random data."""
+    """Run a call and its plan on the same random data."""
     data = Data.random(plan.kind, plan.wanted.ignored)
     loss, gradient = evaluate(call, data)
     other_loss, other_gradient = run(plan, data)

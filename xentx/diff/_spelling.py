@@ -1,4 +1,4 @@
-"""How losses, and what goes before and after them, are written in each framework."""
+"""Code for losses, and for the operations before and after them, in each framework."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -56,15 +56,15 @@ _FORMS = {
         "metrics.log_loss({t}, special.softmax({x}, axis=-1), labels=np.arange(C){options})"
     ),
 }
-"""Losses of logits by their ids. ``first`` is ``options`` without what separates them; ``axis`` is
-for those that need it in several places."""
+"""Losses of logits by their ids. ``first`` is ``options`` without the leading comma. ``axis`` is
+for calls that have it in several places."""
 
 _XENTX = "xentx.cross_entropy({x}, {t}{options})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idiom:
-    """How a framework writes what xentx diff needs besides losses.
+    """Code of a framework for the operations around a loss.
 
     Parameters
     ----------

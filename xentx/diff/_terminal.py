@@ -38,7 +38,7 @@ def _heads(comparison: Comparison) -> Iterator[RenderableType]:
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
         yield Text(f"{letter}  {side.call}", style="bold")
         yield Text(f"   {_where(side)}")
-    yield Text(f"with class {comparison.target} for a target\n")
+    yield Text(f"The target is class {comparison.target}.\n")
 
 
 def _where(side: Side) -> str:
@@ -48,8 +48,8 @@ def _where(side: Side) -> str:
 
 def _differences(comparison: Comparison) -> RenderableType:
     if not comparison.differences:
-        return Text("The two have the same options and spellings.\n")
-    table = Table(title="What differs", title_justify="left")
+        return Text("Both have the same options, with the same names.\n")
+    table = Table(title="Differences", title_justify="left")
     for header in ("aspect", "A", "B", "note"):
         table.add_column(header, overflow="fold")
     for found in comparison.differences:
@@ -62,7 +62,8 @@ def _suggestion(found: Suggestion) -> Iterator[RenderableType]:
     if not found.code:
         yield Text(f"No call of {found.loss} equals A: {found.reason}.")
         return
-    yield Text(f"{found.loss} computes A, for logits of shape (rows, C), by", style="bold")
+    heading = f"{found.loss} equals A, for logits of shape (rows, C), in this call:"
+    yield Text(heading, style="bold")
     yield Syntax(found.code, "python", background_color="default", word_wrap=True)
     if found.verification is None:
         yield Text(found.reason)
@@ -72,14 +73,14 @@ def _suggestion(found: Suggestion) -> Iterator[RenderableType]:
 
 def _verification(found: Verification) -> Text:
     gradient = (
-        "no gradient to compare"
+        "there is no gradient to compare"
         if found.gradient_ulp is None
-        else f"gradients by {_ulp(found.gradient_ulp)}"
+        else f"the gradients by {_ulp(found.gradient_ulp)}"
     )
-    verdict = "equal to rounding" if found.equal else "NOT equal"
+    verdict = "equal up to rounding" if found.equal else "NOT equal"
     text = (
-        f"Run on {found.rows} random rows of {found.classes} classes: {verdict}; "
-        f"losses differ by {_ulp(found.loss_ulp)}, {gradient}, of the largest in float32."
+        f"Checked on {found.rows} random rows of {found.classes} classes in float32: {verdict}. "
+        f"The losses differ by {_ulp(found.loss_ulp)} of the largest loss, {gradient}."
     )
     return Text(text, style="green" if found.equal else "red")
 
@@ -92,11 +93,11 @@ def _corners(comparison: Comparison) -> Iterator[RenderableType]:
     yield Text()
     if not comparison.corners_asked:
         problems = [side.problem for side in (comparison.a, comparison.b) if side.problem]
-        yield Text(f"Corner cases were not asked{''.join(f': {p}' for p in problems[:1])}.")
+        yield Text(f"The corner cases were not compared{''.join(f': {p}' for p in problems[:1])}.")
         return
     summary = (
-        f"{len(comparison.corners)} of the {comparison.corners_asked} corner cases that both can "
-        "be asked get different answers"
+        f"{len(comparison.corners)} of the {comparison.corners_asked} corner cases that both "
+        "support have different results"
     )
     if not comparison.corners:
         yield Text(f"{summary}.")
