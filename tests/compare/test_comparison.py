@@ -85,7 +85,7 @@ def test_row_by_row_takes_the_extreme_rows_and_the_mean_is_of_all(monkeypatch):
     ("changes", "text"),
     [
         ({"logits_dtypes": ("float64",)}, "takes no float32"),
-        ({"max_classes": 2}, "2 classes at most"),
+        ({"max_classes": 2}, "at most 2 classes"),
     ],
 )
 def test_what_a_native_cannot_be_asked_is_not_applicable(changes, text, truth):

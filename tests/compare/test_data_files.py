@@ -179,7 +179,7 @@ ONE_HOT = np.asarray([[0, 1, 0], [0, 0, 1]])
         ),
         (
             {"logits": LOGITS, "target": np.asarray([-100, -100])},
-            "targets of -100 alone, which are ignored; expected others",
+            "only targets of -100, which are ignored; expected others",
         ),
         ({"logits": LOGITS[:, :0], "target": TARGET}, "logits of shape (2, 0); expected rows"),
         (

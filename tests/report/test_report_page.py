@@ -54,6 +54,23 @@ def test_it_holds_every_loss_regime_and_corner(page, report):
     assert len(data["corners"]) == len(report.corners)
 
 
+def test_the_findings_come_first(page, report):
+    text = page.read_text("utf-8")
+    findings = re.findall(
+        r"<li>(.*?)</li>", text.split('<ul class="findings">')[1].split("</ul>")[0]
+    )
+    assert len(findings) == 4  # two dtypes, confident rows, corner cases
+    assert "kinds of logits in float32: 1 of 1. Largest error of xentx: 0." in findings[0]
+    assert findings[-1].endswith("xentx deviates in 0.")
+    assert text.index(findings[0]) < text.index('id="accuracy"')
+    counts = embedded(text)["deviations"]["counts"]
+    natives = {loss.id for loss in report.losses if not loss.is_xentx}
+    assert sum(map(sum, counts)) == sum(
+        any(r.verdict == "deviates" for r in corner.results if r.loss in natives)
+        for corner in report.corners
+    )
+
+
 def test_it_refers_to_nothing_outside(page):
     text = without_plotly(page.read_text("utf-8"))
     assert not re.search(r'\b(src|srcset)=|@import|url\(|<link(?! rel="icon" href="data:,")', text)

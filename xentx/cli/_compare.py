@@ -1,4 +1,4 @@
-"""``xentx compare``: options into a `Plan`, a progress bar, and the report to the terminal."""
+"""``xentx compare``: makes a `Plan` from the options, shows progress, and prints the report."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ from xentx.natives.vocabulary import LossName
 
 _CORNERS = {"cross_entropy": CORNERS, "binary_cross_entropy": BINARY_CORNERS}
 
-# What is measured for a page, unless told: all kinds of logits, in under three minutes.
+# The default for a page: all kinds of logits.
 _PAGE_REGIMES = (
     *("worked-example", "digits", "gap", "normal-10", "normal-1000", "normal-50257"),
     *("confident-10", "near-tied-10", "offset-10", "scaled-10"),
@@ -111,12 +111,12 @@ def run(
 
 
 def _jobs(*, timed: bool) -> int:
-    # What runs beside a loss slows it down.
+    # Processes that run at the same time would slow down a timed loss.
     return 1 if timed else os.cpu_count() or 1
 
 
 def _html_writer(path: Path, loss: LossName) -> Callable[[Report, Path], None]:
-    """Import the renderer and look at the path, before minutes of measuring."""
+    """Import the renderer and check the path, before minutes of measuring."""
     if loss != "cross_entropy":
         msg = "--html goes with --loss cross_entropy"
         raise typer.BadParameter(msg)

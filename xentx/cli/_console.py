@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console for tables."""
 
 import sys
 
@@ -8,7 +8,7 @@ _PIPE_WIDTH = 140
 
 
 def console() -> Console:
-    """Return standard output: as wide as the terminal, and wide enough for the tables in a pipe."""
+    """Return a console on standard output. In a pipe it is wide enough for all tables."""
     return Console(
         file=sys.stdout, width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False
     )

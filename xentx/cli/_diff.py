@@ -1,4 +1,4 @@
-"""``xentx diff``: two calls into `diff`, and what it returns to a table or to JSON."""
+"""``xentx diff``: calls `diff`, and prints the result as tables or JSON."""
 
 import sys
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +23,7 @@ def run(*, a: str, b: str, target: str | None, corners: bool, as_json: bool) -> 
     except CallError as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
-        # Written as reports are, infinities included.
+        # The encoding of reports, with infinities.
         sys.stdout.write(_json.dumps(cast("Any", found)) + "\n")
     else:
         from xentx.diff import _terminal  # noqa: PLC0415 -- JSON needs no tables

@@ -1,4 +1,4 @@
-"""``xentx info``, ``natives`` and ``regimes``: what there is. Only ``info`` imports frameworks."""
+"""``xentx info``, ``natives`` and ``regimes``. Only ``info`` imports frameworks."""
 
 import platform
 
@@ -13,7 +13,7 @@ from xentx.compare.regimes import REGIMES
 
 
 def info() -> None:
-    """Print versions and backends, and why those that are portable are so."""
+    """Print versions, backends and engines, and the reasons for portable engines."""
     out = console()
     out.print(f"xentx {xentx.__version__}")
     out.print(f"Python {platform.python_version()} on {platform.platform()}")
@@ -33,7 +33,7 @@ def info() -> None:
 
 
 def natives() -> None:
-    """Print the records, and the plugins that gave none."""
+    """Print the records, and broken plugins."""
     out = console()
     table = Table()
     table.add_column("id", overflow="fold")
@@ -56,7 +56,7 @@ def natives() -> None:
 
 
 def regimes() -> None:
-    """Print the table of regimes."""
+    """Print the regimes."""
     table = Table("regime", "logits")
     for regime in REGIMES.values():
         table.add_row(regime.name, Text(regime.description))

@@ -1,4 +1,4 @@
-"""The file that a command writes: looked at before the work, and what went wrong in words."""
+"""Checks of an output file before the work, and error messages for writing it."""
 
 import os
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from xentx.compare.files import reason
 
 
 def check(option: str, path: Path) -> None:
-    """Refuse a file that can't be written, before there is anything to lose.
+    """Raise an error if a file cannot be written, before the work begins.
 
     Raises
     ------
     typer.BadParameter
-        If the file's folder is missing or can't be written to, or the path is a folder.
+        If the file's folder is missing or not writable, or the path is a folder.
     """
     folder = path.absolute().parent
     problems = (
@@ -32,7 +32,7 @@ def check(option: str, path: Path) -> None:
 
 @contextmanager
 def written(option: str, path: Path) -> Iterator[None]:
-    """Say in words why a file could not be written after all."""
+    """Convert errors of writing a file to messages of the command."""
     try:
         yield
     except OSError as error:

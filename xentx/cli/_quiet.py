@@ -1,7 +1,7 @@
-"""Keeping the frameworks' start-up chatter out of the way. Only the command does this.
+"""Suppress messages that frameworks print when they start. Only the command does this.
 
-TensorFlow writes from C++ to file descriptor 2, whatever its environment variables say, and so do
-compilers. The descriptor goes to a file meanwhile, and is shown if the command breaks.
+TensorFlow and compilers write to file descriptor 2 from C++, also if environment variables disable
+messages. Here the descriptor is redirected to a file, which is shown if the command fails.
 """
 
 import os
@@ -20,14 +20,14 @@ _KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 def _environment() -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    # Keras's own default is TensorFlow, installed or not.
+    # Keras's default is TensorFlow, even if it is not installed.
     installed = [name for name in _KERAS_BACKENDS if find_spec(name) is not None]
     os.environ.setdefault("KERAS_BACKEND", [*installed, "numpy"][0])
 
 
 @contextmanager
 def quiet() -> Iterator[TextIO]:
-    """Silence descriptor 2 and give the true standard error."""
+    """Redirect descriptor 2, and return the original standard error."""
     _environment()
     sys.stderr.flush()
     true = os.dup(_STDERR)

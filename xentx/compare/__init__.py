@@ -1,7 +1,7 @@
-"""The comparison of every framework's own losses with the truth and with xentx's rules.
+"""Compare the frameworks' own losses with the true values and with xentx's rules.
 
-Read `report` first: all that is found. `regimes` and `corners` are the tables of what is asked,
-`truth` says what is right, `compare` runs a `Plan`, and each renderer shows a `Report`.
+Read `report` first: it has the dataclasses of the result. `regimes` and `corners` are the tables
+of the inputs. `truth` computes the true values. `compare` runs a `Plan`. Renderers show a `Report`.
 """
 
 from xentx.compare._run import Plan, compare, user_regime

@@ -1,7 +1,7 @@
-"""A comparison in processes: one for each framework, and one for each backend of Keras.
+"""Run a comparison in processes: one for each framework, and one for each backend of Keras.
 
-Keras picks its backend when it is first imported, so that each needs a process of its own; and
-several run at once. A framework that takes its process down costs its own rows only.
+Keras selects its backend when it is imported, so each backend needs its own process. Several
+processes can run at once. If a framework crashes its process, only its own rows are lost.
 """
 
 import json
@@ -26,11 +26,11 @@ from xentx.compare.report import CornerResult, Loss, Measurement, Report
 from xentx.natives import Native
 
 KERAS_BACKENDS = ("tensorflow", "jax", "torch", "numpy")
-"""Backends of Keras, its own default first. On NumPy it has losses and no gradients."""
+"""Backends of Keras, its default first. On NumPy it has losses and no gradients."""
 
 _COMMAND = (sys.executable, "-P", "-m", _worker.__name__)
 
-# Frameworks that take a whole GPU when they start would leave nothing to those beside them.
+# By default, these frameworks reserve all memory of a GPU, and others could not use it.
 _SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
 
@@ -39,43 +39,43 @@ Row = TypeVar("Row", Loss, Measurement, CornerResult)
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """What a worker came to that ended without an answer."""
+    """The end of a worker that returned no report."""
 
     reason: str
 
 
 def keras_backends() -> tuple[str, ...]:
-    """List the backends that Keras can be asked for here; none where it is not installed."""
+    """List the installed backends of Keras. Empty if Keras is not installed."""
     if find_spec("keras") is None:
         return ()
     return tuple(name for name in KERAS_BACKENDS if find_spec(name) is not None)
 
 
 def compare_apart(plan: Plan, progress: Progress = lambda *_: None, *, jobs: int = 1) -> Report:
-    """Compare losses as `compare` does, each framework in a process of its own.
+    """Compare losses as `compare` does, with a process for each framework.
 
     Parameters
     ----------
     plan : Plan
         What to compare. Its corners are those of `CORNERS` or of `BINARY_CORNERS`.
     progress : callable
-        Told of each step, from several threads but never at once.
+        Called before each step, from several threads but by one at a time.
     jobs : int
-        How many processes may run at once. More than one of them disturb the times.
+        Number of processes that run at once. More than one make the times less accurate.
 
     Returns
     -------
     Report
-        What was found, in the order of `compare`.
+        The results, in the order of `compare`.
 
     Raises
     ------
     ValueError
-        If the plan names a framework or a loss that there is none of.
+        If there is no such framework or loss.
     """
     chosen = plan.chosen()
     shares = split(chosen)
-    # A lone framework disturbs none but itself, and is sooner there without a process more.
+    # A single framework needs no process of its own, which would take longer.
     if len(shares) <= 1 and not any(native.backend for native in chosen):
         return compare(plan, progress)
     steps = len(plan.regimes) * len(plan.dtypes) + len(plan.corners)
@@ -89,12 +89,12 @@ def compare_apart(plan: Plan, progress: Progress = lambda *_: None, *, jobs: int
             board.tell(name, len(share) * steps, f"{name} is done")
             return answer
 
-        # The longest first, that it is not alone at last.
+        # The longest first, so that the processes end at about the same time.
         names = sorted(shares, key=lambda name: -_weight(shares[name]))
         try:
             found = dict(zip(names, pool.map(measured, names), strict=True))
         except BaseException:
-            # Before the pool waits for its threads, which wait for the workers.
+            # The pool would wait for its threads, and they for the workers.
             workers.stop()
             raise
     return merge(plan, chosen, {name: found[name] for name in shares})
@@ -110,27 +110,27 @@ def split(chosen: Sequence[Native]) -> dict[str, list[Native]]:
 
 
 def _weight(share: Sequence[Native]) -> int:
-    # Compilers are what takes time.
+    # Compiling takes most of the time.
     return sum(10 if native.compiled else 1 for native in share)
 
 
 def merge(plan: Plan, chosen: Sequence[Native], found: Mapping[str, Report | Crash]) -> Report:
-    """Make one report of those of the shares.
+    """Combine the reports of the shares.
 
     Parameters
     ----------
     plan : Plan
         What was compared.
     chosen : sequence of Native
-        All of its losses, in the order wanted.
+        All losses of the plan, in order.
     found : mapping
-        For each share, what its worker answered, or how it ended without.
+        The report of each share, or how its worker ended.
 
     Returns
     -------
     Report
-        With a row for each loss, also where the worker crashed. A crash is a failure where a
-        measurement of one of the share's losses could have been one.
+        It has a row for each loss, also if the worker crashed. A crash is a failure if a
+        measurement of one of the share's losses could be one.
     """
     shares = split(chosen)
     parts, crashes = [], []
@@ -166,7 +166,7 @@ def merge(plan: Plan, chosen: Sequence[Native], found: Mapping[str, Report | Cra
 
 
 class _Board:
-    """Adds up the steps of several workers and tells the progress."""
+    """Adds up the steps of several workers and reports the progress."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._lock = threading.Lock()
@@ -180,7 +180,7 @@ class _Board:
 
 
 class _Workers:
-    """Worker processes, to stop all at once."""
+    """The worker processes, which can be stopped together."""
 
     def __init__(self, described: dict[str, Any]) -> None:
         self._described = described
@@ -189,14 +189,14 @@ class _Workers:
         self._stopped = False
 
     def stop(self) -> None:
-        """Kill what runs, and start no more."""
+        """Kill the running workers, and start no more."""
         with self._lock:
             self._stopped = True
             for process in self._running:
                 process.kill()
 
     def ask(self, share: Sequence[Native], told: Callable[[int, str], None]) -> Report | Crash:
-        """Have a worker measure a share, and read what it answers."""
+        """Let a worker measure a share, and return its report."""
         question = _worker.question(self._described, [native.id for native in share])
         with tempfile.TemporaryFile() as noise:
             process = self._start(environment_of(share[0].backend), noise)
@@ -207,7 +207,7 @@ class _Workers:
                     report = _talk(process, question, told)
                     return report or Crash(_ending(process.wait(), noise))
                 finally:
-                    # Frameworks may crash at exit, or take their time, when all has been said.
+                    # Frameworks may crash or take long at exit, which does not matter here.
                     process.kill()
                     with self._lock:
                         self._running.discard(process)
@@ -230,7 +230,7 @@ class _Workers:
 
 def environment_of(keras_backend: str | None) -> dict[str, str]:
     environment = _SHARED_GPU | os.environ
-    # What this process can import the worker can, from the same place.
+    # The worker imports the same modules as this process.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     if keras_backend is not None:
         environment["KERAS_BACKEND"] = keras_backend
@@ -240,7 +240,7 @@ def environment_of(keras_backend: str | None) -> dict[str, str]:
 def _talk(
     process: subprocess.Popen[str], question: str, told: Callable[[int, str], None]
 ) -> Report | None:
-    """Ask a worker and listen until its report; None where it ends before."""
+    """Send the question to a worker and read its report. None if it ends before."""
     if process.stdin is None or process.stdout is None:
         return None
     try:
@@ -248,7 +248,7 @@ def _talk(
         process.stdin.flush()
     except BrokenPipeError:
         with suppress(BrokenPipeError):
-            process.stdin.close()  # which writes once more
+            process.stdin.close()  # which flushes, and can fail again
         return None
     for line in process.stdout:
         if not line.endswith("\n"):
@@ -261,7 +261,7 @@ def _talk(
 
 
 def _ending(status: int, noise: IO[bytes]) -> str:
-    """Say how a process ended, in one line."""
+    """Describe how a process ended, in one line."""
     how = f"with exit status {status}"
     if status < 0:
         how = f"by signal {-status}, {signal.strsignal(-status)}"

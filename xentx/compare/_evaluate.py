@@ -1,4 +1,4 @@
-"""Measuring one loss: on a regime against the truth, on a corner against the rule."""
+"""Measure one loss: on a regime relative to the true values, on a corner case against the rule."""
 
 import re
 import sys
@@ -36,31 +36,31 @@ LOSS_ULP = {"float16": 1.0, "bfloat16": 1.0, "float32": 4.0, "float64": 4.0}
 """Error of an accurate loss. The narrow dtypes are computed in float32 and rounded once."""
 
 GRADIENT_ULP = {"float16": 1.0, "bfloat16": 1.0, "float32": 8.0, "float64": 8.0}
-"""Error of an accurate gradient's entry."""
+"""Error of an entry of an accurate gradient."""
 
 CLOSE = 8.0
-"""Absolute error of what is close, in eps times the larger of 1 and the true value: what forming
-a loss by subtracting rounded numbers of that size costs."""
+"""Absolute error of a close result, in eps times the larger of 1 and the true value. A loss that
+subtracts rounded numbers of that size has such an error."""
 
 ONE_BY_ONE = 200
-"""Rows on which a loss that only reduces is measured: a call each. Those of the smallest and of
-the largest losses, where errors are largest."""
+"""Number of rows on which a loss without the reduction "none" is measured, with one call for each.
+They are the rows with the smallest and the largest losses, where errors are largest."""
 
 _TIMED_SECONDS = 0.1
 _TIMED_CALLS = 5
 
 DECIDED_BEFORE_TRACING = ("weights", "shapes", "dtypes")
-"""Groups of corners that a compiler has no say in: code that it traces decides them."""
+"""Groups of corner cases that do not depend on the compiler: they are decided while tracing."""
 
 OF_BAD_EXAMPLES = ("extremes", "infinities")
-"""Groups of corners that show what is bad about them."""
+"""Groups of corner cases that show the faults of the bad examples."""
 
 _CORNER_EPS = {"float16": 8.0, "bfloat16": 8.0, "float32": 64.0, "float64": 64.0}
 
 
 def describe(error: BaseException) -> str:
     """Return an error's type and the first line of its text."""
-    # TensorFlow says first which operation failed on which device, in double braces.
+    # TensorFlow's messages begin with the operation and its device in double braces.
     text = re.sub(r"\{\{.*?\}\}\s*", "", str(error)).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -74,20 +74,20 @@ def nested(values: Array) -> Nested:
 
 
 def few(values: Array | None, size: int) -> Nested | None:
-    """Return an array for the report; None where `size`, that of the whole answer, is large."""
+    """Return an array for the report. None if `size`, that of the whole result, is large."""
     if values is None or size > FEW:
         return None
     return nested(np.asarray(values, np.float64) if values.dtype == np.longdouble else values)
 
 
 class Availability:
-    """Which losses can be had, found out once for each: installed, and importable."""
+    """Which losses are installed and importable. Each is checked once."""
 
     def __init__(self) -> None:
         self._problems: dict[str, str | None] = {}
 
     def problem(self, native: Native) -> str | None:
-        """Say why the native can't be had; None where it can."""
+        """Return the reason why the native is not available, or None."""
         if native.id not in self._problems:
             self._problems[native.id] = native.missing() or self._import(native)
         return self._problems[native.id]
@@ -109,29 +109,29 @@ class Availability:
 
 
 class Unavailable(Availability):
-    """What stands in where no loss can be had, all for one reason."""
+    """An `Availability` in which no loss is available, for one reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
         self._reason = reason
 
-    def problem(self, native: Native) -> str | None:  # noqa: ARG002 -- whichever it is
-        """Say the reason."""
+    def problem(self, native: Native) -> str | None:  # noqa: ARG002 -- the same for all
+        """Return the reason."""
         return self._reason
 
 
 def keras_backend() -> str | None:
-    """Return the backend that Keras has in this process; None where it is not imported."""
+    """Return the backend of Keras in this process. None if it is not imported."""
     keras = sys.modules.get("keras")
     return None if keras is None else keras.backend.backend()
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A case with its true losses, one a row, and the true gradient of their sum.
+    """A case with the true losses of its rows, and the true gradient of their sum.
 
     An entry of the gradient for a soft target is the difference of two numbers that may nearly
-    cancel: its error is counted in units of the larger of itself and its target.
+    cancel. Its error is measured in units of the larger of the entry and its target.
     """
 
     case: Case
@@ -140,12 +140,12 @@ class Truth:
 
     @classmethod
     def of(cls, case: Case) -> "Truth":
-        """Compute the truth of a case."""
+        """Compute the true values of a case."""
         true = truth.OF_LOSS[case.loss](case.logits, case.target, **case.options, reduction="none")
         gradient = true.gradient
         at = None
         if case.kind == "probabilities":
-            # A logit of its own has one term alone where its target is 0 or 1.
+            # The gradient of a binary loss has only one term if the target is 0 or 1.
             alone = case.loss == "binary_cross_entropy" and (case.target % 1.0 == 0.0)
             at = np.maximum(np.abs(gradient), np.where(alone, 0.0, np.abs(case.target)))
         form = FORMATS[case.dtype]
@@ -153,7 +153,7 @@ class Truth:
 
 
 def errors(got: Array, against: Yardstick) -> tuple[Errors, bool]:
-    """Compare results with the truth, and say whether all are close to it."""
+    """Compare results with the true values, and return whether all are close."""
     true, form = against.true, against.form
     if not true.size:
         return Errors(max_ulp=0.0, mean_ulp=0.0, max_absolute=0.0, zeros=0.0), True
@@ -171,7 +171,7 @@ def errors(got: Array, against: Yardstick) -> tuple[Errors, bool]:
 
 
 def _rows_of(native: Native, true: Truth) -> Any:
-    """Choose the rows to measure a native on: an index of arrays."""
+    """Return the index of the rows on which a native is measured."""
     rows = len(true.case.logits)
     if "none" in native.reductions or rows <= ONE_BY_ONE:
         return slice(None)
@@ -182,7 +182,10 @@ def _rows_of(native: Native, true: Truth) -> Any:
 def _answer_by_rows(
     native: Native, case: Case, rows: Any
 ) -> tuple[Callable[[], Any], Answer, Answer]:
-    """Get losses of these rows, by a call each where a native only reduces, and the mean of all."""
+    """Return the losses of these rows and the mean of all rows.
+
+    If a native has no reduction "none", each row is computed by a call of its own.
+    """
     if "none" in native.reductions:
         call, answer = prepare(native, case)
         got = answer()
@@ -216,7 +219,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def blank(native: Native, verdict: Verdict, message: str) -> Measurement:
-    """Report why there are no figures."""
+    """Make a measurement without figures, for the reason in `message`."""
     return Measurement(
         loss=native.id,
         verdict=verdict,
@@ -232,7 +235,7 @@ def blank(native: Native, verdict: Verdict, message: str) -> Measurement:
 
 
 def measure(native: Native, true: Truth, *, timed: bool = True) -> Measurement:
-    """Measure a native, which can be had, on a case whose truth is known."""
+    """Measure an available native on a case with known true values."""
     case = true.case
     asked = replace(case, reduction="none" if "none" in native.reductions else "mean")
     refusal = asked.refusal(native)
@@ -246,7 +249,7 @@ def measure(native: Native, true: Truth, *, timed: bool = True) -> Measurement:
             warnings.simplefilter("ignore")
             call, answer, mean = _answer_by_rows(native, case, rows)
             seconds = _seconds(call) if timed else None
-    except Exception as error:  # noqa: BLE001 -- what a native raises is a finding
+    except Exception as error:  # noqa: BLE001 -- errors of natives are results
         return blank(native, "error", describe(error))
     loss_errors, close = errors(answer.loss, true.losses.at(rows))
     accurate = loss_errors.max_ulp <= LOSS_ULP[case.dtype]
@@ -271,7 +274,7 @@ def measure(native: Native, true: Truth, *, timed: bool = True) -> Measurement:
 
 
 def expected(corner: Corner, *, traced: bool) -> tuple[Outcome, Answer | None]:
-    """Work out what xentx's rule comes to, for the report and for comparing with."""
+    """Compute the result by xentx's rule, for the report and for the comparison."""
     if corner.error is not None and not (traced and corner.by_value):
         rule = Outcome(error=corner.error, message=None, loss=None, dtype=None, gradient=None)
         return rule, None
@@ -318,19 +321,19 @@ def _differences(corner: Corner, got: Answer, wanted: Answer) -> tuple[Differenc
 
 
 def skip(native: Native, verdict: CornerVerdict, message: str) -> CornerResult:
-    """Report why a corner was not asked."""
+    """Make a result without an outcome, for the reason in `message`."""
     return CornerResult(
         loss=native.id, verdict=verdict, differences=(), message=message, outcome=None
     )
 
 
 def visit(native: Native, corner: Corner) -> CornerResult:
-    """Ask a native, which can be had, a corner case."""
+    """Run an available native on a corner case."""
     refusal = corner.case.refusal(native)
     if native.caveat and corner.group not in OF_BAD_EXAMPLES:
         refusal = "is a bad example"
     if native.compiled and corner.group in DECIDED_BEFORE_TRACING:
-        refusal = "is decided before the compiler runs: see the loss without it"
+        refusal = "is decided before the compiler runs: see the loss without the compiler"
     if refusal is not None:
         return skip(native, "not applicable", refusal)
     _, wanted = expected(corner, traced=native.compiled)
@@ -340,7 +343,7 @@ def visit(native: Native, corner: Corner) -> CornerResult:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             got = prepare(native, corner.case)[1]()
-    except Exception as error:  # noqa: BLE001 -- what a native raises is a finding
+    except Exception as error:  # noqa: BLE001 -- errors of natives are results
         name, _, text = describe(error).partition(": ")
         outcome = Outcome(error=name, message=text, loss=None, dtype=None, gradient=None)
         if wanted is not None:
@@ -366,7 +369,7 @@ def visit(native: Native, corner: Corner) -> CornerResult:
 
 
 def corner_report(corner: Corner, results: tuple[CornerResult, ...]) -> CornerReport:
-    """Put the losses' results beside the corner and its rule."""
+    """Make the report of a corner case from the results of the losses."""
     case = corner.case
     options = {name: _shown(value) for name, value in case.options.items()}
     return CornerReport(

@@ -1,7 +1,7 @@
 """Floating-point formats by name, and distances in their units in the last place.
 
-NumPy has no bfloat16, so formats are described here and values travel in wider types: as float64
-what a framework returned, which is exact, and as longdouble what is true.
+NumPy has no bfloat16. Therefore formats are described here, and values are stored in wider types:
+results of frameworks as float64, which is exact, and true values as longdouble.
 """
 
 from dataclasses import dataclass
@@ -75,10 +75,11 @@ FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """True values, with what is needed of them to measure many results against them.
+    """True values, and derived arrays for measuring the errors of many results.
 
-    What is below the smallest normal number in both counts as equal, since hardware may flush it
-    to zero. Infinities and NaN are at distance 0 of their like and infinitely far from the rest.
+    Numbers below the smallest normal number count as equal, because hardware may flush them to
+    zero. The distance between equal infinities, or between two NaNs, is 0. The distance between
+    one of them and another number is infinite.
 
     Parameters
     ----------
@@ -87,11 +88,11 @@ class Yardstick:
     true
         The true values.
     unit
-        The unit in the last place to count in, at each.
+        The unit in the last place at each true value.
     rounded
-        What they are in the format: where it overflows, infinities.
+        The true values rounded to the format. On overflow, infinities.
     small
-        Which are below the smallest normal number.
+        Whether each is below the smallest normal number.
     """
 
     form: Format
@@ -102,9 +103,9 @@ class Yardstick:
 
     @classmethod
     def of(cls, true: Array, form: Format, at: Array | None = None) -> Self:
-        """Make one that counts in units at the truth, or at other values of the same shape."""
+        """Make one with the units at the true values, or at other values of the same shape."""
         unit = form.ulp(true if at is None else at)
-        # Every format fits into float64, in which comparing is faster.
+        # float64 holds every format, and is faster to compare.
         rounded = form.round(true).astype(np.float64)
         return cls(form, np.asarray(true), unit, rounded, np.abs(true) < form.tiny)
 
@@ -114,12 +115,12 @@ class Yardstick:
         return type(self)(self.form, *parts)
 
     def absolute(self, got: Array) -> Array:
-        """Return how far results are from the truth."""
+        """Return the absolute errors of results."""
         with np.errstate(all="ignore"):
             return np.abs(got - self.true)
 
     def distance(self, got: Array) -> Array:
-        """Return how far results are from the truth, in units in the last place."""
+        """Return the errors of results in units in the last place."""
         with np.errstate(all="ignore"):
             error = self.absolute(got) / self.unit
         if self.small.any():
@@ -132,5 +133,5 @@ class Yardstick:
 
 
 def distance(got: Array, true: Array, form: Format) -> Array:
-    """Return how far results are from the truth, in units in the last place: see `Yardstick`."""
+    """Return the errors of results in units in the last place: see `Yardstick`."""
     return Yardstick.of(true, form).distance(got)

@@ -21,7 +21,7 @@ def dumps(report: Report) -> str:
     Parameters
     ----------
     report : Report
-        What was found.
+        The results.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def loads(text: str) -> Report:
     Raises
     ------
     ValueError
-        If the text is no JSON, or of a schema with another first number.
+        If the text is not JSON, or has a schema with another first number.
     """
     raw = json.loads(text)
     schema = str(raw.get("schema"))

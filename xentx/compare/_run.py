@@ -1,4 +1,4 @@
-"""A comparison: every chosen loss on every chosen regime and corner, into a `Report`."""
+"""Run a comparison: every chosen loss on every chosen regime and corner case."""
 
 import fnmatch
 import importlib.util
@@ -30,7 +30,7 @@ from xentx.natives.vocabulary import LossName
 Array = np.ndarray[Any, Any]
 FailOn = Literal["none", "xentx", "any"]
 Progress = Callable[[int, int, str], None]
-"""Called with the number of steps done, the number of all, and what comes next."""
+"""Called with the number of steps done, the number of all steps, and the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,31 +40,31 @@ class Plan:
     Parameters
     ----------
     frameworks
-        Names of frameworks; empty for all.
+        Names of frameworks. Empty for all.
     losses
-        Patterns of native ids, with ``*`` and ``?``; empty for all but the slow ones. xentx's own
-        are always among the losses.
+        Patterns of native ids, with ``*`` and ``?``. Empty for all but the slow ones. The losses of
+        xentx are always included.
     loss
         The function of xentx that the losses are compared with.
     regimes
-        What to measure accuracy on.
+        The kinds of logits on which accuracy is measured.
     dtypes
-        In which dtypes of logits.
+        The dtypes of the logits.
     corners
-        What to look at besides.
+        The corner cases.
     seed
         Seed of the regimes' logits.
     timed
-        Whether to measure time as well.
+        Whether to measure times.
     keras_backends
-        Backends of Keras to measure its losses on, each as losses of their own: their ids begin
-        with ``keras[jax]:``, and a pattern that begins with ``keras:`` means them all. A process
-        can measure the one that its Keras runs on, `compare_apart` every one. Empty for that of
-        the process, with the ids that the records have.
+        Backends of Keras on which its losses are measured. The losses of each backend have ids of
+        their own, which begin with ``keras[jax]:``. A pattern that begins with ``keras:`` matches
+        all of them. A process can only measure the backend of its Keras; `compare_apart` measures
+        all. If empty, the backend of the process is used, with the ids of the records.
     fail_on
-        What counts as a failure: "none"; "xentx", a measurement of xentx that is not accurate or
-        a corner in which it breaks its rule; "any", also a native that is neither accurate nor
-        close, or raises, on a regime. Bad examples never count.
+        What counts as a failure. "none": nothing. "xentx": a measurement of xentx that is not
+        accurate, or a corner case in which it breaks its rule. "any": also a native that is neither
+        accurate nor close on a regime, or raises. Bad examples never count.
     """
 
     frameworks: tuple[str, ...] = ()
@@ -79,12 +79,12 @@ class Plan:
     fail_on: FailOn = "xentx"
 
     def chosen(self) -> tuple[Native, ...]:
-        """Records of the losses to measure, xentx's own first.
+        """Records of the losses to measure, those of xentx first.
 
         Raises
         ------
         ValueError
-            If a framework or a pattern of losses names none.
+            If there is no such framework, or a pattern matches no loss.
         """
         known = (
             *xentx_records(self.loss),
@@ -101,7 +101,7 @@ class Plan:
             raise ValueError(msg)
         idle = [p for p in self.losses if not any(_matches(native, p) for native in known)]
         if idle:
-            msg = f"native: got {idle[0]!r}, which no loss is called; `xentx natives` lists them"
+            msg = f"native: got {idle[0]!r}; expected an id or a pattern of `xentx natives`"
             raise ValueError(msg)
         return tuple(
             native
@@ -115,38 +115,38 @@ class Plan:
         )
 
     def skips(self, native: Native) -> str | None:
-        """Say why a chosen native is not measured after all; None where it is."""
+        """Return the reason why a chosen native is not measured, or None."""
         if native.slow and not self.losses:
-            return "takes long to compile: ask for it by its name"
+            return "takes long to compile; --native with its id measures it"
         return None
 
 
 def _matches(native: Native, pattern: str) -> bool:
-    # Ids hold brackets, which are no character classes here.
+    # Brackets in ids are not character classes.
     escaped = pattern.replace("[", "[[]")
     names = (native.id, re.sub(r"^(\w+)\[\w+\]:", r"\1:", native.id))
     return any(fnmatch.fnmatchcase(name, escaped) for name in names)
 
 
 def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
-    """Compare losses with the truth and with xentx's rules.
+    """Compare losses with the true values and with xentx's rules.
 
     Parameters
     ----------
     plan
         What to compare.
     progress
-        Told of each step.
+        Called before each step.
 
     Returns
     -------
     Report
-        What was found.
+        The results.
 
     Raises
     ------
     ValueError
-        If the plan names a framework or a loss that there is none of.
+        If there is no such framework or loss.
     """
     return compare_some(plan, plan.chosen(), Availability(), progress)
 
@@ -154,7 +154,7 @@ def compare(plan: Plan, progress: Progress = lambda *_: None) -> Report:
 def compare_some(
     plan: Plan, chosen: Sequence[Native], available: Availability, progress: Progress
 ) -> Report:
-    """Compare some of a plan's losses, as far as they are available."""
+    """Compare some of a plan's losses."""
     steps = _Steps(
         len(chosen) * (len(plan.regimes) * len(plan.dtypes) + len(plan.corners)), progress
     )
@@ -177,7 +177,7 @@ def assemble(
     corners: tuple[CornerReport, ...],
     crashes: tuple[str, ...] = (),
 ) -> Report:
-    """Make a report of what was found, and of crashes that count as failures."""
+    """Make a report of the results, and of crashes that count as failures."""
     failures = (*crashes, *_failures(plan.fail_on, chosen, regimes, corners))
     ran = [
         native.backend or _evaluate.keras_backend()
@@ -202,7 +202,7 @@ def assemble(
 
 
 class _Steps:
-    """Counts steps and tells the progress."""
+    """Counts steps and reports the progress."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -224,7 +224,7 @@ def _regime(
     if regime.needs is not None and importlib.util.find_spec(regime.needs) is None:
         problem = f"needs {regime.needs}: pip install 'xentx[cli]'"
     elif dtype == "float64" and np.finfo(np.float64).nmant + 1 >= truth.PRECISION:
-        problem = "needs a longdouble wider than float64, which this platform has not"
+        problem = "needs a longdouble wider than float64, which this platform lacks"
     true = None if problem else Truth.of(regime.case(dtype, plan.seed, plan.loss))
     losses = None if true is None else true.losses.true
     gradient = None if true is None else true.gradient.true
@@ -342,19 +342,19 @@ def user_regime(name: str, logits: Array, target: Array, *, ignore_index: int = 
     Parameters
     ----------
     name : str
-        What the report calls it.
+        Its name in the report.
     logits : ndarray
-        In any shape, with the classes on the last axis.
+        Logits in any shape, with the classes on the last axis.
     target : ndarray
         Class indices, or probabilities as floats in the shape of `logits`.
     ignore_index : int, default: -100
-        Class index of the rows to leave out: not every loss can ignore rows. The mean of the others
-        is what those return that can.
+        Class index of the rows to leave out, because not every loss can ignore rows. The mean of
+        the other rows equals the mean of losses that can.
 
     Returns
     -------
     Regime
-        One that makes these logits whatever the seed.
+        A regime with these logits. It does not use the seed.
     """
     rows: Array = logits.reshape(-1, logits.shape[-1])
     description = "your own logits and targets"

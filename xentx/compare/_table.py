@@ -42,7 +42,7 @@ def render(report: Report, *, every: bool = False) -> RenderableType:
     Parameters
     ----------
     report : Report
-        What was found.
+        The results.
     every : bool, default: False
         Whether each loss has a row, with mean errors and small gradients, in 140 characters.
         Otherwise the losses of a framework with equal results share a row, in 100 characters.
@@ -50,7 +50,7 @@ def render(report: Report, *, every: bool = False) -> RenderableType:
     Returns
     -------
     rich renderable
-        Its tables, what was left out, and what failed.
+        Its tables, what was left out, and the failures.
     """
     parts: list[RenderableType] = [
         _regime(report, regime, every=every) for regime in report.regimes
@@ -68,7 +68,7 @@ def render(report: Report, *, every: bool = False) -> RenderableType:
 
 
 def _ulp(value: float) -> str:
-    if value >= 1e4:  # noqa: PLR2004 -- a matter of width
+    if value >= 1e4:  # noqa: PLR2004 -- the width of the column
         return f"{value:.1e}"
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"  # noqa: PLR2004
 
@@ -90,7 +90,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _numbers(values: Nested | None, scale: float = 1.0) -> str:
-    """Print an array: a line for each row."""
+    """Format an array with a line for each row."""
     if values is None:
         return "..."
     if not isinstance(values, tuple):
@@ -109,7 +109,7 @@ def _framework(report: Report, name: str) -> str:
 
 
 def _missing(report: Report, framework: str) -> str | None:
-    """Say why a framework has no rows; None where one of its losses has."""
+    """Return the reason why a framework has no rows, or None."""
     problems = [loss.problem for loss in report.losses if loss.framework == framework]
     return None if None in problems else problems[0]
 
@@ -122,7 +122,7 @@ def _regime(report: Report, regime: RegimeReport, *, every: bool) -> RenderableT
         f"{regime.rows} rows, {regime.classes} class{'es' * (regime.classes != 1)}, "
         f"{regime.dtype}; true mean loss {regime.truth:.9g}{words.nan_rows(regime)}. Errors: "
         f"{'max / mean' if every else 'the largest'}, in ULP of {regime.dtype}, against the "
-        "truth."
+        "true values."
     )
     table = Table(
         title=Text(title, style="bold"),
@@ -158,7 +158,7 @@ def _regime(report: Report, regime: RegimeReport, *, every: bool) -> RenderableT
 
 
 def _columns(regime: RegimeReport, *, every: bool) -> tuple["_Column", ...]:
-    """Return the columns after the name. One row for equal results has no room for gradients."""
+    """Return the columns after the name. Without `every`, gradients are left out for the width."""
     digits = 9 if every else 6
     time = _Column("time", lambda found: _seconds(found.seconds))
     mean = _Column("mean", lambda found: _number(found.mean, digits))
@@ -179,7 +179,7 @@ def _columns(regime: RegimeReport, *, every: bool) -> tuple["_Column", ...]:
 
 
 def _rows(report: Report, regime: RegimeReport) -> list[list[Measurement]]:
-    """Group the losses of a framework whose numbers are printed alike, the fastest one first."""
+    """Group the losses of a framework with equal printed numbers, the fastest one first."""
     losses = {loss.id: loss for loss in report.losses}
     alike: dict[Any, list[Measurement]] = {}
     for found in regime.measurements:
@@ -206,7 +206,7 @@ class _Column:
 
 
 def _name(loss: Loss, *, short: bool) -> Text:
-    # The framework stands above, and xentx is xentx.
+    # The heading names the framework.
     text = f"xentx{loss.id.removeprefix(f'xentx:{loss.framework}')}" if loss.is_xentx else loss.id
     style = "bold cyan" if loss.is_xentx else "dim" if loss.caveat else ""
     if not short:
@@ -233,17 +233,17 @@ def _entries(rows: Nested | None, divisor: int) -> str:
 
 
 def describe(outcome: Outcome) -> str:
-    """Say in a line or a few what a call came to.
+    """Describe the result of a call in a few lines.
 
     Parameters
     ----------
     outcome : Outcome
-        Of a corner case.
+        The result for a corner case.
 
     Returns
     -------
     str
-        The error, or the loss with its gradient where that is small.
+        The error, or the loss with its gradient if that is small.
     """
     if outcome.error is not None:
         return f"{outcome.error}: {outcome.message}" if outcome.message else outcome.error
@@ -255,7 +255,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def _answers(results: Iterable[CornerResult]) -> Iterator[tuple[str, list[str]]]:
-    """Group losses that deviate alike."""
+    """Group losses with equal deviations."""
     alike: dict[tuple[str, ...], list[CornerResult]] = {}
     for result in results:
         if result.verdict == "deviates" and result.outcome is not None:
@@ -267,7 +267,7 @@ def _answers(results: Iterable[CornerResult]) -> Iterator[tuple[str, list[str]]]
 
 def _corners(report: Report) -> RenderableType:
     table = Table(
-        title="Corner cases: xentx's rule, and who deviates from it",
+        title="Corner cases: the result by xentx's rule, and losses that deviate from it",
         title_justify="left",
         show_lines=True,
     )
@@ -318,7 +318,7 @@ def _summary(report: Report) -> RenderableType:
     ours = [loss.id for loss in report.losses if loss.is_xentx and loss.problem is None]
     if report.passed:
         judged: dict[str, Any] = {
-            "none": "nothing is held to a tolerance",
+            "none": "no tolerance is checked",
             "xentx": f"{', '.join(ours)} within tolerance",
             "any": "every loss within its tolerance",
         }
@@ -334,8 +334,8 @@ def _legend(report: Report) -> Iterator[RenderableType]:
     }
     for dtype, ulp in tolerances.items():
         yield Text(
-            f"{dtype}: accurate is within {ulp[0]:g} ULP of the true loss and {ulp[1]:g} of the "
-            "true gradient; close, as near in absolute terms as rounding numbers of that size.",
+            f"{dtype}: accurate results are within {ulp[0]:g} ULP of the true loss and {ulp[1]:g} "
+            "ULP of the true gradient. Close results are within the rounding error of the logits.",
             style="dim",
         )
     for bad in report.losses:

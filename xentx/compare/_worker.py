@@ -1,9 +1,9 @@
-"""The process that measures a share of a comparison: ``python -m xentx.compare._worker``.
+"""The process that measures a part of a comparison: ``python -m xentx.compare._worker``.
 
-It is asked in one line of JSON on standard input, and answers in lines of JSON on standard output:
-``{"done": 3, "next": "..."}`` before each step and ``{"report": "..."}`` at last. No pickle comes
-or goes. Standard input stays open while the answer is wanted: that it ends is how a worker learns,
-on every system, that whoever asked is gone.
+It reads one line of JSON from standard input and writes lines of JSON to standard output:
+``{"done": 3, "next": "..."}`` before each step and ``{"report": "..."}`` at the end. No pickles are
+exchanged. The parent process keeps standard input open. When it is closed, the worker ends, on
+every operating system.
 """
 
 import json
@@ -28,19 +28,19 @@ _PLAIN = ("frameworks", "losses", "loss", "dtypes", "seed", "timed", "keras_back
 
 
 def describe(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Describe a plan in what JSON has.
+    """Describe a plan as JSON values.
 
     Parameters
     ----------
     plan : Plan
         What to compare. Its corners are those of `CORNERS` or of `BINARY_CORNERS`.
     folder : Path
-        Where to put logits and targets that a worker can't make itself, or not cheaply.
+        Folder for logits and targets that a worker cannot generate itself, or only slowly.
 
     Returns
     -------
     dict
-        What `restore` makes the plan of.
+        The argument of `restore`.
     """
     described: dict[str, Any] = {name: getattr(plan, name) for name in _PLAIN}
     described["corners"] = [corner.name for corner in plan.corners]
@@ -52,7 +52,7 @@ def describe(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _describe_regime(regime: Regime, seed: int, path: Path) -> dict[str, str]:
-    # What needs a library fits a model: once is enough.
+    # A regime that needs a library fits a model, which is done once.
     known = REGIMES.get(regime.name) is regime
     if known and (regime.needs is None or find_spec(regime.needs) is None):
         return {"name": regime.name}
@@ -62,7 +62,7 @@ def _describe_regime(regime: Regime, seed: int, path: Path) -> dict[str, str]:
 
 
 def restore(described: dict[str, Any]) -> Plan:
-    """Make a plan of what `describe` returned, also after it has been JSON."""
+    """Make a plan from the result of `describe`, which may have been converted to JSON."""
     plain: dict[str, Any] = {
         name: tuple(described[name]) if isinstance(described[name], list) else described[name]
         for name in _PLAIN
@@ -84,7 +84,7 @@ def _restore_regime(name: str, description: str = "", path: str | None = None) -
 
 
 def answer(question: dict[str, Any], out: TextIO) -> None:
-    """Measure the losses with the ids asked for, and write what there is to tell."""
+    """Measure the losses of a question, and write progress and report."""
     plan, ids = restore(question["plan"]), question["losses"]
     known = {native.id: native for native in plan.chosen()}
 
@@ -102,12 +102,12 @@ def answer(question: dict[str, Any], out: TextIO) -> None:
 
 
 def question(described: dict[str, Any], ids: Sequence[str]) -> str:
-    """Write the line that asks for the losses with these ids of a plan that was described."""
+    """Return the line that asks for the losses with these ids of a described plan."""
     return json.dumps({"plan": described, "losses": list(ids)}) + "\n"
 
 
 def _end_with_the_asker() -> None:
-    # Not by sys.stdin, whose lock an exiting interpreter would wait for.
+    # An exiting interpreter would wait for the lock of sys.stdin.
     while os.read(_STDIN, 1):
         pass
     os._exit(1)
@@ -117,7 +117,7 @@ def main() -> None:
     """Answer one question."""
     asked = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_asker, daemon=True).start()
-    # What frameworks print, from whatever language, must not get between the lines.
+    # Frameworks print to file descriptor 1, also from C++. It must not mix with the answer.
     with os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8") as out:
         os.dup2(_STDERR, _STDOUT)
         answer(asked, out)

@@ -1,4 +1,4 @@
-"""What a loss is called with, and calling it: logits, a target and options, of no framework."""
+"""The arguments of a loss without a framework, and the call of a loss with them."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -21,8 +21,8 @@ class Case:
     Parameters
     ----------
     logits
-        Values that `dtype` can represent: float64, or integers, bools or complex numbers where
-        they are meant to be.
+        Values that `dtype` can represent: float64, or integers, bools or complex numbers to test
+        these dtypes.
     dtype
         Name of the logits' dtype in the framework.
     target
@@ -30,18 +30,17 @@ class Case:
     target_dtype
         Name of the target's dtype in the framework.
     kind
-        What the target is meant as.
+        The kind of the target.
     loss
-        The function of xentx that is asked.
+        The function of xentx.
     options
-        By xentx's names. Arrays get the dtype that they have in NumPy.
+        Options by xentx's names. Arrays keep their NumPy dtype.
     reduction
-        By xentx's name.
+        Reduction by xentx's name.
     encode
-        Whether losses that take probabilities alone get class indices as one-hot rows, and not as
-        they are.
+        Whether class indices are converted to one-hot rows for losses that take only probabilities.
     configure
-        Whether a framework that has to be configured for `dtype` is; else it does what it does.
+        Whether the framework is configured for `dtype`, as JAX must be for float64.
     """
 
     logits: Array
@@ -57,12 +56,12 @@ class Case:
 
     @property
     def axis(self) -> int:
-        """Class axis as given, or the last."""
+        """The given class axis, or the last axis."""
         axis: int = self.options.get("axis", -1)
         return axis
 
     def refusal(self, native: Native) -> str | None:
-        """Say why the native can't be asked this at all; None where it can."""
+        """Return the reason why the native does not support this case, or None."""
         logits, classes = self.logits, self.logits.shape[self.axis] if self.logits.ndim else 0
         options = [name for name in self.options if name not in ("axis", *native.options)]
         moved = "axis" in self.options and "axis" not in native.options
@@ -75,15 +74,15 @@ class Case:
             (self.reduction not in native.reductions, f"has no reduction {self.reduction!r}"),
             (
                 self.kind == "probabilities" and self.kind not in native.targets,
-                "takes class indices alone",
+                "takes class indices only",
             ),
             (
                 native.max_classes is not None and classes > native.max_classes,
-                f"is measured with {native.max_classes} classes at most",
+                f"is measured with at most {native.max_classes} classes",
             ),
             (
                 native.finite_logits and not np.isfinite(logits).all(),
-                "is measured with finite logits alone",
+                "is measured with finite logits only",
             ),
         )
         return next((reason for refused, reason in refusals if refused), None)
@@ -91,16 +90,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a native returned.
+    """The result of a native.
 
     Parameters
     ----------
     loss
         The loss, in float64.
     dtype
-        Name of the dtype that it was returned in.
+        Name of the dtype of the returned loss.
     gradient
-        The gradient of its sum by the logits; None where there is none.
+        The gradient of its sum with respect to the logits, or None.
     logits_dtype
         Name of the dtype that the framework gave the logits.
     """
@@ -116,16 +115,16 @@ Call = Callable[[], tuple[Any, Any]]
 
 @lru_cache(maxsize=4096)
 def _differentiated(native: Native, options: tuple[tuple[str, Any], ...]) -> LossAndGradient:
-    # Cached, since compilers cache what they compiled by function and shape.
+    # Cached, because compilers cache compiled code by function and shape.
     loss = partial(native.load(), **dict(options))
     return runtime_of(native.framework).differentiate(loss, compiled=native.compiled)
 
 
 def prepare(native: Native, case: Case) -> tuple[Call, Callable[[], Answer]]:
-    """Make a native and a case two calls: one to time, one to look at.
+    """Return two functions that call a native with a case.
 
-    The first computes loss and gradient in the framework and waits for them; the second does so
-    too, and hands the values over. Both raise what the native raises.
+    The first computes loss and gradient in the framework and waits for them, to measure the time.
+    The second also returns the values. Both raise the errors of the native.
     """
     runtime = runtime_of(native.framework)
     context = partial(runtime.configured, case.dtype) if case.configure else nullcontext

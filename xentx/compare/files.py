@@ -1,6 +1,6 @@
-"""A user's own logits and targets, from files that hold data and never code.
+"""Load a user's own logits and targets from files.
 
-A pickle runs what it holds, so none is ever loaded: object arrays in .npy and .npz are refused.
+Pickles can run code, so they are never loaded: object arrays in .npy and .npz raise an error.
 """
 
 import csv
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 LOGITS_NAMES = ("logits", "x")
 TARGET_NAMES = ("target", "targets", "labels", "y")
 
-_PICKLE = b"\x80"  # how one begins
+_PICKLE = b"\x80"  # the first byte of a pickle
 
 _SAFETENSORS_DTYPES = {
     "F16": "<f2",
@@ -35,7 +35,7 @@ _SAFETENSORS_DTYPES = {
 
 
 class DataError(ValueError):
-    """A file that logits or targets can't be had from, and why."""
+    """A file does not contain valid logits or targets."""
 
 
 def load(
@@ -56,8 +56,8 @@ def load(
     target : Path, optional
         A file of class indices, or of probabilities in the shape of the logits.
     axis : int, optional
-        The axis of the logits that holds the classes. The last by default; it is required for
-        logits of 3 or more dimensions whose targets would fit more than one.
+        The axis of the logits that holds the classes. The default is the last axis. Required for
+        logits of 3 or more dimensions if the shape of the targets fits several axes.
     ignore_index : int, default: -100
         Class index of the rows to ignore. They are returned like the others.
 
@@ -68,13 +68,13 @@ def load(
     target : ndarray
         Class indices as int64 or probabilities as float64, classes on the last axis.
     dtype : str
-        Name of the dtype that the logits were stored in; float32 for text.
+        Name of the dtype of the stored logits. float32 for text.
 
     Raises
     ------
     DataError
-        If a file can't be read, is of another kind, is damaged, needs a pickle or lacks an array,
-        or if the arrays don't fit together.
+        If a file cannot be read, is of another kind, is damaged, needs a pickle or lacks an array,
+        or if the shapes of the arrays do not match.
     """
     arrays = _read(logits)
     x, dtype = _pick(arrays, LOGITS_NAMES, logits)
@@ -100,9 +100,9 @@ def load(
 def _check_logits(
     name: str, x: Array, dtype: str, target: tuple[int, ...], axis: int | None
 ) -> int:
-    """Check the logits by themselves, and find the axis of their classes."""
+    """Check the logits, and find the axis of their classes."""
     if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        # NumPy's files keep bfloat16 as bytes without a meaning.
+        # NumPy's files store bfloat16 as bytes without a dtype.
         hint = " (hint: save bfloat16 as float32)" if x.dtype.kind == "V" else ""
         msg = f"{name}: got logits of dtype {dtype}; expected floats{hint}"
         raise DataError(msg)
@@ -128,7 +128,7 @@ def _check_logits(
 def _check_target(
     name: str, t: Array, dtype: str, shape: tuple[int, ...], axis: int, ignore_index: int
 ) -> Array:
-    """Check the targets beside logits of this shape, and make them indices or probabilities."""
+    """Check the targets of logits of this shape, and convert them to indices or probabilities."""
     rows = shape[:axis] + shape[axis + 1 :]
     if t.dtype.kind not in "iufb":
         msg = f"{name}: got targets of dtype {dtype}; expected integers, or probabilities as floats"
@@ -151,14 +151,14 @@ def _check_target(
             f"target.astype(numpy.float32), or target.argmax({axis}))"
         )
         raise DataError(msg)
-    if ignore_index != -100:  # noqa: PLR2004 -- the default, which is as good as not given
+    if ignore_index != -100:  # noqa: PLR2004 -- the default
         msg = f"--ignore-index: got {ignore_index} with probabilities; expected class indices"
         raise DataError(msg)
     return t.astype(np.float64)
 
 
 def _indices(name: str, t: Array, classes: int, ignore_index: int) -> Array:
-    with np.errstate(invalid="ignore"):  # NaN and what is too large
+    with np.errstate(invalid="ignore"):  # NaN and numbers that are too large
         indices = t.astype(np.int64)
     if not np.array_equal(indices, t):
         msg = f"{name}: got targets such as {t[indices != t].flat[0]}; expected class indices"
@@ -173,7 +173,7 @@ def _indices(name: str, t: Array, classes: int, ignore_index: int) -> Array:
         )
         raise DataError(msg)
     if not kept.any():
-        msg = f"{name}: got targets of {ignore_index} alone, which are ignored; expected others"
+        msg = f"{name}: got only targets of {ignore_index}, which are ignored; expected others"
         raise DataError(msg)
     return indices
 
@@ -191,7 +191,7 @@ def _pick(
 
 
 def reason(error: OSError) -> str:
-    """Say why a file can't be read or written, without the number of the error."""
+    """Return the reason why a file cannot be read or written, without the error number."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file or folder"
     if isinstance(error, IsADirectoryError):
@@ -202,19 +202,19 @@ def reason(error: OSError) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[Array, str]]:
-    """Arrays of a file by name, each with the name of its dtype; a lone one is called ""."""
+    """Return the arrays of a file by name, with their dtype. A single array has the name ""."""
     try:
         return _reader(path)(path)
     except DataError:
         raise
     except MemoryError as error:
-        msg = f"{path.name}: holds an array that does not fit into the memory"
+        msg = f"{path.name}: holds an array that does not fit into memory"
         raise DataError(msg) from error
     except Exception as error:
         if isinstance(error, OSError) and not _is_of_content(error):
             msg = f"{path}: {reason(error)}"
             raise DataError(msg) from error
-        # The libraries refuse damaged files by as many exceptions as there are kinds of damage.
+        # The libraries raise many types of exceptions for damaged files.
         lines = str(error).splitlines()
         why = f": {lines[0]}" if lines else ""
         msg = f"{path.name}: is damaged, or is no {path.suffix} file{why}"
@@ -222,7 +222,7 @@ def _read(path: Path) -> dict[str, tuple[Array, str]]:
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, tuple[Array, str]]]:
-    """Return what reads a file of this suffix, which is there and holds something."""
+    """Return the reader for the suffix of a file, which must exist and not be empty."""
     readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".csv": _csv}
     size = path.stat().st_size
     if path.is_dir():
@@ -239,7 +239,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, tuple[Array, str]]]:
 
 
 def _is_of_content(error: OSError) -> bool:
-    """Whether a reader sought beyond the file, as a damaged archive makes it."""
+    """Whether a reader failed because an archive is damaged."""
     return error.errno in (None, errno.EINVAL)
 
 
@@ -264,7 +264,7 @@ def _npz(path: Path) -> dict[str, tuple[Array, str]]:
             if "pickle" in str(error):
                 raise _pickled(path) from error
             raise
-    # What is no .npy file inside of the archive is bytes.
+    # Members that are not .npy files are bytes.
     return {name: (a, a.dtype.name) for name, a in arrays.items() if isinstance(a, np.ndarray)}
 
 
@@ -274,7 +274,7 @@ def _load(file: BinaryIO, path: Path) -> Any:
     except ValueError as error:
         if "pickle" not in str(error):
             raise
-        # NumPy takes whatever it does not know for a pickle.
+        # NumPy reports every unknown file as a pickle.
         file.seek(0)
         if "Object arrays" in str(error) or file.read(1) == _PICKLE:
             raise _pickled(path) from error
@@ -290,7 +290,7 @@ def _pickled(path: Path) -> DataError:
 
 
 def _csv(path: Path) -> dict[str, tuple[Array, str]]:
-    # Spreadsheets put a mark of the encoding before the first number.
+    # Spreadsheets write a byte order mark at the start.
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         lines = [(reader.line_num, line) for line in reader if line]
@@ -322,11 +322,11 @@ def _is_number(cell: str) -> bool:
 
 def _safetensors(path: Path) -> dict[str, tuple[Array, str]]:
     try:
-        from safetensors import deserialize  # noqa: PLC0415 -- others need it not
+        from safetensors import deserialize  # noqa: PLC0415 -- only this format needs it
     except ImportError as error:
         msg = f"{path.name}: needs safetensors: pip install 'xentx[cli]'"
         raise DataError(msg) from error
-    # Its functions for NumPy have no bfloat16.
+    # Its NumPy functions do not support bfloat16.
     tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     unreadable = {
         name: tensor["dtype"]

@@ -1,7 +1,7 @@
-"""Kinds of logits on which accuracy is measured, from textbook to language model.
+"""Kinds of logits on which accuracy is measured.
 
-A table of data: each regime makes its logits from a seed, in float64 and then rounded to the dtype
-that is measured, so that the rounding of the input is no error of the loss.
+Each regime generates its logits from a seed, in float64. They are rounded to the measured dtype
+first, so that the rounding of the input does not count as an error of the loss.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Generate = Callable[[np.random.Generator], tuple[Array, Array]]
 WORKED_EXAMPLE = ((1.0, 2.0, 0.5), (0.1, 0.5, 2.0)), (1, 2)
 """Logits and targets of the example that the documentation works through."""
 
-_MANY = 1797  # as many as the digits: compilers take each shape for a new one
+_MANY = 1797  # as many as in "digits", because compilers compile again for each shape
 
 GAPS = tuple(range(1, 41))
 """How far the target's logit is above the other one's, in the regime "gap"."""
@@ -34,13 +34,13 @@ class Regime:
     Parameters
     ----------
     name
-        What `xentx compare --regime` calls it.
+        Its name in `xentx compare --regime`.
     description
         What the logits are.
     generate
-        Makes logits, rows by classes, and class indices from a random generator.
+        Generates logits (rows by classes) and class indices from a random generator.
     needs
-        The import name of a library that it needs; None for none.
+        The import name of a library that it needs, or None.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Regime:
     needs: str | None = None
 
     def case(self, dtype: str, seed: int, loss: LossName = "cross_entropy") -> Case:
-        """Make the regime's logits and targets in a dtype.
+        """Generate the logits and targets in a dtype.
 
-        Of a binary loss each logit is a row, whose target is that of its class.
+        For a binary loss, each logit is a row, and its target is that of its class.
         """
         logits, target = self.generate(np.random.default_rng(seed))
         if loss == "binary_cross_entropy":
@@ -156,4 +156,4 @@ REGIMES = {regime.name: regime for regime in _TABLE}
 """Every regime by its name."""
 
 DEFAULT_REGIMES = ("worked-example", "digits")
-"""What `xentx compare` measures when it is not told."""
+"""The default of `xentx compare`."""

@@ -1,8 +1,7 @@
-"""What a comparison found, as a tree of frozen records: the schema of ``xentx compare --json``.
+"""The result of a comparison as frozen dataclasses: the schema of ``xentx compare --json``.
 
-Renderers read a `Report` and nothing else. Names and meanings of fields change only together with
-`SCHEMA_VERSION`: its first number when a field is removed or means something else, its second when
-one is added.
+Renderers read only a `Report`. `SCHEMA_VERSION` changes with the fields: its first number when a
+field is removed or changes its meaning, its second number when a field is added.
 """
 
 from dataclasses import dataclass
@@ -23,69 +22,69 @@ Difference = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A library as it stands on the machine that measured."""
+    """A library on the machine that measured."""
 
     name: str
     """Import name."""
     version: str | None
-    """Installed version; None where it is not installed."""
+    """Installed version. None if it is not installed."""
     problem: str | None
-    """Why nothing of it could be measured, and what to do about it; None where something could."""
+    """Why nothing of it could be measured, and what to do about it. None if something could."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A loss that was to be measured: xentx's own or a native one."""
+    """A loss of the comparison: one of xentx or a native one."""
 
     id: str
     """Short and unique name, which measurements refer to."""
     name: str
-    """Public name in full."""
+    """Full public name."""
     framework: str
-    """Whose arrays it takes: "numpy", "torch", "jax", "tensorflow" or "keras"."""
+    """The framework of its arrays: "numpy", "torch", "jax", "tensorflow" or "keras"."""
     library: str
-    """Import name of the library that it belongs to; see `Report.libraries`."""
+    """Import name of its library; see `Report.libraries`."""
     is_xentx: bool
-    """Whether it is xentx's own."""
+    """Whether it is a loss of xentx."""
     compiled: bool
     """Whether it ran under the framework's compiler."""
     takes: str
-    """What its first argument has to be: "logits" or "probabilities"."""
+    """The kind of its first argument: "logits" or "probabilities"."""
     targets: tuple[str, ...]
-    """What it takes as a target: "indices", "probabilities" or both."""
+    """The kinds of its target: "indices", "probabilities" or both."""
     class_axis: str
-    """Which axis holds the classes, in words."""
+    """The axis of the classes, in words."""
     options: dict[str, str]
-    """xentx's name of each option that it has, and its own spelling."""
+    """Its options: xentx's name and its own name of each."""
     reductions: dict[str, str]
-    """xentx's name of each reduction that it has, and its own spelling; in parentheses where it is
-    not an option but what users write after the loss."""
+    """Its reductions: xentx's name and its own name of each. In parentheses if it is not an option
+    but code that users write after the loss."""
     logits_dtypes: tuple[str, ...]
-    """Dtypes of logits that it takes."""
+    """Supported dtypes of the logits."""
     target_dtypes: tuple[str, ...]
-    """Dtypes of class indices that it takes."""
+    """Supported dtypes of class indices."""
     documentation: str
-    """Where it is documented."""
+    """Address of its documentation."""
     caveat: str
-    """For a bad example, what is wrong with it; else empty."""
+    """For a bad example, what is wrong with it. Empty otherwise."""
     problem: str | None
-    """Why it could not be measured at all; None where it could."""
+    """Why it could not be measured, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """How far results are from the truth."""
+    """Errors of results relative to the true values."""
 
     max_ulp: float
-    """Largest error, in units in the last place of the logits' dtype at the true value; of a
-    gradient for a soft target at the larger of that and the target. Infinity where a result is
-    not finite and should be, or the reverse."""
+    """Largest error, in units in the last place of the logits' dtype at the true value. For a
+    gradient with a soft target, the unit is that of the larger of the true value and the target.
+    Infinity if a result is not finite and the true value is, or the reverse."""
     mean_ulp: float
     """Mean error, in the same units."""
     max_absolute: float
     """Largest absolute error among finite results."""
     zeros: float
-    """Fraction of the results that are exactly 0 where the true value is a normal number."""
+    """Fraction of the results that are exactly 0 although the true value is a normal number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,26 +94,26 @@ class Measurement:
     loss: str
     """`Loss.id`."""
     verdict: Verdict
-    """"accurate" within the tolerance in ULP; "close" within the absolute tolerance only; "wrong"
-    in neither; "error" where it raised; "unavailable" where its library is missing or fails;
-    "not applicable" where it can't be asked this."""
+    """"accurate": within the tolerance in ULP. "close": within the absolute tolerance only.
+    "wrong": within neither. "error": it raised. "unavailable": its library is missing or broken.
+    "not applicable": it does not support this case."""
     message: str | None
     """The error, or the reason why there are no figures."""
     mean: float | None
     """Mean of the rows' losses."""
     loss_errors: Errors | None
-    """Errors of the rows' losses. For a loss that only reduces, of the 200 rows whose true losses
-    are the smallest and the largest."""
+    """Errors of the rows' losses. If a loss has no reduction "none", errors of 200 rows: those with
+    the smallest and the largest true losses."""
     gradient_errors: Errors | None
-    """Errors of the entries of the gradient; None for a loss without a gradient."""
+    """Errors of the entries of the gradient. None for a loss without a gradient."""
     gradient_norm: float | None
-    """Euclidean norm of the gradient of the mean; None for a loss without a gradient."""
+    """Euclidean norm of the gradient of the mean. None for a loss without a gradient."""
     row_losses: Nested | None
     """The rows' losses, for regimes of few rows."""
     row_gradients: Nested | None
     """The gradient of their sum, for regimes of few rows."""
     seconds: float | None
-    """Time of one call for all rows, gradient included: the best of a few, after a first call."""
+    """Shortest time of a few calls for all rows with the gradient, after a first call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,26 +137,26 @@ class RegimeReport:
     gradient_tolerance: float
     """Error of a gradient's entry that counts as accurate, in ULP."""
     nan_rows: int
-    """Number of rows whose true loss is NaN, since their logits hold NaN or +inf, or -inf alone. It
-    makes the mean NaN, and losses that return NaN for these rows are accurate there."""
+    """Number of rows whose true loss is NaN, because their logits contain NaN or +inf, or only
+    -inf. Then the mean is NaN. A loss that returns NaN for these rows is accurate."""
     truth: float | None
-    """True mean of the rows' losses; None where nothing was measured."""
+    """True mean of the rows' losses. None if nothing was measured."""
     true_losses: Nested | None
     """The rows' true losses, for regimes of few rows."""
     true_gradients: Nested | None
     """The true gradient of their sum, for regimes of few rows."""
     problem: str | None
-    """Why nothing was measured on it; None where something was."""
+    """Why nothing was measured on it, or None."""
     measurements: tuple[Measurement, ...]
     """One for each loss, in the order of `Report.losses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a call came to: a loss and a gradient, or an error."""
+    """The result of a call: a loss and a gradient, or an error."""
 
     error: str | None
-    """Type of the error raised; None where there was none."""
+    """Type of the error, or None."""
     message: str | None
     """First line of its text."""
     loss: Nested | None
@@ -165,7 +164,8 @@ class Outcome:
     dtype: str | None
     """Dtype of the loss."""
     gradient: Nested | None
-    """The gradient of the loss's sum by the logits; None where there is none, or it is large."""
+    """Gradient of the sum of the loss with respect to the logits. None if there is none, or if it
+    is large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +175,14 @@ class CornerResult:
     loss: str
     """`Loss.id`."""
     verdict: CornerVerdict
-    """Whether it does what xentx's rule says."""
+    """Whether it follows xentx's rule."""
     differences: tuple[Difference, ...]
-    """In what it deviates. "accepts": it returns a value where the rule is an error; "refuses": the
-    reverse; "error": xentx's own raises another error than the rule's."""
+    """What differs from the rule. "accepts": it returns a value where the rule is an error.
+    "refuses": the reverse. "error": xentx raises another error than the rule's."""
     message: str | None
     """Why there is no outcome, for "unavailable" and "not applicable"."""
     outcome: Outcome | None
-    """What it returned or raised."""
+    """The value that it returned, or the error that it raised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,15 +192,15 @@ class CornerReport:
     name: str
     """Short and unique name."""
     group: str
-    """What kind of corner it is."""
+    """Kind of the corner case."""
     title: str
-    """What is asked, in words."""
+    """Description."""
     logits: str
     """The logits as NumPy prints them, shortened."""
     target: str
-    """The target, likewise."""
+    """The target, in the same form."""
     options: dict[str, str]
-    """Options and reduction, as they are printed."""
+    """Options and reduction as text."""
     logits_dtype: str
     """Dtype of the logits."""
     target_dtype: str
@@ -208,16 +208,16 @@ class CornerReport:
     rule: str
     """xentx's rule, in words."""
     expected: Outcome
-    """What the rule comes to where the target's values can be seen."""
+    """The result by the rule if the target's values are concrete."""
     traced: Outcome
-    """What it comes to under a compiler, which can't see values."""
+    """The result by the rule if the target is traced by a compiler."""
     results: tuple[CornerResult, ...]
     """One for each loss, in the order of `Report.losses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that a comparison found."""
+    """The result of a comparison."""
 
     schema: str
     """Version of this schema."""
@@ -228,19 +228,19 @@ class Report:
     platform: str
     """Operating system and processor."""
     truth_precision: int
-    """Bits of the significand in which the truth was computed."""
+    """Bits of the significand of the true values."""
     keras_backends: tuple[str, ...]
-    """The backends that Keras's losses ran on; empty where none of its losses could be measured."""
+    """The backends that Keras's losses ran on. Empty if none of its losses could be measured."""
     fail_on: str
     """What counts as a failure: "none", "xentx" or "any"."""
     passed: bool
-    """Whether nothing failed."""
+    """Whether there are no failures."""
     failures: tuple[str, ...]
-    """What failed, one line each."""
+    """The failures, one line each."""
     libraries: tuple[Library, ...]
-    """The libraries that the losses belong to."""
+    """The libraries of the losses."""
     losses: tuple[Loss, ...]
-    """The losses that were to be measured, xentx's own first."""
+    """The losses, those of xentx first."""
     regimes: tuple[RegimeReport, ...]
     """Accuracy, one for each regime and dtype."""
     corners: tuple[CornerReport, ...]

@@ -1,19 +1,18 @@
-"""The true loss and gradient, by formulas and in an arithmetic of their own.
+"""The true loss and gradient, by separate formulas in extended precision.
 
-Nothing of xentx's core is used: what is tested must not vouch for itself. NumPy's longdouble
-carries 64 bits on x86-64 and 113 on 64-bit ARM under Linux, against 53 of float64.
-tests/compare/test_truth.py compares it with mpmath.
+This module does not use xentx's core, so that tests against it are independent. The significand of
+NumPy's longdouble has 64 bits on x86-64 and 113 on 64-bit ARM under Linux, and that of float64 has
+53. tests/compare/test_truth.py compares the results with mpmath.
 
 For a row ``x`` whose largest logit is ``m`` the loss of class ``t`` is
 
     lse(x) - x_t = (m - x_t) + log1p(sum of exp(x_j - m) over all j but that of m)
 
-in which nothing cancels, however confident the row. The gradient of a class whose probability is
-above one half is formed from the sum of the others' probabilities.
+in which nothing cancels, also for confident rows. The gradient of a class whose probability is
+above one half is computed from the sum of the others' probabilities.
 
-Beside each number stands its scale, the sum of the magnitudes of the terms that it is summed from.
-It is what a rounding error of one unit in every term may add up to, and what an error is fairly
-measured against.
+Each number has a scale: the sum of the magnitudes of its terms. If every term has a rounding error
+of one unit, the error of the sum is at most one unit of the scale.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from xentx._types import Array
 
 LONG = np.longdouble
 PRECISION = int(np.finfo(LONG).nmant) + 1
-"""Bits of the significand in which the truth is computed."""
+"""Bits of the significand of the true values."""
 
 
 @dataclass(frozen=True)

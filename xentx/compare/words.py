@@ -1,8 +1,8 @@
-"""Figures and answers in words: the one place where the report's documents format a number.
+"""Texts of numbers and results, for the HTML report and docs/deviations.md.
 
-An answer that keeps xentx's rule is worded as the rule itself, and others are rounded to a few
-digits. So losses that say the same read the same, and noise in the last bits, which differs from
-one processor to the next, changes no word.
+A result that follows xentx's rule has the text of the rule. Other results are rounded to a few
+digits. So equal results have equal texts, and rounding errors, which differ between processors, do
+not change the text.
 """
 
 import math
@@ -20,13 +20,13 @@ from xentx.compare.report import (
 )
 
 DIGITS = (4, 6, 9)
-"""Significant digits: the fewest that tell an answer from the rule."""
+"""Numbers of significant digits. The smallest that distinguishes a result from the rule is used."""
 
 FEW = 8
-"""Entries of an array that are written out."""
+"""Number of entries of an array that are shown."""
 
 NOISE = {"float16": 2.0**-8, "bfloat16": 2.0**-6, "float32": 2.0**-17, "float64": 2.0**-17}
-"""Relative difference up to which two entries of a gradient read the same, by dtype of logits."""
+"""Relative difference up to which two entries of a gradient count as equal, by dtype of logits."""
 
 _SMALL, _WRITTEN_OUT = 1e-4, 1e6
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
@@ -39,11 +39,11 @@ DIFFERENCES: dict[Difference, str] = {
     "sign of zero": "-0 instead of +0",
     "error": "different error",
 }
-"""Words for the differences that an answer does not show."""
+"""Texts of the differences that the result itself does not show."""
 
 
 def number(value: float | None, digits: int = DIGITS[0]) -> str:
-    """Write a number, or a dash where there is none.
+    """Format a number. None is a dash.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def number(value: float | None, digits: int = DIGITS[0]) -> str:
 
 
 def count(things: int, singular: str, plural: str | None = None) -> str:
-    """Write a number of things.
+    """Format a number of things.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def count(things: int, singular: str, plural: str | None = None) -> str:
 
 
 def nan_rows(regime: RegimeReport) -> str:
-    """Say after a mean how many rows make it NaN; nothing where none does."""
+    """Return the number of rows that make a mean NaN as text. Empty if there are none."""
     if not regime.nan_rows:
         return ""
     verb = "is" if regime.nan_rows == 1 else "are"
@@ -87,7 +87,7 @@ def nan_rows(regime: RegimeReport) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction as a percentage.
+    """Format a fraction as a percentage.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def percent(fraction: float) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Write a duration, or a dash where there is none.
+    """Format a duration. None is a dash.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def seconds(value: float | None) -> str:
 
 
 def array(values: Nested, digits: int = DIGITS[0]) -> str:
-    """Write a number or nested tuples of them, a long one by its first entries.
+    """Format a number or nested tuples of numbers. Long tuples are cut off.
 
     Examples
     --------
@@ -129,27 +129,27 @@ def array(values: Nested, digits: int = DIGITS[0]) -> str:
 def _unsigned(values: Nested) -> Nested:
     if isinstance(values, Sequence):
         return tuple(map(_unsigned, values))
-    return values + 0.0  # of a zero, +0
+    return values + 0.0  # -0.0 becomes 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What some losses have in common on a corner case.
+    """A result of one or more losses for a corner case.
 
     Parameters
     ----------
     text
-        The loss, and the gradient where that is what differs; or the type of an error.
+        The loss, with the gradient if that differs; or the type of the error.
     error
         Whether it is an error.
     deviates
-        Whether xentx's rule says otherwise.
+        Whether it differs from xentx's rule.
     differences
-        In what.
+        What differs.
     messages
         Texts of the errors.
     losses
-        Who gives it.
+        The losses with this result.
     """
 
     text: str
@@ -161,7 +161,7 @@ class Answer:
 
     @property
     def changes(self) -> str:
-        """The differences in words, but for those that are plain to see."""
+        """The differences in words, without those that the text shows."""
         hidden = "gradient" in self.differences and "gradient" not in self.text
         found = [words for name, words in DIFFERENCES.items() if name in self.differences]
         return ", ".join([*found, "different gradient"] if hidden else found)
@@ -172,7 +172,7 @@ def _rows(gradient: Nested) -> tuple[Nested, ...]:
 
 
 def _alike(one: Nested, other: Nested, dtype: str) -> bool:
-    """Whether two arrays differ by no more than noise."""
+    """Whether two arrays are equal up to rounding."""
     if isinstance(one, Sequence) and isinstance(other, Sequence):
         pairs = zip(one, other, strict=False)
         return len(one) == len(other) and all(_alike(*pair, dtype) for pair in pairs)
@@ -182,7 +182,7 @@ def _alike(one: Nested, other: Nested, dtype: str) -> bool:
 
 
 def _differing_rows(corner: CornerReport) -> tuple[int, ...]:
-    """Find the rows of the gradient in which some loss deviates."""
+    """Return the rows of the gradient in which a loss deviates."""
     rule = corner.expected if corner.expected.error is None else corner.traced
     if rule.gradient is None:
         return ()
@@ -196,7 +196,7 @@ def _differing_rows(corner: CornerReport) -> tuple[int, ...]:
 
 
 def _gradient(gradient: Nested, rows: Sequence[int]) -> Nested:
-    """Take rows of a gradient, or all of a row's."""
+    """Return rows of a gradient."""
     every = _rows(gradient)
     if not isinstance(every[0], Sequence):
         return gradient
@@ -205,7 +205,7 @@ def _gradient(gradient: Nested, rows: Sequence[int]) -> Nested:
 
 
 def _value(outcome: Outcome, parts: Iterable[Difference], rows: Sequence[int], digits: int) -> str:
-    """Word a loss, with the parts beyond it that matter."""
+    """Format a loss, and the other parts that differ."""
     loss, gradient = outcome.loss, outcome.gradient
     if loss is not None and "sign of zero" not in parts:
         loss = _unsigned(loss)
@@ -219,7 +219,7 @@ def _value(outcome: Outcome, parts: Iterable[Difference], rows: Sequence[int], d
 
 
 def rule(corner: CornerReport, *, traced: bool = False, digits: int = DIGITS[0]) -> str:
-    """Word what xentx's rule comes to on a corner case, where values can be seen or are traced."""
+    """Format the result by xentx's rule for a corner case, for concrete or traced values."""
     outcome = corner.traced if traced else corner.expected
     if outcome.error is not None:
         return outcome.error
@@ -238,7 +238,7 @@ def _text(corner: CornerReport, result: CornerResult, *, traced: bool) -> str:
     wanted = corner.traced if traced else corner.expected
     parts, rows = {*result.differences}, _differing_rows(corner)
     if "accepts" in parts:
-        parts.add("gradient")  # what it is worth shows in both
+        parts.add("gradient")  # a value in place of an error is shown with its gradient
     if wanted.error is None and not {"loss", "shape", "sign of zero"}.intersection(parts):
         outcome = replace(outcome, loss=wanted.loss)
     texts = {
@@ -250,20 +250,20 @@ def _text(corner: CornerReport, result: CornerResult, *, traced: bool) -> str:
 
 
 def answers(corner: CornerReport, losses: Sequence[Loss]) -> tuple[Answer, ...]:
-    """Group losses by what they answer on a corner case.
+    """Group losses by their results for a corner case.
 
     Parameters
     ----------
     corner
         The case, with a result for each loss of its report.
     losses
-        Of these losses.
+        The losses to group.
 
     Returns
     -------
     tuple of Answer
-        Deviations first, and what more losses say before what fewer do. Losses that can't be
-        asked are in none.
+        Deviations first, then by the number of losses. Losses that do not support the case are left
+        out.
     """
     groups: dict[tuple[str, bool], list[tuple[Loss, CornerResult]]] = {}
     results = {result.loss: result for result in corner.results}
@@ -291,10 +291,10 @@ def _message(result: CornerResult) -> str | None:
 
 
 def short(loss: Loss) -> str:
-    """Name a loss beside its framework's other ones.
+    """Return the name of a loss in a list of its framework's losses.
 
-    The library stays where it is not the framework's own: "optax:softmax_cross_entropy" among
-    JAX's, but "F.cross_entropy" among PyTorch's.
+    It begins with the library if that is not the framework: "optax:softmax_cross_entropy" for JAX,
+    but "F.cross_entropy" for PyTorch.
     """
     owner, _, name = loss.id.partition(":")
     own = {"tensorflow": "tf"}.get(loss.framework, loss.framework)
@@ -302,7 +302,7 @@ def short(loss: Loss) -> str:
 
 
 def names(losses: Sequence[Loss]) -> tuple[str, ...]:
-    """Name losses beside their framework's other ones, each together with its compiled form."""
+    """Return the names of losses of a framework, each together with its compiled form."""
     compilers: dict[str, list[str]] = {}
     for loss in losses:
         base, _, compiler = short(loss).rpartition("[")

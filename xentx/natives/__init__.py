@@ -1,10 +1,10 @@
-"""Every framework's own cross-entropy, as records that can be listed, called and compared.
+"""Records of the frameworks' own cross-entropies, which can be listed, called and compared.
 
-A record is data: its options in the native's own spelling, where its documentation is, what it
-needs installed. Listing records imports no framework. Only `Native.load` and `runtime_of` do.
+A record is data: the names of its options, the address of its documentation, its requirements.
+Listing records does not import a framework. Only `Native.load` and `runtime_of` do.
 
-Start with `_native`, which holds the record; `records` holds the tables, `calls` what they call,
-and `runtimes` how each framework makes arrays and gradients.
+Read `_native` first: it has the class of a record. `records` has the tables, `calls` the functions
+that they call, and `runtimes` the arrays and gradients of each framework.
 """
 
 from xentx.natives._native import Native, Requirement

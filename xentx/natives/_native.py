@@ -96,59 +96,59 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Native:
-    """One framework's own cross-entropy.
+    """A cross-entropy of a framework.
 
     Parameters
     ----------
     id
-        Short and unique: the framework, its backend in brackets where one is meant, a colon, and
-        how users write it.
+        Short and unique: the framework, optionally its backend in brackets, a colon, and the name
+        that users write.
     name
-        Its public name in full.
+        Full public name.
     framework
-        Whose arrays it takes and whose autodiff gives its gradient; a name that `runtime_of` knows.
+        The framework of its arrays and its autodiff, a name of `runtime_of`.
     backend
-        The backend of its framework that it is meant on; None for the one of the process.
+        The backend of its framework. None for that of the process.
     loss
         The function of xentx that it is compared with.
     call
         ``"module:function"``. The function takes ``(logits, target, *, reduction, ...)``, with a
         keyword for each entry of `options`, and returns the loss.
     gradient
-        ``"module:function"`` of the same arguments that returns the gradient, for the losses of
-        libraries without autodiff; None where the framework's autodiff gives it.
+        ``"module:function"`` with the same arguments that returns the gradient, for libraries
+        without autodiff. None if the framework's autodiff computes it.
     needs
         The libraries that must be installed.
     programs
         Programs of which one must be on the PATH.
     takes
-        What its first argument has to be. The call makes probabilities by the library's softmax.
+        The kind of its first argument. For probabilities, the call applies the library's softmax.
     targets
-        What it takes as a target. Where that is "probabilities" alone, class indices go through
-        the framework's one-hot function first.
+        The kinds of its target. If that is "probabilities" only, class indices are converted by the
+        framework's one-hot function.
     class_axis
-        Which axis holds the classes, in words.
+        The axis of the classes, in words.
     axis
-        That axis where it is not given: the only one, unless `options` has an axis.
+        The default class axis. It is the only one unless `options` has an axis.
     options
-        xentx's name of each option that it has, and its own spelling.
+        Its options: xentx's name and its own name of each.
     reductions
-        xentx's name of each reduction that it has, and its own spelling. One in parentheses is
-        not an option of the loss but what its users write after it.
+        Its reductions: xentx's name and its own name of each. A reduction in parentheses is not an
+        option, but code that users write after the loss.
     logits_dtypes, target_dtypes
-        Names of the dtypes that it is documented or known to take.
+        Names of the supported dtypes.
     documentation
-        Where it is documented.
+        Address of its documentation.
     compiled
         Whether loss and gradient run under the framework's compiler.
     max_classes
-        The most classes that it is measured with; None for any number.
+        The largest number of classes that it is measured with, or None.
     finite_logits
-        Whether the call itself needs finite logits, where the loss may not.
+        Whether the call needs finite logits, although the loss may not.
     slow
-        Whether one call takes so long that only a request by name runs it on every case.
+        Whether it takes so long that it is measured only if it is named.
     caveat
-        For a bad example, what is wrong with it; it is measured but never held to a tolerance.
+        For a bad example, what is wrong with it. It is measured, but no tolerance is checked.
     """
 
     id: str
@@ -196,21 +196,21 @@ class Native:
             unknown = [value for value in values if value not in known]
             if unknown or not (values or name == "options"):
                 _refuse(f"{self.id}: {name}", unknown, f"some of {', '.join(known)}")
-        # Mappings of a frozen record should be frozen too.
+        # The mappings of a frozen record are immutable too.
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         object.__setattr__(self, "reductions", MappingProxyType(dict(self.reductions)))
 
     @property
     def is_xentx(self) -> bool:
-        """Whether it is xentx's own."""
+        """Whether it is a loss of xentx."""
         return self.id.startswith("xentx:")
 
     def __hash__(self) -> int:
-        # Mappings have no hash, and ids are unique.
+        # Mappings are not hashable, and ids are unique.
         return hash(self.id)
 
     def missing(self) -> str | None:
-        """Say why it can't run here, asked without importing it; None where it can."""
+        """Return the reason why it cannot run here, or None. Nothing is imported."""
         reasons = (requirement.missing() for requirement in self.needs)
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is None and self.programs and not any(map(shutil.which, self.programs)):
@@ -218,11 +218,11 @@ class Native:
         return reason
 
     def version(self) -> str | None:
-        """Version of the library that it belongs to; None where it is not installed."""
+        """Version of its library. None if it is not installed."""
         return self.needs[0].version()
 
     def load(self) -> Callable[..., Any]:
-        """Import the function that `call` names, and its framework with it."""
+        """Import the function that `call` names, and so its framework."""
         function: Callable[..., Any] = resolve(self.call)
         return function
 

@@ -1,12 +1,12 @@
-"""All records: xentx's tables, and those that third parties register.
+"""All records: xentx's tables, and those of other packages.
 
-A third party adds its losses to every tool by an entry point in the group ``xentx.natives``, whose
+A package adds its losses to every tool with an entry point in the group ``xentx.natives``, whose
 object is a `Native`, or an iterable of them::
 
     [project.entry-points."xentx.natives"]
     mylib = "mylib.xentx_records:NATIVES"
 
-The module must not import the framework: `Native.call` names a function in one that does.
+This module must not import the framework. `Native.call` names a function in a module that does.
 """
 
 import functools
@@ -23,14 +23,14 @@ ENTRY_POINT_GROUP = "xentx.natives"
 
 @dataclass(frozen=True, slots=True)
 class BrokenPlugin:
-    """An entry point that gave no records.
+    """An entry point that failed.
 
     Parameters
     ----------
     name
-        What the entry point is called.
+        Name of the entry point.
     reason
-        What went wrong.
+        The error.
     """
 
     name: str
@@ -39,12 +39,12 @@ class BrokenPlugin:
 
 @functools.cache
 def plugins() -> tuple[tuple[Native, ...], tuple[BrokenPlugin, ...]]:
-    """Load the entry points: the records, and those that could not be had.
+    """Load the entry points.
 
     Returns
     -------
     tuple of tuples
-        Records of third parties, and broken plugins, which must not break the rest.
+        Records of other packages, and broken plugins, which do not affect the others.
     """
     found: list[Native] = []
     broken: list[BrokenPlugin] = []
@@ -55,7 +55,7 @@ def plugins() -> tuple[tuple[Native, ...], tuple[BrokenPlugin, ...]]:
             strangers = [record for record in given if not isinstance(record, Native)]
             if strangers:
                 msg = f"got a {type(strangers[0]).__name__}; expected xentx.natives.Native"
-                raise TypeError(msg)  # noqa: TRY301 -- one handler for all that a plugin does wrong
+                raise TypeError(msg)  # noqa: TRY301 -- one handler for all errors
             ids = Counter(
                 record.id for record in (*records.XENTX, *records.NATIVES, *found, *given)
             )
@@ -63,7 +63,7 @@ def plugins() -> tuple[tuple[Native, ...], tuple[BrokenPlugin, ...]]:
             if twice:
                 msg = f"id {twice[0]!r} is taken"
                 raise ValueError(msg)  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 -- other people's code fails in its own ways
+        except Exception as error:  # noqa: BLE001 -- plugins can raise any error
             broken.append(BrokenPlugin(entry_point.name, f"{type(error).__name__}: {error}"))
         else:
             found.extend(given)
@@ -81,7 +81,7 @@ def natives(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
     Returns
     -------
     tuple of Native
-        xentx's tables in their order, then those of third parties.
+        xentx's records in order, then those of other packages.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def natives(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
 
 
 def xentx_records(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
-    """List the records of xentx's own loss, one for each framework and its compiler.
+    """List the records of a loss of xentx, one for each framework and compiler.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def xentx_records(loss: LossName = "cross_entropy") -> tuple[Native, ...]:
     Returns
     -------
     tuple of Native
-        What the natives are compared with.
+        The records that the natives are compared with.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""How to make arrays of a framework, and gradients with its own autodiff.
+"""Arrays of a framework, and gradients by its autodiff.
 
-Everything is handed over as NumPy arrays and dtype names, so that the tools built on records name
-no framework. Values travel as float64, which holds every value of the narrower floats exactly, and
-with the dtype's name beside them, since NumPy has no bfloat16.
+Arguments and results are NumPy arrays and names of dtypes, so that the tools do not depend on a
+framework. Values are float64, which holds all values of narrower floats exactly. NumPy has no
+bfloat16, so the name of the dtype is passed separately.
 """
 
 from collections.abc import Callable
@@ -19,31 +19,31 @@ LossAndGradient = Callable[[Array, Array], tuple[Array, Array | None]]
 
 
 class Runtime(Protocol):
-    """One framework. Implemented by a singleton named ``RUNTIME`` in each of `runtimes`."""
+    """A framework. Each module of `runtimes` implements it as ``RUNTIME``."""
 
     def array(self, values: np.ndarray[Any, Any], dtype: str) -> Array:
-        """Array of the framework with these values, which the dtype can represent."""
+        """Make an array with these values, which the dtype can represent."""
 
     def values(self, array: Array) -> np.ndarray[Any, Any]:
-        """Values of an array: float64, complex128 or integers."""
+        """Return the values of an array as float64, complex128 or integers."""
 
     def dtype(self, array: Array) -> str:
-        """Name of the dtype without its framework."""
+        """Return the name of the dtype without the framework."""
 
     def one_hot(self, indices: Array, classes: int, dtype: str, axis: int) -> Array:
-        """Return what the framework's own one-hot function makes of indices."""
+        """Return one-hot rows, by the framework's own function."""
 
     def configured(self, dtype: str) -> AbstractContextManager[Any]:
-        """Context in which the framework has the dtype, where it has to be switched on."""
+        """Return a context in which the framework supports the dtype."""
 
     def differentiate(self, loss: Loss, *, compiled: bool) -> LossAndGradient:
-        """Make a function of ``(logits, target)`` that returns the loss and its sum's gradient.
+        """Make a function of ``(logits, target)`` that returns the loss and a gradient.
 
-        The gradient is by the logits; None for logits that are no floats.
+        It is the gradient of the sum with respect to the logits. None if these are not floats.
         """
 
     def wait(self, array: Array) -> None:
-        """Return once the array has been computed."""
+        """Wait until the array has been computed."""
 
 
 RUNTIMES = {
@@ -61,15 +61,15 @@ def runtime_of(framework: str) -> Runtime:
     Parameters
     ----------
     framework
-        "numpy", "torch", "jax", "tensorflow" or "keras". Keras runs on the backend that it chose
-        when it was first imported.
+        "numpy", "torch", "jax", "tensorflow" or "keras". Keras uses the backend that it selected
+        when it was imported.
 
     Raises
     ------
     ValueError
         If there is no such runtime.
     ImportError
-        If the framework can't be imported.
+        If the framework cannot be imported.
     """
     if framework not in RUNTIMES:
         msg = f"framework: got {framework!r}; expected one of {', '.join(RUNTIMES)}"

@@ -1,7 +1,4 @@
-"""The words of all records: xentx's own names of losses, options, reductions, targets and dtypes.
-
-With one vocabulary a table of the frameworks' different spellings is a plain look-up.
-"""
+"""xentx's names of losses, options, reductions, targets and dtypes, which all records use."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
-"""The comparison as one HTML file that needs nothing else: no network, no server, no framework.
+"""The comparison as one HTML file, which needs no network, server or framework.
 
-`_view` turns a `Report` into what the page shows, in Python and with every figure already in
-words; the templates lay it out; ``report.js`` only draws, filters and looks up. A content security
-policy in the page forbids every request, so that "self-contained" is enforced and not just meant.
+`_view` computes the contents from a `Report`, with all numbers as text. The templates lay them out.
+``report.js`` draws the charts and filters the tables. A content security policy in the page forbids
+all requests.
 """
 
 from xentx.compare.html._page import render_html, write_html

@@ -1,4 +1,4 @@
-"""A report's page, and its file."""
+"""The page of a report, and its file."""
 
 import os
 from importlib import resources
@@ -22,7 +22,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # NaN is no JSON: figures that may be one are words by now.
+    # JSON has no NaN. Numbers that can be NaN are text.
     environment.policies["json.dumps_kwargs"] = {
         "allow_nan": False,
         "ensure_ascii": False,
@@ -39,7 +39,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _asset(name: str) -> Markup:
-    """Read a file of the package that goes into the page as it is."""
+    """Read a file of the package that is inserted without escaping."""
     text = resources.files(__package__).joinpath("templates", name).read_text("utf-8")
     return Markup(text)  # noqa: S704 -- xentx's own
 
@@ -50,7 +50,7 @@ def render_html(report: Report) -> str:
     Parameters
     ----------
     report
-        What a comparison found.
+        The results of a comparison.
 
     Returns
     -------
@@ -78,22 +78,21 @@ def render_html(report: Report) -> str:
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Write a report's page, all of it or nothing.
+    """Write the page of a report. A failure leaves no partial file.
 
-    The page is written beside its destination and renamed once it is complete: whoever is killed
-    midway leaves the earlier file, or none.
+    The page is written to a temporary file, which is renamed when it is complete.
 
     Parameters
     ----------
     report
-        What a comparison found.
+        The results of a comparison.
     path
-        Where to; a file that is there is replaced.
+        The file. An existing file is replaced.
 
     Raises
     ------
     OSError
-        If the file can't be written.
+        If the file cannot be written.
     """
     page = render_html(report)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")

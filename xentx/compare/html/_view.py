@@ -1,7 +1,7 @@
-"""What the page shows of a report: everything counted, grouped and worded, nothing laid out.
+"""The contents of the page: counted, grouped and formatted, without layout.
 
-The templates read the records below. The script gets `View.data`, which it draws and looks up in,
-and computes nothing that would have to agree with Python.
+The templates read the dataclasses below. The script reads `View.data`. It does not compute numbers,
+so that page and script cannot disagree.
 """
 
 import math
@@ -31,7 +31,7 @@ COLOUR_RANGE = (-0.5, 8.0)
 """Decimal logarithms of the errors, in ULP, at the ends of the colour scale."""
 
 VISIBLE = 2.0**-4
-"""Least relative error that is drawn, in eps: a logarithmic axis has no place for 0."""
+"""Smallest relative error that is drawn, in eps, because a logarithmic axis has no 0."""
 
 ONE_PERCENT = 0.01
 
@@ -42,17 +42,17 @@ FRAMEWORKS = {
     "tensorflow": "TensorFlow",
     "keras": "Keras",
 }
-"""How frameworks are written."""
+"""Names of the frameworks."""
 
 
 def framework_name(framework: str) -> str:
-    """Write a framework's name, or what a third party calls its own."""
+    """Return the name of a framework. Unknown ones keep the name of their record."""
     return FRAMEWORKS.get(framework, framework)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What was not measured, and why."""
+    """Something that was not measured, and the reason."""
 
     what: str
     reason: str
@@ -60,7 +60,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many corner cases a framework's own losses were asked, and deviate in."""
+    """The numbers of corner cases of a framework's own losses, and of those with deviations."""
 
     framework: str
     name: str
@@ -77,12 +77,12 @@ class Accuracy:
     dtype: str
     regimes: tuple[RegimeReport, ...]
     rows: tuple[tuple[Loss, tuple[tuple[str, str], ...]], ...]
-    """A loss, and for each regime the errors of loss and gradient."""
+    """Each loss with the errors of loss and gradient for each regime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """From which confidence gap on a loss has lost what."""
+    """The smallest gaps at which a loss is wrong or 0."""
 
     loss: Loss
     one_percent: str
@@ -92,7 +92,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Drops:
-    """The table beside the curves of one dtype."""
+    """The table of the gaps for one dtype."""
 
     dtype: str
     rows: tuple[Drop, ...]
@@ -100,7 +100,7 @@ class Drops:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a framework's own losses answer on a corner case."""
+    """The results of a framework's own losses for a corner case."""
 
     framework: str
     answers: tuple[words.Answer, ...]
@@ -108,7 +108,7 @@ class Cell:
 
     @property
     def deviates(self) -> bool:
-        """Whether one of them does not do as xentx's rule says."""
+        """Whether one of them deviates from xentx's rule."""
         return any(answer.deviates for answer in self.answers)
 
 
@@ -127,6 +127,7 @@ class CornerRow:
 class View:
     """The page."""
 
+    findings: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     tallies: tuple[Tally, ...]
     frameworks: tuple[str, ...]
@@ -138,18 +139,19 @@ class View:
 
 
 def view(report: Report) -> View:
-    """Prepare a report for its page."""
+    """Compute the contents of the page of a report."""
     frameworks = tuple(dict.fromkeys(loss.framework for loss in report.losses if not loss.is_xentx))
     rows = tuple(_corner_row(report, corner, frameworks) for corner in report.corners)
-    grouped = groupby(rows, key=lambda row: row.corner.group)
+    groups = tuple((n, tuple(g)) for n, g in groupby(rows, key=lambda row: row.corner.group))
     gaps = [regime for regime in _measured(report) if regime.name == "gap" and regime.true_losses]
     return View(
+        findings=tuple(_findings(report, rows, gaps)),
         left_out=tuple(_left_out(report)),
         tallies=tuple(_tally(report, rows, at) for at in range(len(frameworks))),
         frameworks=frameworks,
         accuracy=tuple(_accuracy(report, *by_dtype) for by_dtype in _by_dtype(report)),
         drops=tuple(_drops(report, regime) for regime in gaps),
-        groups=tuple((name, tuple(members)) for name, members in grouped),
+        groups=groups,
         deviating=sum(any(cell.deviates for cell in row.cells) for row in rows),
         data={
             "frameworks": {name: framework_name(name) for name in frameworks},
@@ -157,6 +159,14 @@ def view(report: Report) -> View:
             "colourRange": COLOUR_RANGE,
             "heat": [_heat_data(report, *by_dtype) for by_dtype in _by_dtype(report)],
             "gaps": [_gap_data(report, regime) for regime in gaps],
+            "deviations": {
+                "groups": [name for name, _ in groups],
+                "cases": [len(members) for _, members in groups],
+                "counts": [
+                    [sum(row.cells[at].deviates for row in members) for _, members in groups]
+                    for at in range(len(frameworks))
+                ],
+            },
             "corners": [_corner_data(report, row) for row in rows],
         },
     )
@@ -172,7 +182,59 @@ def _by_dtype(report: Report) -> Iterator[tuple[str, tuple[RegimeReport, ...]]]:
         yield dtype, tuple(regime for regime in measured if regime.dtype == dtype)
 
 
-# What was left out, and how the frameworks do on the whole
+# The findings: sentences at the top of the page
+
+
+def _findings(
+    report: Report, rows: Sequence[CornerRow], gaps: Sequence[RegimeReport]
+) -> Iterator[str]:
+    natives = [at for at, loss in enumerate(report.losses) if not (loss.is_xentx or loss.caveat)]
+    for dtype, regimes in _by_dtype(report):
+        found = [[regime.measurements[at] for regime in regimes] for at in natives]
+        verdicts = [{one.verdict for one in row} - {"unavailable"} for row in found]
+        measured = [row for row in verdicts if row != {"not applicable"} and row]
+        bad = [row for row in measured if row & {"close", "wrong", "error"}]
+        if measured:
+            yield (
+                "Losses of the frameworks that exceed the tolerance for at least one of "
+                f"{words.count(len(regimes), 'kind')} of logits in {dtype}: {len(bad)} of "
+                f"{len(measured)}. Largest error of xentx: {_largest(report, regimes)}."
+            )
+    for regime in gaps[:1]:
+        drops = _drops(report, regime).rows
+        own = [drop for drop in drops if not (drop.loss.is_xentx or drop.loss.caveat)]
+        zeros = [int(drop.loss_zero) for drop in own if drop.loss_zero != "never"]
+        if zeros:
+            yield (
+                "Losses of the frameworks that return exactly 0 for confident predictions in "
+                f"{regime.dtype}: {len(zeros)} of {len(own)}, from a gap of {min(zeros)} between "
+                "the logits on."
+            )
+    if rows:
+        others = sum(any(cell.deviates for cell in row.cells) for row in rows)
+        yield (
+            "Corner cases in which at least one loss of the frameworks deviates from xentx's rule: "
+            f"{others} of {len(rows)}. xentx deviates in {sum(row.own.deviates for row in rows)}."
+        )
+
+
+def _largest(report: Report, regimes: Sequence[RegimeReport]) -> str:
+    """Return the largest errors of xentx's losses and gradients as text."""
+    found = [
+        regime.measurements[at]
+        for at, loss in enumerate(report.losses)
+        for regime in regimes
+        if loss.is_xentx
+    ]
+    parts = (
+        max((e.max_ulp for one in found if (e := _of(one, part)) is not None), default=None)
+        for part in PARTS
+    )
+    loss, gradient = (words.number(largest, 2) for largest in parts)
+    return f"{loss} ULP for losses and {gradient} ULP for gradients"
+
+
+# Things left out, and the totals of the frameworks
 
 
 def _left_out(report: Report) -> Iterator[LeftOut]:
@@ -190,7 +252,7 @@ def _left_out(report: Report) -> Iterator[LeftOut]:
 
 
 def _never_asked(report: Report, loss: Loss) -> str | None:
-    """Find the reason, one and the same, why a loss was not measured on anything."""
+    """Return the reason why a loss was never measured, if there is a single one."""
     asked = {
         (found.verdict, found.message)
         for regime in report.regimes
@@ -257,11 +319,11 @@ def _accuracy(report: Report, dtype: str, regimes: tuple[RegimeReport, ...]) -> 
 
 
 def _hover(loss: Loss, regime: RegimeReport, found: Measurement, part: Part) -> str:
-    """Word what hovering over a cell shows; Plotly takes it for HTML."""
+    """Return the tooltip of a cell as HTML."""
     errors = _of(found, part)
     lines = [f"<b>{escape(loss.id)}</b>", f"{regime.name} in {regime.dtype}: {part}"]
     if errors is None:
-        lines.append(escape(found.message or "has no gradient to look at"))
+        lines.append(escape(found.message or "has no gradient"))
     else:
         lines += [
             f"{found.verdict}",
@@ -305,7 +367,7 @@ def _heat_data(report: Report, dtype: str, regimes: tuple[RegimeReport, ...]) ->
 
 
 def _floats(values: Nested | None, part: Part) -> list[float] | None:
-    """Take the losses, or the gradient at the target, which is class 0 of the regime."""
+    """Return the losses, or the gradients of the target's logit, which is class 0."""
     if not isinstance(values, Sequence):
         return None
     return [float(v[0] if part == "gradient" else v) for v in values]  # type: ignore[index, arg-type]
@@ -313,7 +375,7 @@ def _floats(values: Nested | None, part: Part) -> list[float] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """Relative error over the gap, as far as the true value is a normal number."""
+    """Relative errors by gap, for true values that are normal numbers."""
 
     gaps: tuple[int, ...]
     errors: tuple[float, ...]
@@ -376,7 +438,7 @@ def _gap_data(report: Report, regime: RegimeReport) -> dict[str, Any]:
         }
 
     def traces(part: Part) -> list[dict[str, Any]]:
-        # A framework's losses often agree to the bit: one curve for all of them.
+        # Losses of a framework with bit-identical results share a curve.
         alike: dict[tuple[bool, str, _Curve], list[int]] = {}
         for at, (loss, found) in enumerate(zip(report.losses, regime.measurements, strict=True)):
             curve = _curve(regime, found, part)
@@ -423,7 +485,7 @@ def _cell(framework: str, corner: CornerReport, losses: Sequence[Loss]) -> Cell:
 
 
 def _corner_data(report: Report, row: CornerRow) -> dict[str, Any]:
-    """Give each answer once, and for each loss which it is: what porting looks up."""
+    """Return the distinct results, and the index of the result of each loss."""
     answers = words.answers(row.corner, report.losses)
     number = {loss.id: at for at, answer in enumerate(answers) for loss in answer.losses}
     return {

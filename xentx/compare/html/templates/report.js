@@ -1,5 +1,5 @@
 "use strict";
-// Draws, filters and looks up. Every figure comes in words from Python; nothing is computed here.
+// Draws the charts and filters the tables. Python formats all numbers. Nothing is computed here.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
@@ -17,7 +17,7 @@
   const checked = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
   const chosen = (id) => Number(byId(id)?.value ?? 0);
 
-  // Theme. Plotly needs colours as values: a probe asks the stylesheet what they come to.
+  // Theme. Plotly needs the values of colours. The computed style of a probe element has them.
   const probe = byId("main").appendChild(element("span", { hidden: "" }));
   function colour(name) {
     probe.style.color = `var(--${name}, var(--soft))`;
@@ -79,7 +79,7 @@
       colorscale: [[0, "heat-0"], [0.165, "heat-1"], [0.35, "heat-2"], [0.65, "heat-3"], [1, "heat-4"]]
         .map(([at, name]) => [at, colour(name)]),
     };
-    // On a phone there is no room beside the cells: each label stands above its row.
+    // On a phone there is no room beside the cells, so each label is above its row.
     const above = rows.map((at) => ({
       x: 0, xref: "paper", xanchor: "left", y: at, yanchor: "bottom", yshift: 8,
       showarrow: false, align: "left", font: { size: 11 },
@@ -109,7 +109,7 @@
   }
 
   // The confidence gap
-  // Where frameworks agree their curves cover each other: rings of different sizes show all of them.
+  // The curves of frameworks with equal results overlap. Markers of different sizes show all of them.
   const RINGS = new Map(Object.keys(data.frameworks).map((name, at) => [name, 4 + 1.6 * at]));
 
   function drawGap() {
@@ -147,9 +147,29 @@
       },
       shapes: lines,
       annotations: [
-        { x: 40, y: 0, yanchor: "bottom", yshift: 6, xanchor: "right", showarrow: false, text: "returned as 0", font: { color: colour("soft") } },
+        { x: 40, y: 0, yanchor: "bottom", yshift: 6, xanchor: "right", showarrow: false, text: "loss is 0", font: { color: colour("soft") } },
         { x: gap.lost, y: 0.5, yref: "paper", xanchor: "left", showarrow: false, text: ` ${gap.bits} ln 2`, font: { color: colour("soft") } },
       ],
+    }), CONFIG);
+  }
+
+  // Deviations by group
+  function drawDeviations() {
+    const { groups, cases, counts } = data.deviations;
+    const names = groups.map((name, at) => `${name} (${cases[at]})`);
+    const traces = Object.entries(data.frameworks).map(([framework, name], at) => ({
+      type: "bar", orientation: "h", name, y: names, x: counts[at],
+      marker: { color: colour(framework) },
+      hovertemplate: `${name}: %{x} of %{y}<extra></extra>`,
+    }));
+    const grid = { gridcolor: colour("line"), zeroline: false, fixedrange: true };
+    Plotly.react("deviations", traces, themed({
+      height: 90 + groups.length * (20 + 9 * traces.length),
+      barmode: "group", bargap: 0.25,
+      margin: { l: 8, r: 8, t: 20, b: 50 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal" },
+      xaxis: { ...grid, title: { text: "corner cases" } },
+      yaxis: { ...grid, autorange: "reversed", automargin: true, ticks: "" },
     }), CONFIG);
   }
 
@@ -223,7 +243,7 @@
     const [a, b] = [chosen("port-from"), chosen("port-to")];
     const [from, to] = [data.losses[a], data.losses[b]];
     const traits = [...new Set([...Object.keys(from.traits), ...Object.keys(to.traits)])];
-    const spelled = (value) => (value === undefined ? element("span", { class: "none" }, "has none") : value);
+    const spelled = (value) => (value === undefined ? element("span", { class: "none" }, "none") : value);
     const spelling = traits
       .filter((name) => from.traits[name] !== to.traits[name])
       .map((name) => [name, spelled(from.traits[name]), spelled(to.traits[name])]);
@@ -242,17 +262,18 @@
     const count = [...changes.values()].reduce((sum, rows) => sum + rows.length, 0);
     byId("port-count").textContent = a === b
       ? "Choose two different losses."
-      : `${count} of the ${both} corner cases that both can be asked get another answer; ${spelling.length} traits differ.`;
+      : `${count} of the ${both} corner cases that both support have different results. ${spelling.length} properties differ.`;
     if (a === b) return byId("port").replaceChildren();
     const parts = [];
-    if (spelling.length) parts.push(element("h3", {}, "Spelling"), table("Options, reductions and what they take, where they differ", ["Trait", from.id, to.id], spelling));
-    if (count) parts.push(element("h3", {}, "Answers"), element("p", { class: "count" }, "What deviates from xentx’s rule is coloured."));
+    if (spelling.length) parts.push(element("h3", {}, "Properties"), table("Options, reductions and arguments that differ", ["Property", from.id, to.id], spelling));
+    if (count) parts.push(element("h3", {}, "Results"), element("p", { class: "count" }, "Results that deviate from xentx’s rule are coloured."));
     for (const [group, rows] of changes) parts.push(table(group, ["Case", from.id, to.id], rows));
     byId("port").replaceChildren(...parts);
   }
 
   // Events
   function drawCharts() {
+    if (data.corners.length) drawDeviations();
     if (data.heat.length) drawHeat();
     if (data.gaps.length) drawGap();
   }
