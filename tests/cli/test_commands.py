@@ -40,6 +40,8 @@ def run_apart(*arguments, program=MAIN, **environment):
 def test_compare_on_numpy_alone():
     done = run("compare", "--framework", "numpy", "--regime", "worked-example")
     assert done.exit_code == 0, done.output
+    first = "Comparing 4 losses of numpy on worked-example in float32."
+    assert done.output.startswith(first)
     assert "0.390574" in done.output
     assert "passed: xentx:numpy" in done.output
 

@@ -25,6 +25,8 @@ from xentx.compare import (
 from xentx.compare._apart import compare_apart, keras_backends
 from xentx.compare._run import FailOn
 from xentx.compare.files import DataError, load
+from xentx.compare.words import count
+from xentx.natives import Native
 from xentx.natives.vocabulary import LossName
 
 _CORNERS = {"cross_entropy": CORNERS, "binary_cross_entropy": BINARY_CORNERS}
@@ -89,10 +91,9 @@ def run(
         keras_backends=keras_backends(),
         fail_on=fail_on,
     )
-    try:
-        plan.chosen()
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    chosen = _chosen(plan)
+    if not as_json:
+        _announce(plan, chosen)
     with quiet() as stderr, progress(stderr) as step:
         report = compare_apart(plan, step, jobs=jobs or _jobs(timed=timed))
     if html is not None and write_html is not None:
@@ -108,6 +109,24 @@ def run(
 
         console().print(_table.render(report, every=every))
     return 0 if report.passed else 1
+
+
+def _chosen(plan: Plan) -> tuple[Native, ...]:
+    try:
+        return plan.chosen()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _announce(plan: Plan, chosen: Sequence[Native]) -> None:
+    """Print what will be compared, as the first output."""
+    frameworks = ", ".join(dict.fromkeys(native.framework for native in chosen))
+    kinds = ", ".join(regime.name for regime in plan.regimes) or "no kinds of logits"
+    corners = f" and {count(len(plan.corners), 'corner case')}" if plan.corners else ""
+    losses = count(len(chosen), "loss", "losses")
+    text = f"Comparing {losses} of {frameworks} on {kinds}{corners} in {', '.join(plan.dtypes)}."
+    console().print(text)
+    sys.stdout.flush()
 
 
 def _jobs(*, timed: bool) -> int:
