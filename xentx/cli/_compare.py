@@ -91,9 +91,9 @@ def run(
         keras_backends=keras_backends(),
         fail_on=fail_on,
     )
-    chosen = _chosen(plan)
+    natives = _chosen(plan)
     if not as_json:
-        _announce(plan, chosen)
+        _announce(plan, natives)
     with quiet() as stderr, progress(stderr) as step:
         report = compare_apart(plan, step, jobs=jobs or _jobs(timed=timed))
     if html is not None and write_html is not None:
