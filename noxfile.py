@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 
 nox.needs_version = ">=2026.2"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "typing", "tests", "pythons", "matrix", "pure", "sanitize"]
+nox.options.sessions = [
+    *("lint", "typing", "tests", "pythons", "matrix", "parallel", "pure", "sanitize"),
+]
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = "CI" in os.environ
 # Elsewhere nox says which Python is missing, and skips what is tested with it.
@@ -233,7 +235,7 @@ def stable_wheel(session: nox.Session) -> None:
 def tests(session: nox.Session, framework: str) -> None:
     """Run the tests with one framework alone."""
     install(session, built(session, "[cli,report,testing]"), groups=("test", framework))
-    elsewhere = () if framework == "numpy" else TOOLS
+    elsewhere = ("parallel",) if framework == "numpy" else ("parallel", *TOOLS)
     ignored = (f"--ignore=tests/{folder}" for folder in elsewhere)
     run_tests(session, (framework,), *EVERYTHING, *ignored)
 
@@ -262,6 +264,7 @@ def matrix(session: nox.Session) -> None:
     done = (
         *("matrix/test_[!a]*", "matrix/test_accuracy*", "kernel/test_[!b]*"),
         *("surfaces/test_[!k]*", "array_api", "drop_in", "examples", "test_native_deviations.py"),
+        "parallel",
         "test_bytes_moved.py",
     )
     run_tests(session, FRAMEWORKS, "tests", *(f"--ignore-glob=*/{pattern}" for pattern in done))
@@ -271,6 +274,15 @@ def matrix(session: nox.Session) -> None:
     # Of JAX's check the second order, which takes its time, is of the core on both engines.
     one = (*one, "-k", "not check_grads")
     run_tests(session, FRAMEWORKS[1:], "tests/matrix", *SUITE, *one, env=PORTABLE)
+
+
+@nox.session(requires=["wheel"])
+def parallel(session: nox.Session) -> None:
+    """Run what takes several ranks, devices, replicas or workers, and examples with Dask."""
+    groups = ("test", "parallel", *FRAMEWORKS)
+    install(session, built(session, "[cli,report,testing]"), groups=groups)
+    page = "tests/test_documents.py::test_examples[docs/howto/dask.md]"
+    run_tests(session, FRAMEWORKS, "tests/parallel", page)
 
 
 @nox.session(default=False)
@@ -473,13 +485,15 @@ def newest(session: nox.Session) -> None:
     """Run the tests with the newest frameworks that pip finds, whatever pyproject.toml pins."""
     tensorflow = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
     frameworks = ("numpy", "torch", "jax", "flatbuffers", "optax", tensorflow, "keras")
-    install(session, built(session, "[cli,report,testing]"), *frameworks, groups=("test",))
-    folders = ("tests/matrix", "tests/kernel", "tests/surfaces")
+    groups = ("test", "parallel")
+    install(session, built(session, "[cli,report,testing]"), *frameworks, groups=groups)
+    folders = ("tests/matrix", "tests/kernel", "tests/parallel", "tests/surfaces")
     run_tests(session, FRAMEWORKS, *folders, *SUITE, "-m", "not pinned")
 
 
 @nox.session(requires=["wheel"])
 def min_versions(session: nox.Session) -> None:
     """Run the tests with the oldest supported version of everything."""
-    install(session, built(session, "[cli,report,testing]"), *oldest(), groups=("test",))
+    groups = ("test", "parallel")
+    install(session, built(session, "[cli,report,testing]"), *oldest(), groups=groups)
     run_tests(session, FRAMEWORKS, *EVERYTHING, "-m", "not pinned")

@@ -8,6 +8,7 @@ imports were asked for.
 import bisect
 import doctest
 import importlib
+import importlib.util
 import itertools
 import pkgutil
 import re
@@ -27,6 +28,8 @@ import xentx
 from xentx.testing import requested_frameworks
 
 ROOT = Path(__file__).parents[1]
+# No framework to ask for: its examples run where it is installed.
+HAS_DASK = importlib.util.find_spec("dask") is not None
 README = ROOT / "README.md"
 DOCUMENTS = (
     README,
@@ -43,6 +46,7 @@ FRAMEWORKS = {
     "xentx_jax": "jax",
     "tensorflow": "tensorflow",
     "keras": "tensorflow",
+    "dask": "dask",
     "xentx_tensorflow": "tensorflow",
     "xentx_keras": "tensorflow",
 }
@@ -118,7 +122,7 @@ def test_examples(path, tmp_path, monkeypatch):
     count = 0
     namespaces = {True: {}, False: {}}
     for examples in sections(path):
-        if frameworks_of(examples) <= set(requested_frameworks()):
+        if frameworks_of(examples) <= {*requested_frameworks(), *(["dask"] * HAS_DASK)}:
             for example in examples:
                 example.namespace = namespaces[is_cell(example)]
                 example.evaluate()

@@ -321,6 +321,9 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
             sample_weight = xp.take(sample_weight, chosen, axis=0)
         spec = replace(spec, ignore_index=None)
     tiling = core.tiling(hidden.shape[0], spec.classes, linear.chunk, by_classes=linear.by_classes)
+    if linear.chunk is None and hasattr(hidden, "chunks"):
+        # Dask and Cubed have chunks of their own, which they compute one by one.
+        tiling = replace(tiling, rows=max(1, hidden.shape[0]), classes=spec.classes)
     laid_out = (hidden, head, bias, target, weight)
     operands = tuple(xp.astype(option, compute, copy=False) for option in options)
     static, spec = spec, bound(xp, spec, hidden, operands)

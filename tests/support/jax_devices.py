@@ -1,4 +1,4 @@
-"""Eight CPU devices of JAX: sharded losses against the whole, for `test_jax_parallel.py`.
+"""Eight CPU devices of JAX: sharded losses against the whole, for `test_jax_devices.py`.
 
 ``python jax_devices.py`` prints a line for each case: its name and what is wrong.
 """

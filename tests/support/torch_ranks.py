@@ -1,4 +1,4 @@
-"""One of four ranks of PyTorch: sharded losses against the whole, for `test_torch_parallel.py`.
+"""One of four ranks of PyTorch: sharded losses against the whole, for `test_torch_ranks.py`.
 
 ``python torch_ranks.py RANK STORE`` prints a line for each case: its name and what is wrong. The
 results are compared on every rank, after the collectives of a case, so that no rank waits for

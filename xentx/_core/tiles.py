@@ -54,6 +54,8 @@ class Tiles:
         """Return `x`, which may be overwritten, with a block at `start` of its first axis."""
         block = self.xp.astype(block, x.dtype, copy=False)
         end = start + block.shape[0]
+        if hasattr(x, "chunks") and block.shape == x.shape:
+            return block  # in chunks of its own, which an assignment would join
         try:
             x[start:end, ...] = block
         except TypeError:  # a lazy array, which does not support assignment
