@@ -319,7 +319,7 @@ def test_what_does_not_exist_is_refused(plan, text):
 
 def test_slow_losses_wait_to_be_named():
     slow = stand_in("right", slow=True)
-    assert "by its name" in Plan().skips(slow)
+    assert "--native with its id" in Plan().skips(slow)
     assert Plan(losses=("numpy:*",)).skips(slow) is None
 
 
