@@ -1,10 +1,10 @@
 """Drop-in replacements for Keras's two cross-entropies.
 
-xentx computes the loss of each row and its gradient. Keras reduces, so sample weights, masks and
-distribution strategies behave as in Keras.
+xentx computes the loss of each row and its gradient. Keras reduces, so sample weights and masks
+behave as in Keras. A mean over the replicas of a distribution strategy has one divisor for all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,27 @@ from xentx_keras._private import set_keras_mask
 
 # Replacements of labels. Both are out of range, and independent of the caller's `ignore_class`.
 IGNORED, NO_CLASS = -1, -2
+
+MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+def _replica() -> Any:
+    """Return TensorFlow's context of this replica; None where there are no others."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf  # noqa: PLC0415 -- Keras has other backends
+
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return None
+    return tf.distribute.get_replica_context()
+
+
+class _Sum(keras.losses.Loss):  # type: ignore[misc] # Keras has no types
+    """Sum of ``function(y_true, y_pred)``, with Keras's sample weights and masks."""
+
+    def __init__(self, function: Callable[[Array, Array], Array], dtype: Any) -> None:
+        super().__init__(name=None, reduction="sum", dtype=dtype)
+        self.call = function
 
 
 class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no types
@@ -47,11 +68,23 @@ class _CrossEntropy(keras.losses.Loss):  # type: ignore[misc] # Keras has no typ
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Array:
         """Loss of a batch, reduced."""
         # Keras cannot convert arrays of another byte order to its backend's arrays.
-        values = (
+        values = [
             plain(value) if isinstance(value, np.ndarray) else value
             for value in (y_true, y_pred, sample_weight)
-        )
-        return super().__call__(*values)
+        ]
+        replica = _replica() if self.reduction in MEANS else None
+        if replica is None:
+            return super().__call__(*values)
+        # The gradients of the replicas are summed. Keras would divide by what is counted here, and
+        # by the number of replicas.
+        weights = values[2] if self.reduction == "mean_with_sample_weight" else None
+        total = _Sum(self.call, self.dtype)(*values)
+        count = _Sum(self._ones, self.dtype)(*values[:2], weights)
+        return ops.divide_no_nan(total, replica.all_reduce("SUM", count))
+
+    def _ones(self, y_true: Array, y_pred: Array) -> Array:  # noqa: ARG002
+        """Return a 1 for each row, with the mask that the losses have."""
+        return ops.ones_like(ops.take(y_pred, 0, axis=self.axis))
 
     def _loss(self, y_pred: Array, target: Array, **options: Any) -> Array:
         logits = y_pred
@@ -137,6 +170,8 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
     - An invalid label raises an IndexError if labels are concrete. If they are traced, as in `fit`
       by default, the loss of the row is NaN. To find such a label, compile the model with
       ``run_eagerly=True``: the error names the label and its position in the batch.
+    - Under a distribution strategy, a mean is the mean over the rows of all replicas. Keras's is
+      the mean of the replicas' means.
 
     Examples
     --------
@@ -192,25 +227,38 @@ class SparseCategoricalCrossentropy(_CrossEntropy):
 
     def call(self, y_true: Array, y_pred: Array) -> Array:
         """Loss of each row."""
-        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[self.axis] == 1:
-            y_true = ops.squeeze(y_true, axis=self.axis)
+        y_true, kept = self._labels(y_true, y_pred)
         classes = ops.shape(y_pred)[self.axis]
         is_class = ops.logical_and(y_true >= 0, ops.less(y_true, classes))
         is_class = ops.logical_and(is_class, ops.equal(ops.floor(y_true), y_true))
         # NaN and infinity cannot be cast to integers, so they are replaced first.
         target = ops.cast(ops.where(is_class, y_true, NO_CLASS), "int32")
-        if self.ignore_class is None:
-            ignored, kept = None, None
-        else:
-            ignored, kept = IGNORED, ops.not_equal(y_true, float(self.ignore_class))
-            target = ops.where(kept, target, IGNORED)
+        ignored = None
+        if kept is not None:
+            ignored, target = IGNORED, ops.where(kept, target, IGNORED)
         try:
             losses = self._loss(y_pred, target, ignore_index=ignored)
         except IndexError as error:
             raise IndexError(self._no_class(y_true, target, classes)) from error
+        return self._masked(losses, kept)
+
+    def _ones(self, y_true: Array, y_pred: Array) -> Array:
+        _, kept = self._labels(y_true, y_pred)
+        return self._masked(super()._ones(y_true, y_pred), kept)
+
+    def _labels(self, y_true: Array, y_pred: Array) -> tuple[Array, Array | None]:
+        """Return a label for each row, and which rows are not ignored: None for all."""
+        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[self.axis] == 1:
+            y_true = ops.squeeze(y_true, axis=self.axis)
+        if self.ignore_class is None:
+            return y_true, None
+        return y_true, ops.not_equal(y_true, float(self.ignore_class))
+
+    def _masked(self, rows: Array, kept: Array | None) -> Array:
+        """Mark the rows that are ignored."""
         if kept is not None and set_keras_mask is not None:
-            set_keras_mask(losses, kept)
-        return losses
+            set_keras_mask(rows, kept)
+        return rows
 
     def _no_class(self, y_true: Array, target: Array, classes: int) -> str:
         """Return the error message for the first invalid label."""
@@ -269,6 +317,8 @@ class CategoricalCrossentropy(_CrossEntropy):
       respect to the target.
     - With ``from_logits=False``, the probability 0 has the loss 87.34, which is ``-log`` of the
       smallest normal float32. Keras clips probabilities to 1e-7, which has the loss 16.12.
+    - Under a distribution strategy, a mean is the mean over the rows of all replicas. Keras's is
+      the mean of the replicas' means.
 
     Examples
     --------
