@@ -182,3 +182,4 @@ if TYPE_CHECKING:
         assert_type(parallel.cross_entropy(x, x, axis_name="i"), jax.Array)
         pair = parallel.linear_cross_entropy(x, x, x, axis_name="i", return_normalizer=True)
         assert_type(pair, tuple[jax.Array, jax.Array])
+        assert_type(parallel.per_row(x, x, axis_name="i"), RowStats[jax.Array])

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentx import _registry, _shards, _validation
+from xentx import RowStats, _registry, _shards, _validation
 from xentx._calls import Problem
 from xentx._checks import LossOptions, Reduction
 from xentx._core import cross_entropy as _cross_entropy
@@ -32,7 +32,7 @@ from xentx._shards import Arrays, Shard
 from xentx_jax import _linear, _namespace
 from xentx_jax._arrays import BACKEND
 
-__all__ = ["cross_entropy", "linear_cross_entropy"]
+__all__ = ["cross_entropy", "linear_cross_entropy", "per_row"]
 
 Array = jax.Array
 Axis = str | tuple[str, ...]
@@ -102,6 +102,24 @@ def _losses_jvp(
         _, (more, by_amounts) = _linear.plain_jvp(plain, arrays, (None, *others))
         by_losses = by_losses + more
     return (losses, amounts), (by_losses, by_amounts)
+
+
+def _first_largest(shard: Shard, axis: Axis, arrays: Sequence[Array]) -> list[Array]:
+    """Return the first class of each row's largest number, or of its first NaN, of each array."""
+    far = 2 * shard.spec.classes
+    places, keys = [], []
+    for array in arrays:
+        place = jnp.argmax(array, axis=1)
+        value = jnp.take_along_axis(array, place[:, None], axis=1)[:, 0]
+        places.append((place + shard.start, jnp.isnan(value)))
+        keys.append(jnp.where(jnp.isnan(value), jnp.inf, value))
+    tops = lax.pmax(keys, axis)
+    # Of devices with the largest number the first, and before them those with NaN.
+    found = [
+        jnp.where(is_nan, place - far, jnp.where(key == top, place, far))
+        for (place, is_nan), key, top in zip(places, keys, tops, strict=True)
+    ]
+    return [jnp.where(first < 0, first + far, first) for first in lax.pmin(found, axis)]
 
 
 # ---- The last layer.
@@ -233,6 +251,26 @@ def _differing(array: Array, others: Sequence[Array]) -> Array:
 # ---- The functions.
 
 
+def _laid_out(
+    logits: Array, target: Array, axis: Axis, **options: Any
+) -> tuple[Shard, Arrays, _shards.Rows]:
+    """Check a call whose logits there are, and lay it out."""
+    if not BACKEND.owns(logits):
+        msg = f"logits: got {_registry.describe(logits)}; expected a jax array"
+        raise TypeError(msg)
+    problem = _validation.rowwise(BACKEND, _cross_entropy, logits, target, axis=-1, **options)
+    shape, size = logits.shape[:-1], logits.shape[-1]
+    return _shards.lay_out(
+        problem,
+        jnp.reshape(logits, (math.prod(shape), size)),
+        shape,
+        logits.dtype,
+        size=size,
+        classes=size * lax.axis_size(axis),
+        start=None,
+    )
+
+
 @overload
 def cross_entropy(
     logits: Array,
@@ -339,15 +377,10 @@ def cross_entropy(
     >>> print(f"{loss(logits, target):.6f}")
     0.390574
     """
-    if not BACKEND.owns(logits):
-        msg = f"logits: got {_registry.describe(logits)}; expected a jax array"
-        raise TypeError(msg)
-    problem = _validation.rowwise(
-        BACKEND,
-        _cross_entropy,
+    shard, arrays, rows = _laid_out(
         logits,
         target,
-        axis=-1,
+        axis_name,
         weight=weight,
         sample_weight=sample_weight,
         ignore_index=ignore_index,
@@ -357,16 +390,6 @@ def cross_entropy(
         temperature=temperature,
         reduction=reduction,
         normalizer=normalizer,
-    )
-    shape, size = logits.shape[:-1], logits.shape[-1]
-    shard, arrays, rows = _shards.lay_out(
-        problem,
-        jnp.reshape(logits, (math.prod(shape), size)),
-        shape,
-        logits.dtype,
-        size=size,
-        classes=size * lax.axis_size(axis_name),
-        start=None,
     )
     wanted = rows.divided_by(return_normalizer=return_normalizer)
     losses, amounts = _losses(shard, axis_name, wanted, *arrays)
@@ -537,3 +560,100 @@ def linear_cross_entropy(
     if shard.has_amounts(wanted):
         amounts = lax.psum(_shards.amounts(_here(shard, axis_name), arrays, wanted), axis_name)
     return _shards.reduce(shard, arrays, rows, losses, amounts, return_normalizer=return_normalizer)
+
+
+def per_row(
+    logits: Array,
+    target: Array,
+    /,
+    *,
+    axis_name: Axis,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+) -> RowStats[Array]:
+    """`xentx.per_row` of logits whose classes are spread over an axis of the mesh.
+
+    Parameters
+    ----------
+    logits : jax.Array
+        As in `cross_entropy`.
+    target : jax.Array
+        As in `cross_entropy`.
+    axis_name : str or tuple of str
+        As in `cross_entropy`.
+    weight : jax.Array, optional
+        As in `cross_entropy`.
+    ignore_index : int or None, default: -100
+        As in `cross_entropy`.
+    label_smoothing, z_loss : float or jax.Array, default: 0.0
+        As in `cross_entropy`.
+    logit_softcap : float or jax.Array, optional
+        As in `cross_entropy`.
+    temperature : float or jax.Array, default: 1.0
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    RowStats
+        What `xentx.per_row` returns for all classes together, the same on every device of these
+        axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy`.
+
+    Notes
+    -----
+    Another ``pmax`` and a ``pmin`` find the first class of the largest logit.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jax.sharding import AxisType, PartitionSpec as P
+    >>> from xentx_jax import parallel
+    >>> mesh = jax.make_mesh((1,), ("vocabulary",), axis_types=(AxisType.Auto,))
+    >>> stats = jax.shard_map(
+    ...     lambda x, t: parallel.per_row(x, t, axis_name="vocabulary"),
+    ...     mesh=mesh,
+    ...     in_specs=(P(None, "vocabulary"), P()),
+    ...     out_specs=P(),
+    ... )
+    >>> stats(jnp.array([[1.0, 2.0, 0.5]]), jnp.array([1])).prediction.tolist()
+    [1]
+    """
+    shard, arrays, rows = _laid_out(
+        logits,
+        target,
+        axis_name,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+    )
+    loss, _ = _losses(shard, axis_name, "none", *arrays)
+    here = _here(shard, axis_name)
+    own = _shards.state(here, arrays)
+    top = lax.pmax(lax.stop_gradient(own.top), axis_name)
+    terms = _shards.summands(here, own, top)
+    sums = lax.psum((*terms, *_shards.details(here, arrays, top)), axis_name)
+    state = _shards.joined(here, arrays, own, top, sums[: len(terms)])
+    lse, log_prob, entropy = monoid.lse_log_prob_entropy(_namespace, state, *sums[len(terms) :])
+    flat, indices, soft = arrays[0], arrays[1], shard.spec.soft
+    kept = jnp.ones_like(loss, dtype=bool)
+    if shard.spec.ignore_index is not None:
+        kept = indices[:, 0] != shard.spec.ignore_index
+    searched = [jnp.where(kept[:, None], flat, 0), *([indices] if soft else [])]
+    prediction, *wanted = _first_largest(here, axis_name, lax.stop_gradient(searched))
+    prediction = jnp.where(kept, prediction, 0)
+    correct = kept & (prediction == (wanted[0] if soft else indices[:, 0]))
+    fields = (field.astype(rows.dtype) for field in (loss, lse, log_prob, entropy))
+    return RowStats(*(jnp.reshape(field, rows.shape) for field in (*fields, correct, prediction)))

@@ -238,6 +238,39 @@ def several_axes_and_rows_that_are_spread():
     np.testing.assert_allclose(found[1]["logits"], expected[1]["logits"], rtol=1e-4, atol=1e-7)
 
 
+@case
+def per_row():
+    for name in ("none", "weight and smoothing", "soft"):
+        options = {k: v for k, v in OPTIONS[name].items() if k != "reduction"}
+        named, rest = problem({**options, "reduction": "none"})
+        rest.pop("reduction")
+        cut = specs(named)
+
+        def stats(function, given, rest=rest, **more):
+            given = dict(given)
+            return function(given.pop("logits"), given.pop("target"), **given, **rest, **more)
+
+        def total(found):
+            return sum((i + 1) * jnp.nan_to_num(field).sum() for i, field in enumerate(found[:4]))
+
+        def sharded_stats(given, stats=stats):
+            return stats(parallel.per_row, given, axis_name="v")
+
+        function = jax.shard_map(sharded_stats, mesh=LINE, in_specs=(cut,), out_specs=P())
+        whole = {k: jax.device_put(a, NamedSharding(LINE, cut[k])) for k, a in named.items()}
+        results = []
+        for one, given in ((function, whole), (lambda g, s=stats: s(xentx.per_row, g), named)):
+            fixed = {k: a for k, a in given.items() if k != "logits"}
+            f = lambda x, one=one, fixed=fixed: one({**fixed, "logits": x})  # noqa: E731
+            by_logits = jax.jit(jax.grad(lambda x, f=f: total(f(x))))(given["logits"])
+            results.append((jax.jit(f)(given["logits"]), by_logits))
+        (found, gradient), (expected, true) = results
+        for field, a, b in zip(expected._fields, found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6, err_msg=f"{name} {field}")
+        assert found.prediction.dtype == expected.prediction.dtype
+        np.testing.assert_allclose(gradient, true, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def linear_problem(dtype=np.float32):
     rng = np.random.default_rng(SEED)
     named, _ = problem({"weight": True})
