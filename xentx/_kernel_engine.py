@@ -1,12 +1,12 @@
 """The CPU kernel, if there is one, and plans for it.
 
-`kernel/kernel.h` says what the kernel computes. Each adapter's ``_kernel`` hands it arrays. Where
-it was not built, or where it would be slow, `KERNEL` is None and everything runs on the core;
-`NO_KERNEL` says why.
+`kernel/kernel.h` describes the kernel. Each adapter's ``_kernel`` passes arrays to it. If it was
+not built, or if it would be slow, `KERNEL` is None and the core computes. `NO_KERNEL` is the
+reason.
 
-The environment variable ``XENTX_ENGINE`` chooses: "portable" for the core, "kernel" for the kernel
-or an error, "triton" for PyTorch's engine of that name or an error, nothing for each engine where
-it is.
+The environment variable ``XENTX_ENGINE`` selects the engine: "portable" is the core, "kernel" is
+the kernel or an error, "triton" is PyTorch's engine of that name or an error. By default, the first
+engine that supports a call is used.
 """
 
 import importlib
@@ -23,7 +23,7 @@ INSTALL = (
 
 
 def _find() -> tuple[Any, str | None]:
-    """Import the kernel if it is there and wanted, or say why not. An explicit request raises."""
+    """Import the kernel, or return why it is not used. An explicit request raises an error."""
     engine = os.environ.get("XENTX_ENGINE", "auto")
     if engine not in ("auto", "kernel", "portable", "triton"):
         msg = f"XENTX_ENGINE: got {engine!r}; expected 'kernel', 'portable', 'triton' or nothing"
@@ -41,13 +41,13 @@ def _find() -> tuple[Any, str | None]:
             msg = f"XENTX_ENGINE: got 'kernel', but {reason}"
             raise ImportError(msg) from error
         return None, f"{reason} (hint: with GCC or Clang, {INSTALL})"
-    # Without fused multiply-add, of which there are five in an exponential, the core is quicker.
+    # An exponential has five fused multiply-adds. Without this instruction the core is faster.
     if kernel.is_fast() or engine == "kernel":
         return kernel, None
     isa = os.environ.get("XENTX_ISA")
     limit = "this CPU has" if isa is None else f"XENTX_ISA={isa} leaves"
     return None, (
-        f"{limit} no fused multiply-add, without which the portable core is quicker "
+        f"{limit} no fused multiply-add, without which the portable core is faster "
         "(hint: XENTX_ENGINE=kernel uses the CPU kernel all the same)"
     )
 
@@ -55,30 +55,30 @@ def _find() -> tuple[Any, str | None]:
 KERNEL: Any
 NO_KERNEL: str | None
 KERNEL, NO_KERNEL = _find()
-# What a plan returns, having done nothing, where it can't read an array as it lies.
+# A plan returns this, without computing, if it cannot read an array in its layout.
 UNREADABLE = -2
 
 
-# As XENTX_ENGINE and `xentx.backend_of` name it.
+# The name in XENTX_ENGINE and `xentx.backend_of`.
 NAME = "kernel"
 
 
 def is_wanted(engine: str) -> bool | None:
-    """Whether XENTX_ENGINE asks for an engine; None where it asks for nothing."""
+    """Whether XENTX_ENGINE requests this engine. None if it requests none."""
     asked = os.environ.get("XENTX_ENGINE", "auto")
     return None if asked == "auto" else asked == engine
 
 
 def engines(adapter: EngineAdapter) -> tuple[Engine, ...]:
-    """Return the kernel, reached by an adapter's module, as the engines of a backend."""
+    """Return the kernel, with the module of an adapter, as the engines of a backend."""
     return () if KERNEL is None else (Engine(NAME, adapter, takes, KERNEL.instruction_set()),)
 
 
 def takes(spec: LossSpec, target: str | None, has_float64: bool) -> bool:  # noqa: FBT001
-    """Whether the kernel has a loss, as `xentx._backend.Engine` asks."""
-    # An index too large for the type that the kernel reads must be seen to be out of range.
+    """Whether the kernel supports a loss, for `xentx._backend.Engine`."""
+    # Indices that do not fit the kernel's integers must be detected as out of range.
     wraps = target == "uint64" or (target in ("uint32", "int64") and not has_float64)
-    # Options that are arrays it can't read.
+    # The kernel does not support options that are arrays.
     known = spec.operation in ("cross_entropy", "log_softmax", "nll_loss")
     return known and not wraps and not spec.operands
 
@@ -103,24 +103,23 @@ def plan(
     first_class: int = 0,
     all_classes: int = 0,
 ) -> Any:
-    """Make what is then called with addresses or NumPy arrays, as `kernel/module.cpp` says.
+    """Make a plan, which is called with addresses or NumPy arrays: see `kernel/module.cpp`.
 
     Parameters
     ----------
     spec
-        What to compute.
+        The loss.
     shape
-        How many (outer, classes, inner) there are.
+        The sizes (outer, classes, inner).
     groups
-        And how many independent problems of that shape.
+        The number of independent problems of that shape.
     logits, target, weight, sample_weight, normalizer, state, cotangent
         Each array's dtype, and its strides in elements along (group, outer, classes, inner).
     operation
-        What to compute, where that is not the spec's own: "log_softmax_pullback", which
-        takes a cotangent in the shape of the logits, or what is done
-        with a block of the classes, "block_state" and "block_gradient".
+        The operation if it is not that of the spec: "log_softmax_pullback", with a cotangent in
+        the shape of the logits, or "block_state" and "block_gradient" for a block of the classes.
     first_class, all_classes
-        Where a block begins, and how many classes there are beside its own.
+        The first class of a block, and the number of classes of all blocks.
     """
     outer, classes, inner = shape
     return KERNEL.plan(

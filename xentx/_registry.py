@@ -29,7 +29,7 @@ ENTRY_POINT_GROUP = "xentx.backends"
 
 
 def installed_version(module: str, distributions: tuple[str, ...]) -> str | None:
-    """Return a library's version, without importing it; None where it is not installed."""
+    """Return a library's version, without importing it. None if it is not installed."""
     if importlib.util.find_spec(module) is None:
         return None
     for distribution in distributions:
@@ -49,13 +49,13 @@ class BackendSpec:
     name
         The name of the framework in error messages and in `xentx.backends`.
     framework
-        Root of the modules that define its array types; the import name.
+        Root of the modules that define its array types, which is the import name.
     package
         The adapter's import name.
     load
-        Imports the adapter, and its framework with it.
+        Imports the adapter and its framework.
     distributions
-        Names that the framework is installed under, for its version.
+        Names of the distributions of the framework, for its version.
     """
 
     name: str
@@ -71,12 +71,12 @@ class BackendSpec:
                 raise ValueError(msg)
 
     def version(self) -> str | None:
-        """Version of the framework, which is not imported; None where it is not installed."""
+        """Version of the framework. It is not imported. None if it is not installed."""
         return installed_version(self.framework, self.distributions)
 
 
-# Import statements and not importlib: torch.compile can trace these, where a program's first call
-# of xentx is inside a compiled function.
+# Import statements instead of importlib: torch.compile can trace these if the first call of xentx
+# is inside a compiled function.
 def _numpy() -> Backend:
     from xentx_numpy._backend import BACKEND
 
@@ -118,7 +118,7 @@ _BY_ROOT = {spec.framework: spec for spec in BACKENDS} | {"jaxlib": BACKENDS[2]}
 
 @functools.cache
 def _third_parties() -> tuple[BackendSpec, ...]:
-    """Rows for the backends of other packages, none of which is imported."""
+    """Rows for the backends of other packages, which are not imported."""
     return tuple(
         BackendSpec(point.name, point.name, point.module, point.load, (point.name,))
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
@@ -126,7 +126,7 @@ def _third_parties() -> tuple[BackendSpec, ...]:
 
 
 def specs() -> tuple[BackendSpec, ...]:
-    """All rows: xentx's own, and those of other packages."""
+    """All rows: those of xentx, and those of other packages."""
     return (*BACKENDS, *_third_parties())
 
 
@@ -135,16 +135,16 @@ def _spec_of_type(cls: type) -> BackendSpec | None:
     for root in roots:
         if root in _BY_ROOT:
             return _BY_ROOT[root]
-    # Python's own types come with every call, and reading entry points takes milliseconds that
-    # torch.compile would try to trace.
+    # Python's own types occur in every call. Reading entry points takes milliseconds, and
+    # torch.compile would try to trace it.
     if set(roots) == {"builtins"}:
         return None
     return next((spec for spec in _third_parties() if spec.framework in roots), None)
 
 
-# Rows of the table with their adapters, once these are loaded; xentx's own stand first.
+# Rows of the table with their adapters, after these are loaded. Those of xentx come first.
 _LOADED: list[tuple[BackendSpec, Backend] | None] = [None for _ in BACKENDS]
-# Where in that list the owner of a type's values stands; -1 where it is no framework's.
+# The place in that list of the backend of a type. -1 if it is not a type of a framework.
 _PLACES: dict[type, int] = {}
 
 

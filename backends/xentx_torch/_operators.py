@@ -1,12 +1,14 @@
 """The kernel as operators that PyTorch can see: ``xentx::forward`` and ``xentx::backward``.
 
-Compilers call them as they stand: they have shapes without values, and contiguous results that
-share no memory with their arguments. They have derivatives by `torch.library.register_autograd`,
-which torch.func refuses, and a rule of vmap, which makes the mapped axis one of the kernel's
-groups. Under torch.func each is called by an autograd.Function with the same rules.
+Compilers call them as operators: their shapes can be inferred, and their results are contiguous
+and share no memory with the arguments. Their derivatives are registered by
+`torch.library.register_autograd`, which torch.func does not support. Their vmap rule makes the
+mapped axis a group of the kernel. Under torch.func, an autograd.Function with the same rules calls
+each of them.
 
-The backward starts from the logits. A gradient saved by the forward could not be handed over, since
-an operator may not return what it was given, and a copy costs what computing it again does.
+The backward computes the gradient from the logits. It could not return a gradient saved by the
+forward, because an operator must not return its arguments, and a copy takes as long as computing it
+again.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -37,7 +39,7 @@ def forward(spec: LossSpec, arrays: Arrays) -> Array:
 def pull_back(
     spec: LossSpec, groups: int, arrays: Arrays, cotangent: Array, needs: Sequence[bool]
 ) -> Gradients:
-    """Gradients by all arrays that need one, which can be differentiated again."""
+    """Gradients with respect to all arrays that need one, which can be differentiated again."""
     by_kernel = needs[0] and not _private.in_forward_mode() and takes((cotangent, *arrays))
     by_core = [needs[0] and not by_kernel, *needs[1:]]
     gradients: list[Array | None] = [None] * _COUNT
@@ -51,7 +53,7 @@ def pull_back(
 def pull_back_stats(
     kind: Kind, arrays: Arrays, cotangents: Sequence[Array | None], needs: Sequence[bool]
 ) -> Gradients:
-    """Gradients of row statistics, by the core, which can be differentiated again."""
+    """Gradients of row statistics by the core, which can be differentiated again."""
     given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
 
     def fields(*arrays: Array | None) -> tuple[Array, ...]:
@@ -62,7 +64,7 @@ def pull_back_stats(
 
 
 def takes(arrays: Arrays) -> bool:
-    """Whether arrays, which may stand for others, are such as the operators take."""
+    """Whether the operators support these arrays, which may be fake tensors."""
     return all(
         array is None
         or (type(array) in _TYPES and array.device.type == "cpu" and array.layout is torch.strided)
@@ -74,24 +76,24 @@ _TYPES = _plans.PLAIN | set(_private.STAND_INS)
 
 
 def _written(spec: LossSpec) -> tuple[str, Any]:
-    """Write what an operator is given."""
+    """Return the spec as the arguments of an operator."""
     return encode(spec, ignore_index=None), spec.ignore_index
 
 
 def _read(logits: Array, groups: int, options: str, ignore_index: Any) -> LossSpec:
-    """Rebuild the spec from what an operator was given."""
+    """Rebuild the spec from the arguments of an operator."""
     fields = {**decode(options), "ignore_index": ignore_index}
     return _calls.spec_of(_arrays.BACKEND, logits, fields, groups)
 
 
-# What the operators do
+# The operators
 
 
 def _forward_on_cpu(*args: Any) -> Array:
     arrays, static = args[:_COUNT], args[_COUNT:]
     spec, plans = _known(arrays, static)
     ready = _plans.prepare(plans, spec, arrays, groups=static[0], in_order=True)
-    assert ready is not None  # noqa: S101 -- whoever calls the operator has made sure
+    assert ready is not None  # noqa: S101 -- the caller has checked this
     value = ready.empty_value(_plans.first(arrays))
     ready.run(arrays, None, value, None)
     return value
@@ -103,8 +105,8 @@ def _backward_on_cpu(cotangent: Array, *args: Any) -> Array:
     return _plans.pull(plans, spec, arrays, cotangent, groups=static[0], in_order=True)
 
 
-# The spec that an operator was given, and what is prepared for it, for arrays of some shapes and
-# dtypes. Only so many are kept.
+# The spec of an operator, and its plans, for arrays of certain shapes and dtypes. Their number is
+# limited.
 _KNOWN: dict[Hashable, tuple[LossSpec, dict[Hashable, Any]]] = {}
 _MOST_KNOWN = 1024
 
@@ -137,11 +139,11 @@ def _backward_shape(cotangent: Array, logits: Array, *args: Any) -> Array:  # no
     return logits.new_empty(logits.shape)
 
 
-# Their derivatives, and their rules of vmap
+# Derivatives and vmap rules
 
 
 class _Forward(torch.autograd.Function):
-    """The gradients by the logits, which is the other operator, and by the other arrays."""
+    """The gradients with respect to the logits, by the other operator, and the other arrays."""
 
     @staticmethod
     def forward(*args: Any) -> Array:
@@ -166,7 +168,7 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The second derivatives: the portable core's, by differentiating its first ones."""
+    """The second derivatives, by differentiating the gradients of the portable core."""
 
     @staticmethod
     def forward(*args: Any) -> Array:
@@ -194,7 +196,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _call(function: type[torch.autograd.Function], *args: Any) -> Array:
-    """Call an operator; under torch.func by its Function."""
+    """Call an operator. Under torch.func, its Function is called."""
     call: Any = function.apply if _private.are_transforms_active() else function.forward
     value: Array = call(*args)
     return value
@@ -206,7 +208,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], count: int) -> None:
 
 
 def _grouped(info: Any, in_dims: tuple[int | None, ...], args: Sequence[Any], count: int) -> Any:
-    """Make the mapped axis of an operator's first `count` arguments a group. It copies nothing."""
+    """Make the mapped axis of an operator's first `count` arguments a group, without copies."""
     arrays = (
         None
         if array is None
@@ -238,7 +240,7 @@ def _core(spec: LossSpec, groups: int) -> Function:
 
 
 def vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: Any) -> Gradients:
-    """Pull back to the arrays that need it. torch.func's own, since it composes with itself."""
+    """Pull back to the arrays that need it, by torch.func, which can be nested."""
     chosen = [i for i, needed in enumerate(needs) if needed]
 
     def of_chosen(*values: Array) -> Any:
@@ -250,7 +252,7 @@ def vjp(function: Function, arrays: Arrays, needs: Sequence[bool], cotangent: An
 
 
 def _register() -> None:
-    """Define the operators, for as long as the process lives, as what is compiled with them may."""
+    """Define the operators until the process ends, because compiled code may call them."""
     table = (
         ("forward", _ARRAYS, _forward_on_cpu, _forward_shape, _Forward),
         ("backward", f"Tensor cotangent, {_ARRAYS}", _backward_on_cpu, _backward_shape, _Backward),
@@ -266,6 +268,6 @@ def _register() -> None:
         library.register_vmap(full, rules.vmap)
 
 
-# Once in a process, however often this module is imported.
+# Once per process, also if this module is imported again.
 if not hasattr(torch.ops.xentx, "forward"):
     _register()

@@ -1,7 +1,7 @@
-"""What is prepared once for arrays that lie alike: the kernel's plan, and results to fill.
+"""Plans of the kernel, prepared once for arrays of the same layout, and memory for its results.
 
-All that depends on no values is found again by the arrays' strides, since for ten classes it takes
-longer than the loss.
+Plans are cached by the strides of the arrays, because for ten classes making a plan takes longer
+than the loss.
 """
 
 import functools
@@ -27,7 +27,7 @@ _empty_like = torch.empty_like
 
 
 def is_plain(array: Array) -> bool:
-    """Whether address and strides say all about a tensor."""
+    """Whether address and strides define a tensor's values."""
     return (
         type(array) in PLAIN
         and array.is_cpu
@@ -37,7 +37,7 @@ def is_plain(array: Array) -> bool:
 
 
 def first(arrays: Arrays) -> Array:
-    """Return the logits, which are always there."""
+    """Return the logits, which are always given."""
     logits = arrays[0]
     assert logits is not None  # noqa: S101 -- for the type checker
     return logits
@@ -45,21 +45,20 @@ def first(arrays: Arrays) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A kernel's plan, to be called with addresses, and the results that it fills.
+    """A plan of the kernel, and the layout of its results.
 
     Parameters
     ----------
     plan
         The plan.
     copied
-        Which arrays must be made contiguous first; None where none must.
+        Which arrays must be made contiguous first. None if no array must.
     scalar
-        A value to make others like, which is quicker than to describe them; None where the value
-        has dimensions.
+        A 0-d value to call empty_like with, which is faster. None if the value has dimensions.
     shape, strides
-        Those of the value.
+        Shape and strides of the value.
     gradient_strides
-        Those of the gradient; None where they are the logits'.
+        Strides of the gradient. None if they are those of the logits.
     """
 
     plan: Callable[..., int]
@@ -98,9 +97,9 @@ class Ready:
         value: Any,
         gradient: Array | None,
     ) -> int:
-        """Call the kernel: returns the first row with an impossible target, or -1.
+        """Call the kernel. Return the first row with a target out of range, or -1.
 
-        Of row statistics the value and the cotangent are tuples.
+        For row statistics, the value and the cotangent are tuples.
         """
         if self.copied is not None:
             arrays = [
@@ -126,7 +125,7 @@ def _call_stats(
 
 
 def _readable(array: Any) -> Any:
-    """Copy an array without memory, or whose very elements are not aligned, with its strides."""
+    """Copy an array without memory, or with unaligned elements. The strides stay the same."""
     if isinstance(array, tuple):
         return tuple(map(_readable, array))
     if array is None or not array.numel():
@@ -153,20 +152,20 @@ def prepare(
     in_order: bool = False,
     stats: bool = False,
 ) -> Ready | None:
-    """Return what is ready for arrays that lie like these; None where the kernel can't read them.
+    """Return the plan for arrays of this layout. None if the kernel cannot read them.
 
     Parameters
     ----------
     plans
-        What was prepared for arrays of these shapes and dtypes.
+        The cached plans for arrays of these shapes and dtypes.
     cotangent
-        Where it has the shape of the logits. Others are as `seed` makes them.
+        The cotangent if it has the shape of the logits. Others have the layout of `seed`.
     groups
-        Over how many leading axes of every array the loss is mapped.
+        The number of leading axes of every array over which the loss is mapped.
     in_order
-        Whether results must be contiguous. Otherwise they lie as the logits do.
+        Whether results must be contiguous. Otherwise they have the layout of the logits.
     stats
-        Whether it is for the row statistics. They have `plans` of their own.
+        Whether it is for the row statistics, which have separate `plans`.
     """
     logits, target, weight, sample_weight, normalizer = arrays
     assert logits is not None  # noqa: S101
@@ -196,7 +195,7 @@ def prepare(
 
 
 def seed(spec: LossSpec, arrays: Arrays, cotangent: Array) -> Array:
-    """Lay the cotangent of a loss out as plans expect it: contiguous, in the compute dtype."""
+    """Convert the cotangent of a loss for the plans: contiguous, in the compute dtype."""
     return cotangent.to(_compute(spec, arrays)).contiguous()
 
 

@@ -1,1 +1,1 @@
-"""What the records call. Each module imports its library and is imported by `Native.load`."""
+"""The functions that the records call. `Native.load` imports these modules, and so a library."""

@@ -47,8 +47,8 @@ def _categorical(
 
 
 def _softmax(logits: Array, axis: int) -> Array:
-    # Keras remembers the logits of its own softmax and would use them in place of what it is given.
-    # Probabilities from anywhere else, which this is about, come without.
+    # Keras stores the logits on the result of its own softmax and would use them instead of the
+    # probabilities. This measures probabilities from other sources, which have no stored logits.
     return keras.ops.exp(keras.ops.log_softmax(logits, axis=axis))
 
 

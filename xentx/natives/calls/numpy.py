@@ -1,4 +1,4 @@
-"""Losses of NumPy's world: SciPy, scikit-learn, and the textbook's."""
+"""Losses for NumPy arrays: SciPy, scikit-learn, and the textbook formula."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from xentx._types import Array
 
 
 def gathered(values: Array, target: Array, axis: int) -> Array:
-    """Pick each row's target class."""
+    """Take the entry of each row's target class."""
     return np.take_along_axis(values, np.expand_dims(target, axis), axis=axis).squeeze(axis)
 
 
@@ -25,7 +25,7 @@ def minus_one_hot(probabilities: Array, target: Array, reduction: str, axis: int
 
 
 def naive(logits: Array, target: Array, *, axis: int = -1, reduction: str = "none") -> Array:
-    """``-log(exp(x_t) / sum(exp(x)))``, as it stands in textbooks."""
+    """``-log(exp(x_t) / sum(exp(x)))``, the textbook formula."""
     exponentials = np.exp(logits)
     probabilities = exponentials / exponentials.sum(axis=axis, keepdims=True)
     return reduced(-np.log(gathered(probabilities, target, axis)), reduction)

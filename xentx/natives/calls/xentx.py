@@ -1,4 +1,4 @@
-"""xentx's own losses under the same convention, with gradients for NumPy, which has no autodiff."""
+"""The losses of xentx with the same arguments, and their gradients for NumPy."""
 
 from typing import Any
 

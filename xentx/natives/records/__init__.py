@@ -1,4 +1,4 @@
-"""The tables: one module a library, data only. None of them imports its library."""
+"""The tables of records: one module per library, which does not import the library."""
 
 from xentx.natives.records import jax, keras, numpy, tensorflow, torch, xentx
 

@@ -1,4 +1,4 @@
-"""Losses of NumPy's world: SciPy, scikit-learn, and the textbook's."""
+"""Losses for NumPy arrays: SciPy, scikit-learn, and the textbook formula."""
 
 from xentx.natives._native import Native, Requirement
 from xentx.natives.vocabulary import FLOATS

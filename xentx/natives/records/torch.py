@@ -14,7 +14,7 @@ _CROSS_ENTROPY = Native(
     name="torch.nn.functional.cross_entropy",
     framework="torch",
     call="torch.nn.functional:cross_entropy",
-    # Label smoothing and probabilities as targets came with 1.10.
+    # Label smoothing and probabilities as targets were added in 1.10.
     needs=(replace(_TORCH, since="1.10"),),
     targets=("indices", "probabilities"),
     class_axis=_AXIS,
@@ -48,8 +48,8 @@ _LINEAR = replace(
     needs=(replace(_TORCH, since="2.13"),),
     class_axis="fixed: 0 of linear_weight",
     documentation=f"{_DOCS}/torch.nn.functional.linear_cross_entropy.html",
-    # The identity that makes its hidden state equal the logits is classes x classes, and a zero
-    # of it times an infinity is NaN.
+    # The head is the identity, of classes x classes entries. The product of a zero and an infinite
+    # logit is NaN.
     max_classes=4096,
     finite_logits=True,
 )

@@ -1,4 +1,4 @@
-"""xentx's own losses, as they are called on each framework's arrays."""
+"""The losses of xentx, for the arrays of each framework."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,1 +1,1 @@
-"""The frameworks behind `xentx.natives.Runtime`. Imported by `runtime_of` and no one else."""
+"""Implementations of `xentx.natives.Runtime`. Only `runtime_of` imports them."""

@@ -13,12 +13,12 @@ from xentx.natives._runtime import Loss, LossAndGradient
 
 
 class JaxRuntime:
-    """jax.Array in the process's configuration."""
+    """jax.Array, in the configuration of the process."""
 
     def array(self, values: np.ndarray[Any, Any], dtype: str) -> Array:
         if dtype == "bfloat16":
             return jnp.asarray(values.astype(np.float32)).astype(jnp.bfloat16)
-        # Through NumPy, so that 64 bits become 32 without a warning where x64 is off.
+        # Through NumPy, so that 64 bits become 32 without a warning if x64 is off.
         return jnp.asarray(values.astype(dtype))
 
     def values(self, array: Array) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Keras: the runtime of the backend that it chose when it was first imported."""
+"""Keras: the runtime of the backend that it selected when it was imported."""
 
 import keras
 

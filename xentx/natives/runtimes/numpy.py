@@ -1,4 +1,4 @@
-"""NumPy: no autodiff and no compiler. Its losses bring their gradients themselves."""
+"""NumPy: no autodiff and no compiler. The records of its losses have gradients."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,7 +11,7 @@ Array = np.ndarray[Any, Any]
 
 
 class NumPyRuntime:
-    """ndarray, of ml_dtypes.bfloat16 too."""
+    """ndarray, also with the dtype ml_dtypes.bfloat16."""
 
     def array(self, values: Array, dtype: str) -> Array:
         if dtype == "bfloat16":
@@ -28,13 +28,13 @@ class NumPyRuntime:
         return np.asarray(array).dtype.name
 
     def one_hot(self, indices: Array, classes: int, dtype: str, axis: int) -> Array:
-        # What np.eye(classes)[indices] gives and raises, without a square of the classes.
+        # The same result and errors as np.eye(classes)[indices], without the identity matrix.
         rows = np.zeros((*indices.shape, classes))
         np.put_along_axis(rows, indices[..., None], 1.0, axis=-1)
         return self.array(np.moveaxis(rows, -1, axis), dtype)
 
     def configured(self, dtype: str) -> AbstractContextManager[Any]:  # noqa: ARG002
-        # What overflows shows in the values: NumPy's warnings would add nothing.
+        # Overflows are visible in the values, so NumPy's warnings are disabled.
         return np.errstate(all="ignore")
 
     def differentiate(self, loss: Loss, *, compiled: bool) -> LossAndGradient:  # noqa: ARG002

@@ -15,7 +15,7 @@ class TorchRuntime:
     """torch.Tensor on the default device."""
 
     def array(self, values: np.ndarray[Any, Any], dtype: str) -> Array:
-        # A copy: torch can't promise to leave a read-only array alone.
+        # A copy, because torch warns about read-only arrays.
         return torch.tensor(np.array(values, order="C")).to(getattr(torch, dtype))
 
     def values(self, array: Array) -> np.ndarray[Any, Any]:
@@ -34,7 +34,7 @@ class TorchRuntime:
 
     def differentiate(self, loss: Loss, *, compiled: bool) -> LossAndGradient:
         if compiled:
-            # Static shapes: each case is a program of its own.
+            # Static shapes: each case is compiled separately.
             loss = torch.compile(loss, dynamic=False)
 
         def differentiated(logits: Array, target: Array) -> tuple[Array, Array | None]:
