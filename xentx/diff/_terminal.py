@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
 from xentx.compare.report import Nested, Outcome
-from xentx.diff._comparison import Comparison, CornerDifference, Side, Suggestion, Verification
+from xentx.diff._comparison import Comparison, CornerDifference, Suggestion, Verification
 
 _SHOWN = 3
 
@@ -37,23 +38,24 @@ def render(comparison: Comparison) -> RenderableType:
 def _heads(comparison: Comparison) -> Iterator[RenderableType]:
     for letter, side in (("A", comparison.a), ("B", comparison.b)):
         yield Text(f"{letter}  {side.call}", style="bold")
-        yield Text(f"   {_where(side)}")
+        yield Text(f"   {side.name}, {side.problem or f'version {side.version}'}")
+        yield Text(f"   {side.documentation}", no_wrap=True, overflow="ignore")
     yield Text(f"The target is class {comparison.target}.\n")
-
-
-def _where(side: Side) -> str:
-    state = side.problem or f"version {side.version}"
-    return f"{side.name}, {state}; {side.documentation}"
 
 
 def _differences(comparison: Comparison) -> RenderableType:
     if not comparison.differences:
         return Text("Both have the same options, with the same names.\n")
-    table = Table(title="Differences", title_justify="left")
-    for header in ("aspect", "A", "B", "note"):
-        table.add_column(header, overflow="fold")
+    table = _table("Differences", "aspect", "A", "B", "note")
     for found in comparison.differences:
         table.add_row(found.aspect, Text(found.a), Text(found.b), Text(found.note))
+    return table
+
+
+def _table(title: str, *headers: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, leading=1)
+    for header in headers:
+        table.add_column(header, overflow="fold", no_wrap=header in ("aspect", "differs in"))
     return table
 
 
@@ -102,13 +104,11 @@ def _corners(comparison: Comparison) -> Iterator[RenderableType]:
     if not comparison.corners:
         yield Text(f"{summary}.")
         return
-    table = Table(title=summary, title_justify="left")
-    for header in ("case", "differs in", "A", "B"):
-        table.add_column(header, overflow="fold")
+    table = _table(summary, "case", "differs in", "A", "B")
     for corner in comparison.corners:
         table.add_row(
             Text(corner.title),
-            ", ".join(corner.differences),
+            "\n".join(corner.differences),
             Text(_outcome(corner, corner.a)),
             Text(_outcome(corner, corner.b)),
         )
