@@ -5,7 +5,7 @@ those for blocks of the classes in `_partials`.
 """
 
 from xentx._core.partials import Partials
-from xentx._divergence import kl_divergence
+from xentx._divergence import kl_divergence, linear_kl_divergence
 from xentx._linear import LinearGradients
 from xentx._losses import (
     binary_cross_entropy,
@@ -36,6 +36,7 @@ __all__ = [
     "finish",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "linear_per_row",
     "log_softmax",
     "nll_loss",

@@ -89,7 +89,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A problem of `linear_cross_entropy` without its arrays. It is hashable.
+    """A problem of the last layer without its arrays. It is hashable.
 
     Parameters
     ----------
@@ -121,6 +121,11 @@ class Linear:
     narrow: bool
 
     @property
+    def has_reference(self) -> bool:
+        """Whether it is a divergence from the logits of another last layer."""
+        return self.kind.spec.operation == kl_divergence.NAME
+
+    @property
     def grads_in_forward(self) -> bool:
         """Whether gradients can be computed together with the value, before the cotangent is known.
 
@@ -138,8 +143,9 @@ class LinearProblem(NamedTuple):
     linear
         Everything except the arrays.
     arrays
-        Hidden, head, bias, target, class weights, sample weights and normalizer, or None for each.
-        Options that are arrays follow.
+        Hidden, head, bias, target, class weights, sample weights, normalizer and None. For a
+        divergence: hidden, head, bias, the reference's hidden and head, sample weights, normalizer
+        and the reference's bias. None for each that is not given. Options that are arrays follow.
     """
 
     linear: Linear
@@ -239,29 +245,32 @@ def widest(dtypes: Iterable[str]) -> str:
 
 def linear_of(
     backend: Backend,
-    factors: tuple[Array, Array, Array | None],
+    arrays: tuple[Any, ...],
     fields: Mapping[str, Any],
     *,
     reduction: str,
     chunk: int | None,
-    target: str,
 ) -> Linear:
-    """Make the object of a checked call of `linear_cross_entropy`, without its arrays.
+    """Make the object of a checked call of a loss of the last layer, without its arrays.
 
     Parameters
     ----------
-    factors
-        Hidden, head and bias.
+    arrays
+        The arrays of a `LinearProblem` without the options.
     fields
         The fields of a `LossSpec` that the call specifies.
     reduction, chunk
         As in `Linear`.
-    target
-        Name of the target's dtype.
     """
-    hidden, head, _ = factors
-    dtypes = [backend.dtype_name(array) for array in factors if array is not None]
-    dtype = widest(dtypes)
+    hidden, head, bias, target, weight, _, _, reference_bias = arrays
+
+    def names(*arrays: Array | None) -> list[str]:
+        return [backend.dtype_name(array) for array in arrays if array is not None]
+
+    dtypes = names(hidden, head, bias)
+    is_divergence = fields["operation"] == kl_divergence.NAME
+    others = names(target, weight, reference_bias) if is_divergence else []
+    dtype = widest([*dtypes, *others])
     precision = precision_of(backend, hidden, dtype, exact=fields.get("exact", False))
     # A chunk of rows, with one loss per row.
     chunk_fields = {**fields, "axis": 1, "reduction": "none"}
@@ -270,12 +279,12 @@ def linear_of(
     compute = backend.dtype_name(xp.zeros((), dtype=precision.compute))
     return Linear(
         backend=backend,
-        kind=Kind(backend, spec, engines_for(backend, spec, target, hidden)),
+        kind=Kind(backend, spec, engines_for(backend, spec, *names(target), hidden)),
         reduction=reduction,
         dtype=xp.zeros((), dtype=getattr(xp, dtype)).dtype,
         rows=shape_of(hidden)[:-1],
         chunk=chunk,
-        by_classes=any(name != compute for name in dtypes[:2]),
+        by_classes=not is_divergence and any(name != compute for name in dtypes[:2]),
         narrow=any(name != compute for name in dtypes),
     )
 
@@ -339,7 +348,10 @@ def prepare(problem: Problem, *, look: bool = True) -> Prepared:
     xp = backend.namespace(logits)
     if not spec.soft:
         target, seen, ignored = indices(backend, target, logits, spec, look=look)
-        target = xp.expand_dims(target, axis=spec.axis)
+        if len(shape_of(target)) == len(shape_of(logits)):  # several class indices for each row
+            target = xp.moveaxis(target, -1, spec.axis)
+        else:
+            target = xp.expand_dims(target, axis=spec.axis)
         device = backend.device(logits)
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     compute = spec.precision.compute

@@ -45,6 +45,9 @@ _DTYPES: dict[str, tuple[tuple[str, ...], str]] = {
     "head": (FLOATS, ""),
     "bias": (FLOATS, ""),
     "reference_logits": (FLOATS, ""),
+    "reference_hidden": (FLOATS, ""),
+    "reference_head": (FLOATS, ""),
+    "reference_bias": (FLOATS, ""),
     "where": (("bool",), ""),
 }
 _WIDE = 8  # bytes

@@ -1,4 +1,4 @@
-"""Evaluate `linear_cross_entropy`, tile by tile.
+"""Evaluate a loss of the last layer, tile by tile.
 
 The algorithm is `xentx._core.linear`. The dense problem of a chunk of rows is computed by an engine
 of the framework, such as the CPU kernel, or by the core.
@@ -26,13 +26,12 @@ from xentx._core.tiles import Tiles
 from xentx._kernel_engine import KERNEL, takes
 from xentx._types import Array, ArrayT
 
-# Hidden, head, bias, target, weight, sample_weight and normalizer, or None for each. Then the
-# options that are arrays.
+# The arrays of a `LinearProblem`.
 Arrays = tuple[Any, ...]
 
 
 class LinearGradients(NamedTuple, Generic[ArrayT]):
-    """Gradients of `xentx.linear_cross_entropy`, each in the shape and dtype of its argument.
+    """Gradients of a loss of the last layer, each in the shape and dtype of its argument.
 
     Parameters
     ----------
@@ -41,7 +40,8 @@ class LinearGradients(NamedTuple, Generic[ArrayT]):
     bias : array or None
         Gradient with respect to the bias. None without a bias.
     target : array or None
-        Gradient with respect to class probabilities. None for class indices.
+        Gradient with respect to class probabilities. None for class indices, and for
+        `xentx.linear_kl_divergence`.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def value_and_gradient(
 ) -> tuple[Array, LinearGradients[Array]]:
     """Value of the problem, and the pullback of its cotangent (by default ones) to the operands."""
     linear, arrays = problem
-    needs = (True, True, True, linear.kind.spec.soft)
+    needs = (True, True, True, linear.kind.spec.soft and not linear.has_reference)
     adapter = linear.backend.linear
     evaluate = solve_with_gradients if adapter is None else adapter.solve_with_gradients
     return evaluate(linear, arrays, cotangent, needs)
@@ -157,7 +157,7 @@ def solve_with_gradients(
         spec, tiling = prepared.spec, prepared.tiling
         tiles = tiles_of(backend, arrays[0])
         seed = _seed(linear, prepared, tiles, cotangent)
-        rows, (by_hidden, by_head, by_bias) = core.losses_and_gradients(
+        rows, found = core.losses_and_gradients(
             tiles,
             spec,
             tiling,
@@ -165,6 +165,10 @@ def solve_with_gradients(
             seed,
             _engine(linear, prepared, arrays[0]),
             (needs[0], needs[1], needs[2]),
+        )
+        by_hidden, by_head, by_bias = (
+            None if gradient is None else tiles.xp.astype(gradient, array.dtype, copy=False)
+            for gradient, array in zip(found, arrays[:3], strict=True)
         )
         probabilities = None
         if needs[3]:
@@ -202,16 +206,22 @@ def _of_chunks(
     hidden, head, bias, target, weight = prepared.arrays
     tiles = tiles_of(linear.backend, hidden)
     of_shape = _kinds(linear, prepared.static)
+    other: tuple[Array | None, ...] = ()
+    if linear.has_reference:
+        target, *other = target
 
     def of_chunk(
         hidden: Array, target: Array, head: Array, bias: Array | None, *others: Array | None
     ) -> tuple[Array, ...]:
+        if linear.has_reference:
+            target = core.logits_of(tiles, prepared.static, target, *others[:2])
+            others = others[2:]
         # An ignored row may contain NaN, and the product of NaN and a slope of 0 is NaN.
         hidden = core.kept_rows(tiles.xp, prepared.static, hidden, target)
         logits = core.logits_of(tiles, prepared.static, hidden, head, bias)
         return function(of_shape(logits), logits, target, *others)
 
-    size, whole = prepared.tiling.rows, (head, bias, weight, *prepared.options)
+    size, whole = prepared.tiling.rows, (head, bias, *other, weight, *prepared.options)
     if linear.backend.linear is None:
         return by_chunks(tiles, of_chunk, size, (hidden, target), whole)
     return linear.backend.linear.by_chunks(of_chunk, size, (hidden, target), whole)
@@ -244,7 +254,7 @@ def tiles_of(backend: Backend, array: Array) -> Tiles:
 def _engine(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Engine:
     """Return the engine for tiles: the kernel if it is available, else the core."""
     backend, spec = linear.backend, prepared.spec
-    portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared))
+    portable = core.portable(backend.namespace(hidden), spec, _dense(linear, prepared, hidden))
     # The kernel supports the dtype that the target has here.
     if KERNEL is None or not linear.by_classes or not takes(prepared.static, None, True):  # noqa: FBT003
         return portable
@@ -266,7 +276,7 @@ def dense_problem(
     return Problem(kind, (logits, target, weight, None, None, *options))
 
 
-def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
+def _dense(linear: Linear, prepared: _Prepared, hidden: Array) -> core.Dense:
     """Return the function that computes the losses of a chunk of rows, and their gradient."""
     of_shape = _kinds(linear, prepared.static)
 
@@ -278,6 +288,8 @@ def _dense(linear: Linear, prepared: _Prepared) -> core.Dense:
             return _evaluate.value(problem), None
         return _evaluate.value_and_gradient(problem, cotangent, overwrite=True)
 
+    if linear.has_reference:
+        return core.by_few_rows(tiles_of(linear.backend, hidden), prepared.spec, dense)
     return dense
 
 
@@ -296,15 +308,25 @@ def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
 
 def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     backend, spec = linear.backend, linear.kind.spec
-    hidden, head, bias, target, weight, sample_weight, normalizer, *options = arrays
+    hidden, head, bias, target, weight, sample_weight, normalizer, other_bias, *options = arrays
     tiles = tiles_of(backend, hidden)
     xp, compute = tiles.xp, spec.precision.compute
     hidden = xp.reshape(hidden, (_count(linear), head.shape[1]))
-    if spec.soft:
+    if linear.has_reference:
+        # Converted before the chunks, so that autodiff sums their gradients in the compute dtype.
+        other = xp.reshape(target, (_count(linear), weight.shape[1]))
+        hidden, head, bias, *wide = (
+            None if a is None else xp.astype(a, compute, copy=False)
+            for a in (hidden, head, bias, other, weight, other_bias)
+        )
+        target, weight = core.Reference(*wide), None
+    elif spec.soft:
         target = xp.reshape(target, (_count(linear), spec.classes))
     else:
         target, seen, ignored = _calls.indices(backend, target, hidden, spec)
-        target = xp.reshape(target, (_count(linear),))
+        # Only `of_rows` supports several class indices for each row.
+        several = _calls.shape_of(target)[len(linear.rows) :]
+        target = xp.reshape(target, (_count(linear), *several))
         device = backend.device(hidden)
         spec = replace(spec, checked=seen, ignore_index=ignored, device=device)
     if weight is not None:
@@ -320,7 +342,13 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         if sample_weight is not None:
             sample_weight = xp.take(sample_weight, chosen, axis=0)
         spec = replace(spec, ignore_index=None)
-    tiling = core.tiling(hidden.shape[0], spec.classes, linear.chunk, by_classes=linear.by_classes)
+    tiling = core.tiling(
+        hidden.shape[0],
+        spec.classes,
+        linear.chunk,
+        by_classes=linear.by_classes,
+        paired=linear.has_reference,
+    )
     if linear.chunk is None and hasattr(hidden, "chunks"):
         # Dask and Cubed have chunks of their own, which they compute one by one.
         tiling = replace(tiling, rows=max(1, hidden.shape[0]), classes=spec.classes)

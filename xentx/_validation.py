@@ -313,7 +313,7 @@ def _broadcasts(shape: tuple[int | None, ...], to: tuple[int | None, ...]) -> bo
     return all(m == n or m in (1, None) or n is None for m, n in pairs)
 
 
-class _StandIn:
+class StandIn:
     """The attributes of logits that the checks need, for logits that are not computed."""
 
     def __init__(self, xp: Any, hidden: Array, shape: tuple[int | None, ...], dtype: Any) -> None:
@@ -363,10 +363,10 @@ def linear(
     numbers, operands = split_options(backend, options, hidden, "hidden")
     names = {"hidden": hidden, "head": head} | ({} if bias is None else {"bias": bias})
     dtypes = [check_dtype(backend, name, array, FLOATS) for name, array in names.items()]
-    shape, classes = _check_shapes(hidden, head, bias)
+    shape, classes = check_shapes(hidden, head, bias)
     xp = backend.namespace(hidden)
     like = xp.zeros((), dtype=getattr(xp, widest(dtypes))).dtype
-    logits = _StandIn(xp, hidden, (*shape, classes), like)
+    logits = StandIn(xp, hidden, (*shape, classes), like)
     kind = _check_rowwise(
         backend,
         operation,
@@ -379,38 +379,41 @@ def linear(
         precision=precision,
     )
     spec = kind.spec
+    arrays = (hidden, head, bias, target, *others, None)
     static = linear_of(
         backend,
-        (hidden, head, bias),
+        arrays,
         {
             name: getattr(spec, name)
             for name in ("operation", "soft", "ignore_index", "exact", *OPTIONS)
         },
         reduction=spec.reduction,
-        chunk=_check_chunk(xp, chunk, spec),
-        target=backend.dtype_name(target),
+        chunk=check_chunk(xp, chunk, spec),
     )
     if not kind.is_sized and hasattr(backend, "of_sizes"):
         weight, sample_weight, normalizer = others
         rows = range(len(shape))
         target = backend.of_sizes("target", target, hidden, rows)
         sample_weight = backend.of_sizes("sample_weight", sample_weight, hidden, rows)
-        others = [weight, sample_weight, normalizer]
-    return LinearProblem(static, (hidden, head, bias, target, *others, *operands))
+        arrays = (hidden, head, bias, target, weight, sample_weight, normalizer, None)
+    return LinearProblem(static, (*arrays, *operands))
 
 
-def _check_shapes(
-    hidden: Array, head: Array, bias: Array | None
+def check_shapes(
+    hidden: Array, head: Array, bias: Array | None, prefix: str = ""
 ) -> tuple[tuple[int | None, ...], int | None]:
-    """Check the shapes of the operands. Return the shape of the rows and the number of classes."""
+    """Check the shapes of the operands. Return the shape of the rows and the number of classes.
+
+    Error messages name them with a prefix.
+    """
     shape, head_shape = shape_of(hidden), shape_of(head)
     if not shape:
-        msg = "hidden: got a 0-dimensional array; expected at least an axis of features"
+        msg = f"{prefix}hidden: got a 0-dimensional array; expected at least an axis of features"
         raise ValueError(msg)
     if len(head_shape) != 2 or not shapes_agree(head_shape[1:], shape[-1:]):  # noqa: PLR2004
         msg = (
-            f"head: got shape {head_shape}; expected (classes, {shape[-1]}) for hidden of shape "
-            f"{shape}"
+            f"{prefix}head: got shape {head_shape}; expected (classes, {shape[-1]}) for "
+            f"{prefix}hidden of shape {shape}"
         )
         raise ValueError(msg)
     for name, given, axis, what in (
@@ -420,21 +423,21 @@ def _check_shapes(
     ):
         if given[axis] is None:
             msg = (
-                f"{name}: got shape {given} with an unknown number of {what} on axis {axis}; "
-                "expected one that is known when the function is traced"
+                f"{prefix}{name}: got shape {given} with an unknown number of {what} on axis "
+                f"{axis}; expected one that is known when the function is traced"
             )
             raise ValueError(msg)
-    classes = check_classes(head_shape, 0, "head")
+    classes = check_classes(head_shape, 0, f"{prefix}head")
     if bias is not None and not shapes_agree(shape_of(bias), (classes,)):
         msg = (
-            f"bias: got shape {shape_of(bias)}; expected {(classes,)} for head of shape "
-            f"{head_shape}"
+            f"{prefix}bias: got shape {shape_of(bias)}; expected {(classes,)} for {prefix}head of "
+            f"shape {head_shape}"
         )
         raise ValueError(msg)
     return shape[:-1], classes
 
 
-def _check_chunk(xp: Any, chunk: object, spec: LossSpec) -> int | None:
+def check_chunk(xp: Any, chunk: object, spec: LossSpec) -> int | None:
     """Return a number of rows; None for "auto"."""
     if isinstance(chunk, str):
         if chunk == "auto":

@@ -14,6 +14,7 @@ binary_cross_entropy = _bound.binary_cross_entropy
 cross_entropy = _bound.cross_entropy
 kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
+linear_kl_divergence = _bound.linear_kl_divergence
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
 nll_loss = _bound.nll_loss
@@ -30,6 +31,7 @@ __all__ = [
     "finish",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "linear_per_row",
     "log_softmax",
     "nll_loss",

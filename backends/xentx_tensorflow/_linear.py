@@ -20,7 +20,8 @@ from xentx_tensorflow import _autodiff, _private
 
 Arrays = tuple[Array | None, ...]
 NumPyArray = np.ndarray[Any, Any]
-# Hidden, head, bias and target: the arrays whose gradients are formed with no tape.
+# Hidden, head, bias and target: the arrays whose gradients are formed with no tape. The
+# reference of a divergence takes the place of the target, and needs a tape.
 FORMED = 4
 NARROW = (tf.float16, tf.bfloat16)
 
@@ -206,8 +207,9 @@ def attach(linear: Linear, arrays: Arrays) -> Array:
     watched = [i for i in given if _autodiff.is_watched(arrays[i])]
     if not watched:
         return _linear.solve(linear, arrays)
-    needs = [i in watched for i in range(FORMED)]
-    others = [i for i in watched if i >= FORMED]
+    formed = FORMED - linear.has_reference
+    needs = [i in watched and i < formed for i in range(FORMED)]
+    others = [i for i in watched if i >= formed]
     # If a tape computes the gradients of weights, it computes the others too. In a graph they are
     # separate, because unused operations are removed.
     by_tape = others and tf.executing_eagerly()

@@ -198,28 +198,27 @@ def _by_operator(linear: Linear, arrays: Arrays) -> Array:
 
 def _problem_of(arrays: Arrays, options: Sequence[Any]) -> tuple[Linear, Arrays]:
     """Rebuild the checked call from an operator's arguments."""
-    factors, target, operands = arrays[:FACTORS], arrays[FACTORS], arrays[_FIXED:]
+    operands = arrays[_FIXED:]
     text, ignore_index, chunk = options
     given = [name for name, array in zip(OPTIONS, operands, strict=True) if array is not None]
     fields = {**decode(text), **dict.fromkeys(given, OPERAND), "ignore_index": ignore_index}
     linear = _calls.linear_of(
         _arrays.BACKEND,
-        factors,
+        arrays[:_FIXED],
         fields,
         reduction=fields.get("reduction", "none"),
         chunk=chunk or None,
-        target=_arrays.BACKEND.dtype_name(target),
     )
     return linear, (*arrays[:_FIXED], *(array for array in operands if array is not None))
 
 
 _ARRAYS = (
     "Tensor hidden, Tensor head, Tensor? bias, Tensor target, Tensor? weight, "
-    "Tensor? sample_weight, Tensor? normalizer, "
+    "Tensor? sample_weight, Tensor? normalizer, Tensor? reference_bias, "
 ) + ", ".join(f"Tensor? {name}" for name in OPTIONS)
 # The options that are numbers are in the text.
 _OPTIONS = "str options, SymInt? ignore_index, int chunk, bool[] needs"
-_FIXED = 7
+_FIXED = 8
 _COUNT = _FIXED + len(OPTIONS)
 
 

@@ -218,7 +218,7 @@ class TestTorch:
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         array = None if smoothing == "number" else self.torch.tensor(0.1)
         scalars = (array if name == "label_smoothing" else None for name in _spec.OPTIONS)
-        arrays = (hidden, head, bias, self.target, None, None, None, *scalars)
+        arrays = (hidden, head, bias, self.target, None, None, None, None, *scalars)
         options = "operation=cross_entropy axis=1 reduction=mean"
         if array is None:
             options += " label_smoothing=0.1"

@@ -139,6 +139,7 @@ _WRITTEN: dict[str, Any] = {
     "reduction": "none",
     "ignore_index": None,
     **{name: option.default for name, option in OPTIONS.items()},
+    "beta": 0.0,
     "exact": False,
 }
 _READ: dict[str, Callable[[str], Any]] = {

@@ -1,4 +1,7 @@
-"""Cross-entropy of ``hidden @ head.T + bias``, with only one tile of the logits at a time.
+"""Losses of ``hidden @ head.T + bias``, with only one tile of the logits at a time.
+
+The loss is the cross-entropy, or the divergence from the logits of another last layer
+(`Reference`).
 
 There are two methods. Both compute chunks of rows:
 
@@ -50,8 +53,16 @@ class Engine(NamedTuple):
     gradient: Callable[[Partials[Array], Array, Array, Array, Array | None, Any], Array]
 
 
+class Reference(NamedTuple):
+    """The last layer of a divergence's reference, in the compute dtype. It replaces a target."""
+
+    hidden: Array
+    head: Array
+    bias: Array | None
+
+
 # Hidden, head, bias, target and weight.
-Arrays = tuple[Array, Array, Array | None, Array, Array | None]
+Arrays = tuple[Array, Array, Array | None, Any, Array | None]
 
 # With respect to hidden, head and bias: which gradients are needed, and the gradients.
 Needs = tuple[bool, bool, bool]
@@ -62,6 +73,8 @@ Gradients = tuple[Array | None, Array | None, Array | None]
 # rows are used, because of the memory.
 ROWS = 512
 LEAST_LOGITS, MOST_LOGITS = 1 << 23, 1 << 26
+# A divergence needs the logits of both layers, and its expressions have many temporary arrays.
+PAIRED_LOGITS, FEW_LOGITS = 1 << 22, 1 << 18
 TILE_ROWS, TILE_CLASSES = 512, 4096
 
 
@@ -94,12 +107,18 @@ def portable(xp: Any, spec: LossSpec, rows: Dense) -> Engine:
     return Engine(rows, state, gradient)
 
 
-def tiling(count: int | None, classes: int, chunk: int | None, *, by_classes: bool) -> Tiling:
-    """Choose the tiles for `count` rows. `chunk` is the requested number of rows, or None."""
+def tiling(
+    count: int | None, classes: int, chunk: int | None, *, by_classes: bool, paired: bool = False
+) -> Tiling:
+    """Choose the tiles for `count` rows. `chunk` is the requested number of rows, or None.
+
+    `paired` tells that each chunk has the logits of two layers.
+    """
     rows = chunk
     if rows is None:
         rows = max(ROWS, LEAST_LOGITS // classes)
-        rows = TILE_ROWS if by_classes else max(64, min(rows, MOST_LOGITS // classes))
+        most = PAIRED_LOGITS if paired else MOST_LOGITS
+        rows = TILE_ROWS if by_classes else max(64, min(rows, most // classes))
         # The chunks have nearly equal sizes, because a small remainder is slow.
         if isinstance(count, int) and count:
             rows = math.ceil(count / math.ceil(count / rows))
@@ -116,7 +135,8 @@ def losses(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, engine:
 
     def step(start: Any, size: Any, rows: Array) -> Array:
         logits = tiles.logits(tiles.take(hidden, start, size), head, bias)
-        loss, _ = engine.rows(logits, tiles.take(target, start, size), weight, None)
+        chosen = _compared(tiles, target, start, size)
+        loss, _ = engine.rows(logits, chosen, weight, None)
         return tiles.put(rows, start, loss)
 
     rows = tiles.zeros((tiles.count(hidden),), spec.precision.compute, hidden)
@@ -173,7 +193,7 @@ def amounts(tiles: Tiles, spec: LossSpec, tiling: Tiling, arrays: Arrays, reduct
         return tiles.put(rows, start, xp.squeeze(sum_classes(xp, spec, q), axis=1))
 
     if not weighted:
-        return xp.ones_like(target[:, 0], dtype=compute)
+        return xp.ones_like(hidden[:, 0], dtype=compute)
     rows = tiles.zeros((tiles.count(hidden),), compute, hidden)
     return tiles.chunks(tiles.count(hidden), tiling.rows, step, rows)
 
@@ -206,6 +226,37 @@ def logits_of(
     return tiles.logits(hidden, head, bias)
 
 
+def by_few_rows(tiles: Tiles, spec: LossSpec, dense: Dense) -> Dense:
+    """Return a function that computes a dense problem a few rows at a time, with less memory."""
+
+    def rows(logits: Array, target: Array, weight: Any, cotangent: Any) -> Any:
+        count, size = tiles.count(logits), max(1, FEW_LOGITS // spec.classes)
+        losses = tiles.zeros((count,), spec.precision.compute, logits)
+        slopes = None
+        if cotangent is not None:
+            slopes = tiles.zeros((count, spec.classes), spec.precision.compute, logits)
+
+        def step(start: Any, size: Any, carry: Any) -> Any:
+            losses, slopes = carry
+            x, y = (tiles.take(array, start, size) for array in (logits, target))
+            seed = None if slopes is None else tiles.take(cotangent, start, size)
+            loss, slope = dense(x, y, weight, seed)
+            if slopes is not None:
+                slopes = tiles.put(slopes, start, slope)
+            return tiles.put(losses, start, loss), slopes
+
+        return tiles.chunks(count, size, step, (losses, slopes))
+
+    return rows
+
+
+def _compared(tiles: Tiles, target: Any, start: Any, size: Any) -> Array:
+    """Return the target of some rows, or the logits of the reference."""
+    if isinstance(target, Reference):
+        return tiles.logits(tiles.take(target.hidden, start, size), *target[1:])
+    return tiles.take(target, start, size)
+
+
 def _cast(tiles: Tiles, spec: LossSpec, array: Array | None) -> Array | None:
     """Return an array in the compute dtype."""
     if array is None:
@@ -233,7 +284,7 @@ def _by_rows(
     def step(start: Any, size: Any, carry: Any) -> Any:
         rows, by_hidden, by_head, by_bias = carry
         x = tiles.take(hidden, start, size)
-        chosen = tiles.take(target, start, size)
+        chosen = _compared(tiles, target, start, size)
         logits = tiles.logits(x, head, bias)
         loss, slope = engine.rows(logits, chosen, weight, tiles.take(cotangent, start, size))
         del logits
@@ -377,4 +428,6 @@ def kept_rows(xp: Any, spec: LossSpec, hidden: Array, target: Array) -> Array:
     keep = kept(spec, target)
     if keep is None:
         return hidden
+    if keep.ndim > 1:  # several class indices a row
+        keep = xp.any(keep, axis=1)
     return xp.where(keep[:, None], hidden, xp.zeros((), dtype=hidden.dtype))

@@ -600,6 +600,66 @@ def linear_cross_entropy(route: Route, draw: Draw) -> None:
     check_linear(route, problem.arrays, problem.options, cotangent)
 
 
+def linear_kl_divergence(route: Route, draw: Draw) -> None:
+    """Value and gradients of `xentx.linear_kl_divergence`, with respect to the reference too."""
+    dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
+    rows = (draw(st.integers(1, 9)),)
+    classes = draw(st.one_of(st.integers(1, 9), st.integers(10, 80)))
+    biased, both = draw(st.booleans()), draw(st.booleans())
+    chosen = draw(st.sets(st.sampled_from(["sample_weight", "where"])))
+    lead = draw(st.sampled_from([1.0, 1.0, 0.1, 4.0]))
+    options: dict[str, Any] = {
+        "beta": draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        "temperature": draw(st.sampled_from([1.0, 1.0, 0.7, 3.0])),
+    }
+    chunk = draw(st.sampled_from(["auto", 1, 2, 4, 20]))
+    layers = [(draw(st.integers(1, 5)), f"{prefix}bias") for prefix in ("", "reference_")]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    arrays: list[Array] = []
+    logits, blurs, biases = [], [], {}
+    for features, name in layers:
+        factors = [rng.normal(0, lead, (n, features)).astype(dtype) for n in (*rows, classes)]
+        bias = rng.normal(size=classes).astype(dtype) if biased else None
+        if bias is not None:
+            biases[name] = bias
+        formed, blur = _true_logits((factors[0], factors[1]), bias)
+        arrays += factors
+        logits.append(formed)
+        blurs.append(blur)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    if "sample_weight" in chosen:
+        options["sample_weight"] = rng.uniform(0.1, 2, rows).astype(wide)
+    if "where" in chosen:
+        options["where"] = rng.random(rows) < 0.7
+    shape = rows if options["reduction"] == "none" else ()
+    cotangent = np.asarray(rng.normal(size=shape)).astype(wide)
+    truths = oracle.kl_divergence(*logits, cotangent=cotangent, **options)
+
+    blur = blurs[0] + blurs[1]
+    slope = truths[0].gradient_scale.sum(-1) * blur
+    seed = np.maximum(np.abs(cotangent.astype(oracle.LONG)), oracle.LONG("1e-30"))
+    spread = slope / seed if options["reduction"] == "none" else slope.sum() / seed
+    expected: dict[Any, tuple[Array, Array]] = {}
+    for i, truth in enumerate(truths):
+        hidden, head = (a.astype(oracle.LONG) for a in arrays[2 * i : 2 * i + 2])
+        size, gradient = truth.gradient_scale * (1 + 2 * blur[:, None]), truth.gradient
+        expected[2 * i] = gradient @ head, size @ np.abs(head)
+        expected[2 * i + 1] = gradient.T @ hidden, size.T @ np.abs(hidden)
+        expected[layers[i][1]] = gradient.sum(0), size.sum(0)
+    wrt = (0, 1, *list(biases)[:1])
+    if both and route.has_autodiff:
+        wrt = (0, 1, 2, 3, *biases)
+    function = xentx.linear_kl_divergence
+    options |= {**biases, "chunk": chunk}
+    value, found = route.pull(function, *arrays, cotangent=cotangent, wrt=wrt, **options)
+    assert value.dtype == wide
+    oracle.assert_within(value, truths[0].value, truths[0].value_scale + 2 * spread, LINEAR_UNITS)
+    for key, gradient in zip(wrt, found, strict=False):
+        assert gradient.dtype == dtype
+        oracle.assert_within(gradient, *expected[key], LINEAR_UNITS)
+
+
 def linear_per_row(route: Route, draw: Draw) -> None:
     """All fields of `xentx.linear_per_row`."""
     problem = draw_linear(draw, route.dtypes, reductions=False)
@@ -624,6 +684,7 @@ CHECKS: dict[str, Callable[[Route, Draw], None]] = {
         per_row,
         partials,
         linear_cross_entropy,
+        linear_kl_divergence,
         linear_per_row,
     )
 }
