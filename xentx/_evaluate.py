@@ -123,6 +123,22 @@ def _other_stats(problem: Problem) -> tuple[Array, ...]:
         return *rounded, correct, prediction
 
 
+def several_row_stats(problem: Problem) -> tuple[Array, ...]:
+    """Fields of `xentx.RowStats` where each row has several class indices."""
+    prepared = _calls.prepare(problem)
+    logits: Array = prepared.arrays[0]
+    backend = problem.kind.backend
+    xp = backend.namespace(logits)
+    with backend.evaluating():
+        lse, log_prob, entropy, *others = per_row.of_several(
+            xp, prepared.bound, *prepared.arrays[:2]
+        )
+        lse, log_prob, entropy = (
+            xp.astype(field, logits.dtype, copy=False) for field in (lse, log_prob, entropy)
+        )
+        return 0.0 - log_prob, lse, log_prob, entropy, *others
+
+
 def value_shape(problem: Problem) -> tuple[int | None, ...]:
     """Shape of the value."""
     kind, arrays = problem

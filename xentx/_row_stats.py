@@ -1,17 +1,23 @@
 """Public functions of rows, `per_row` and `linear_per_row`: more of each row than its loss."""
 
-from typing import Generic, NamedTuple
+from numbers import Integral
+from typing import Any, Generic, NamedTuple
 
 from xentx import _evaluate, _linear, _validation
 from xentx._backend import Backend
-from xentx._calls import Kind
+from xentx._calls import Kind, Problem, replaced, shape_of
+from xentx._checks import INTEGERS, as_array, convert, shapes_agree
 from xentx._core import cross_entropy as _cross_entropy
+from xentx._core._spec import is_given
 from xentx._public import public
 from xentx._types import Array, ArrayT
 
 
 class RowStats(NamedTuple, Generic[ArrayT]):
     """The result of `per_row`: each field is an array with one entry for each row.
+
+    If the target has several classes for each row, so have `loss`, `log_prob` and `correct`, on
+    their last axis.
 
     Parameters
     ----------
@@ -75,15 +81,17 @@ def per_row(
     logits : array
         As in `cross_entropy`.
     target : array or list of int
-        As in `cross_entropy`.
+        As in `cross_entropy`; or several class indices for each row, on the last axis of an integer
+        array that is not in the shape of `logits`. An entry that is `ignore_index` is ignored, and
+        a row whose entries all are.
     axis : int, optional
         As in `cross_entropy`.
     weight : array, optional
-        As in `cross_entropy`. It affects ``loss`` only.
+        As in `cross_entropy`. It affects ``loss`` only. Not with several classes for each row.
     ignore_index : int or None, default: -100
         As in `cross_entropy`.
     label_smoothing, z_loss : float or array, default: 0.0
-        As in `cross_entropy`. They affect ``loss`` only.
+        As in `cross_entropy`. They affect ``loss`` only. Not with several classes for each row.
     logit_softcap : float or array, optional
         As in `cross_entropy`.
     temperature : float or array, default: 1.0
@@ -113,11 +121,17 @@ def per_row(
     >>> stats.entropy.round(6), stats.correct, stats.prediction
     (array([0.905959, 0.767625]), array([ True, False]), array([1, 2]))
     """
+    logits = as_array(backend, "logits", logits, logits)
+    target = convert(backend, "target", target, logits, "logits")
+    shape = shape_of(logits)
+    place = (axis if isinstance(axis, Integral) else -1) % max(1, len(shape))
+    rows = shape[:place] + shape[place + 1 :]
+    several = _is_several(backend, target, rows, shape)
     problem = _validation.rowwise(
         backend,
         _cross_entropy,
         logits,
-        target,
+        target[..., 0] if several else target,
         axis=axis,
         weight=weight,
         ignore_index=ignore_index,
@@ -127,7 +141,39 @@ def per_row(
         temperature=temperature,
         reduction="none",
     )
+    if several:
+        _refuse(weight, label_smoothing, z_loss)
+        problem = Problem(problem.kind, replaced(problem.arrays, [1], [target]))
+        return RowStats(*_evaluate.several_row_stats(problem))
     return RowStats(*_evaluate.row_stats(problem))
+
+
+def _is_several(
+    backend: Backend,
+    target: Array,
+    rows: tuple[int | None, ...],
+    logits: tuple[int | None, ...],
+) -> bool:
+    """Whether each row has several class indices; those of the logits' shape may be one-hot."""
+    shape = shape_of(target)
+    return (
+        backend.dtype_name(target) in INTEGERS
+        and shapes_agree(shape[:-1], rows)
+        and len(shape) == len(rows) + 1
+        and shape != logits
+        and shape[-1] != 0
+    )
+
+
+def _refuse(weight: Any, label_smoothing: Any, z_loss: Any) -> None:
+    """Raise for the options that belong to a loss of one target."""
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    given = [name for name, value in options.items() if is_given(value)]
+    if weight is not None:
+        given.append("weight")
+    if given:
+        msg = f"{given[0]}: got it with several classes for each row; expected one class, or none"
+        raise ValueError(msg)
 
 
 @public
@@ -154,7 +200,7 @@ def linear_per_row(
     hidden, head : array
         As in `linear_cross_entropy`.
     target : array or list of int
-        As in `linear_cross_entropy`.
+        As in `linear_cross_entropy`; or several class indices for each row, as in `per_row`.
     bias, weight : array, optional
         As in `linear_cross_entropy`.
     ignore_index : int or None, default: -100
@@ -188,12 +234,16 @@ def linear_per_row(
     >>> xentx.linear_per_row(hidden, head, [0, 2]).lse.round(6)
     array([1.992699, 1.638182])
     """
+    hidden = as_array(backend, "hidden", hidden, hidden)
+    target = convert(backend, "target", target, hidden, "hidden")
+    rows = shape_of(hidden)[:-1]
+    several = _is_several(backend, target, rows, (*rows, *getattr(head, "shape", ())[:1]))
     linear, arrays = _validation.linear(
         backend,
         _cross_entropy,
         hidden,
         head,
-        target,
+        target[..., 0] if several else target,
         bias=bias,
         weight=weight,
         ignore_index=ignore_index,
@@ -205,7 +255,12 @@ def linear_per_row(
         chunk=chunk,
     )
 
+    of_rows = _evaluate.row_stats
+    if several:
+        _refuse(weight, label_smoothing, z_loss)
+        of_rows, arrays = _evaluate.several_row_stats, replaced(arrays, [3], [target])
+
     def of_chunk(kind: Kind, *arrays: Array | None) -> tuple[Array, ...]:
-        return _evaluate.row_stats(_linear.dense_problem(kind, *arrays))
+        return of_rows(_linear.dense_problem(kind, *arrays))
 
     return RowStats(*_linear.of_rows(linear, arrays, of_chunk))

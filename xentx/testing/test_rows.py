@@ -53,6 +53,90 @@ def test_linear_per_row(route, soft):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+SEVERAL = np.array([[0, 1, 4], [2, -100, 2], [-100, -100, -100], [3, 3, 0]])
+
+
+def of_several(function, *arrays, **options):
+    """Log-probabilities of several classes a row, and all else that it has, beside them."""
+    stats = function(*arrays, **options)
+    xp = require("array", stats.loss).namespace(stats.loss)
+    fields = stats.loss, stats.log_prob, xp.astype(stats.correct, stats.loss.dtype)
+    rows = (stats.lse, stats.entropy, xp.astype(stats.prediction, stats.loss.dtype))
+    return xp.concat([*fields, *(xp.expand_dims(field, axis=-1) for field in rows)], axis=-1)
+
+
+def dense_several(*arrays, **options):
+    return of_several(xentx.per_row, *arrays, **options)
+
+
+def linear_several(*arrays, **options):
+    return of_several(xentx.linear_per_row, *arrays, **options)
+
+
+def test_several_classes_a_row(route):
+    """As of one class after the other; an index is ignored by itself, a row where all are."""
+    rng = np.random.default_rng(RNG_SEED)
+    hidden, head = rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)).astype("f")
+    logits = hidden @ head.T
+    logits[2], hidden[2] = np.nan, np.nan
+    columns = [
+        xentx.per_row(logits, SEVERAL[:, i], temperature=1.5) for i in range(SEVERAL.shape[1])
+    ]
+    parts = [
+        np.stack([getattr(c, f) for c in columns], -1) for f in ("loss", "log_prob", "correct")
+    ]
+    rows = [getattr(columns[0], f) for f in ("lse", "entropy", "prediction")]
+    expected = np.concatenate([*parts, np.stack(rows, -1)], -1)
+    found = route.value(dense_several, logits, SEVERAL, temperature=1.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not np.signbit(found[2]).any()
+    found = route.value(linear_several, hidden, head, SEVERAL, temperature=1.5, chunk=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_gradient_of_several_classes_a_row(route):
+    if not route.has_autodiff:
+        pytest.skip(f"{route} has no autodiff")
+    rng = np.random.default_rng(RNG_SEED)
+    hidden, head = rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)).astype("f")
+    logits, seed = hidden @ head.T, np.zeros((4, 12), np.float32)
+    seed[:, 3:6] = rng.normal(size=(4, 3))  # of the log-probabilities
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    slope = np.zeros_like(logits)
+    for row, column in np.argwhere(SEVERAL >= 0):
+        slope[row, SEVERAL[row, column]] += seed[row, 3 + column]
+        slope[row] -= seed[row, 3 + column] * p[row]
+    _, found = route.pull(dense_several, logits, SEVERAL, cotangent=seed)
+    np.testing.assert_allclose(found, slope, rtol=1e-5, atol=1e-6)
+    _, found = route.pull(linear_several, hidden, head, SEVERAL, cotangent=seed, wrt=1, chunk=3)
+    np.testing.assert_allclose(found, slope.T @ hidden, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "text"),
+    [
+        (
+            np.zeros((2, 3), int),
+            {},
+            TypeError,
+            r"target: got dtype int64 in shape \(2, 3\), the sh",
+        ),
+        (np.zeros((3, 2), int), {}, ValueError, r"target: got shape \(3, 2\) with dtype int64"),
+        (np.zeros((2, 0), int), {}, ValueError, r"target: got shape \(2, 0\)"),
+        ([[0, 1], [1, 3]], {}, IndexError, r"target: got 3 at position \(1, 1\); expected 0 <="),
+        ([[0, 1], [1, 2]], {"z_loss": 0.1}, ValueError, "z_loss: got it with several classes"),
+        ([[0, 1], [1, 2]], {"weight": np.ones(3)}, ValueError, "weight: got it with several"),
+    ],
+)
+def test_errors_of_several_classes_a_row(target, options, error, text):
+    for function, arrays in (
+        (xentx.per_row, (np.zeros((2, 3)),)),
+        (xentx.linear_per_row, (np.zeros((2, 4)), np.zeros((3, 4)))),
+    ):
+        with pytest.raises(error, match=text):
+            function(*arrays, target, **options)
+
+
 def predictions(logits, target, **options):
     """Classes of the largest logits; their dtype is checked on the way."""
     stats = xentx.per_row(logits, target, **options)
