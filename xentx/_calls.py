@@ -279,7 +279,7 @@ def linear_of(
     compute = backend.dtype_name(xp.zeros((), dtype=precision.compute))
     return Linear(
         backend=backend,
-        kind=Kind(backend, spec, engines_for(backend, spec, *names(target), hidden)),
+        kind=Kind(backend, spec, engines_for(backend, spec, names(target)[0], hidden)),
         reduction=reduction,
         dtype=xp.zeros((), dtype=getattr(xp, dtype)).dtype,
         rows=shape_of(hidden)[:-1],

@@ -299,7 +299,7 @@ def linear_kl_divergence(
         for name, array in zip(_FACTORS, factors, strict=True)
         if array is not None
     ]
-    hidden, head, bias, other, other_head, other_bias = factors
+    _, head, bias, other, other_head, other_bias = factors
     shape, classes = check_shapes(hidden, head, bias)
     other_shape, other_classes = check_shapes(other, other_head, other_bias, "reference_")
     if not shapes_agree(other_shape, shape):

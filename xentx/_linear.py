@@ -306,6 +306,21 @@ def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
     return of_shape
 
 
+def _tiling(linear: Linear, hidden: Array) -> core.Tiling:
+    """Choose the sizes of the tiles for the rows of `hidden`."""
+    rows, classes = hidden.shape[0], linear.kind.spec.classes
+    if linear.chunk is None and hasattr(hidden, "chunks"):
+        # Dask and Cubed have chunks of their own, which they compute one by one.
+        return core.Tiling(max(1, rows), classes, linear.by_classes)
+    return core.tiling(
+        rows,
+        classes,
+        linear.chunk,
+        by_classes=linear.by_classes,
+        paired=linear.has_reference,
+    )
+
+
 def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
     backend, spec = linear.backend, linear.kind.spec
     hidden, head, bias, target, weight, sample_weight, normalizer, other_bias, *options = arrays
@@ -342,16 +357,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         if sample_weight is not None:
             sample_weight = xp.take(sample_weight, chosen, axis=0)
         spec = replace(spec, ignore_index=None)
-    tiling = core.tiling(
-        hidden.shape[0],
-        spec.classes,
-        linear.chunk,
-        by_classes=linear.by_classes,
-        paired=linear.has_reference,
-    )
-    if linear.chunk is None and hasattr(hidden, "chunks"):
-        # Dask and Cubed have chunks of their own, which they compute one by one.
-        tiling = replace(tiling, rows=max(1, hidden.shape[0]), classes=spec.classes)
+    tiling = _tiling(linear, hidden)
     laid_out = (hidden, head, bias, target, weight)
     operands = tuple(xp.astype(option, compute, copy=False) for option in options)
     static, spec = spec, bound(xp, spec, hidden, operands)
