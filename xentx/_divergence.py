@@ -226,13 +226,19 @@ def linear_kl_divergence(
         The same of the reference. The number of its features may be another one.
     bias, reference_bias : array, optional
         The biases of both layers, one number for each class.
-    direction, beta, temperature
+    direction : {"forward", "reverse"}, default: "forward"
+        As in `kl_divergence`.
+    beta : float, optional
+        As in `kl_divergence`.
+    temperature : float or array, default: 1.0
         As in `kl_divergence`.
     sample_weight : array, optional
         A weight for each row, of any real dtype, in the shape of `hidden` without its last axis.
     where : array of bool, optional
         Which rows count, in the same shape, as in `kl_divergence`.
-    reduction, normalizer
+    reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
+        As in `kl_divergence`.
+    normalizer : float or array, optional
         As in `kl_divergence`.
     precision : {"default", "exact"}, default: "default"
         "exact" also computes the logits in float64.
