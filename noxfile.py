@@ -210,7 +210,8 @@ def typing(session: nox.Session) -> None:
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
     install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
-    session.run("pyright")
+    # By its path: a pyrightconfig.json in a directory above would otherwise come first.
+    session.run("pyright", "--project", "pyproject.toml")
     session.run("python", "-c", DOCSTRINGS, *SURFACES, env=IN_TREE, log=False)
 
 
