@@ -60,3 +60,26 @@ def test_one_framework_imports_no_other(framework, frameworks):
     }[framework]
     alone = imported_by(f"{make}; {array}")
     assert imported_by(f"{make}; import xentx; xentx.cross_entropy({array}, [0, 1])") == alone
+
+
+def test_torch_imports_no_compiler(frameworks):
+    """Dynamo imports Triton, whose import can crash after TensorFlow's."""
+    if "torch" not in frameworks:
+        pytest.skip("torch was not asked for")
+    program = """
+        import sys
+        import torch
+        assert "torch._dynamo" not in sys.modules
+        import xentx
+        import xentx_torch
+
+        logits = torch.zeros(2, 3, requires_grad=True)
+        target = torch.tensor([0, 1])
+        xentx.cross_entropy(logits, target).backward()
+        xentx.value_and_grad(xentx.linear_cross_entropy)(logits, torch.zeros(4, 3), target)
+        xentx.per_row(logits, target)
+        xentx_torch.CrossEntropyLoss()(logits, target)
+        imported = {"torch._dynamo", "triton"} & set(sys.modules)
+        assert not imported, imported
+    """
+    subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(program)], check=True)

@@ -104,6 +104,7 @@ _calls = no_calls()
 def lookup(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array | None:
     """Value of a call in plain eager mode like one that is stored; a node, for tracers."""
     if _is_dynamo_compiling():
+        _allow_in_graph()
         node: Array = _in_graph(function.name, *args, **kwargs)
         return node
     if _calls is not None and not needs_traceable_ops():
@@ -237,7 +238,6 @@ def _dynamic(name: str, value: Any, like: Array) -> Any:
     return int(value) if isinstance(value, torch.SymInt) else float(value)
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
     """Call a public function as one node of Dynamo's graph, which is traced later.
 
@@ -253,6 +253,13 @@ def _in_graph(name: str, *args: Any, **kwargs: Any) -> Array:
         # With this error, Dynamo runs the call in eager mode, which raises the original error.
         raise NotImplementedError(str(error)) from error
     return value
+
+
+# A decorator would import Dynamo with this module, and Dynamo imports Triton. In one process,
+# Triton's import can crash after TensorFlow's.
+@_private.called_by_dynamo
+def _allow_in_graph() -> None:
+    torch.compiler.allow_in_graph(_in_graph)
 
 
 class _Eager(torch.autograd.Function):

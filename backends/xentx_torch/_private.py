@@ -6,8 +6,9 @@ have it, a fallback with public functions is used. With the fallbacks, values an
 the same. Calls are slower, because a tracer is assumed. Compiled graphs contain the core's
 expressions instead of the kernel's operators. Class indices are not checked under torch.func.
 
-`xentx._registry`, which does not import PyTorch, uses one more private name: the attribute that
-`torch.compiler.assume_constant_result` sets on a function.
+One more name is the attribute that `torch.compiler.assume_constant_result` sets on a function.
+`called_by_dynamo` sets it without importing Dynamo. `xentx._registry`, which does not import
+PyTorch, sets it as well.
 """
 
 import operator
@@ -32,6 +33,12 @@ def _find(name: str, fallback: Any) -> Any:
     except AttributeError:
         MISSING.append(name)
         return fallback
+
+
+def called_by_dynamo(function: Callable[[], None]) -> Callable[[], None]:
+    """Let Dynamo call a function while it traces, and not trace it."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def _somebody() -> int:
