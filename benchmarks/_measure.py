@@ -1,4 +1,4 @@
-"""What the benchmarks share: a process of one's own, its memory, and the machine's name."""
+"""Shared by the benchmarks: a new process, its memory, and the description of the machine."""
 
 import gc
 import json
@@ -7,28 +7,29 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
-def apart(program: str, *arguments: str) -> Any:
-    """What a program prints as JSON in a process of its own."""
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+def apart(program: str, *arguments: str, env: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Run a program in a new process, and return what it prints as JSON."""
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **env}
     command = [sys.executable, program, *arguments]
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def added_peak(call: Callable[[], Any]) -> int:
-    """Bytes that a call adds to the peak of the resident set, its result included."""
+    """Return the bytes that a call adds to the peak of the resident set, with its result."""
 
     def status(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(key)) << 10
 
-    # JAX lets go of what it has copied a while later, and on a thread of its own.
+    # JAX frees arrays that it has copied later, in another thread.
     time.sleep(1)
     gc.collect()
     before = status("VmRSS")
@@ -40,7 +41,7 @@ def added_peak(call: Callable[[], Any]) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for."""
+    """Return the machine and the versions that were measured."""
     import xentx
 
     def installed(name: str) -> str | None:
