@@ -535,12 +535,12 @@ def linear_cross_entropy(
         normalizer=normalizer,
         chunk=chunk,
     )
-    _, factor, bias, *others = given
+    _, factor, bias, *rowwise, _ = given[:8]
     assert factor is not None  # noqa: S101 -- for the type checker
     shape, size = hidden.shape[:-1], head.shape[0]
     kind = replace(linear.kind, spec=replace(linear.kind.spec, reduction=linear.reduction))
     shard, arrays, rows = _shards.lay_out(
-        Problem(kind, (hidden, *others)),
+        Problem(kind, (hidden, *rowwise, *given[8:])),
         jnp.reshape(hidden, (math.prod(shape), hidden.shape[-1])),
         shape,
         linear.dtype,

@@ -412,12 +412,15 @@ def _with_head(
             weight=weight if size else _padded(weight, 0),
             **options,
         )
-        _, _, bias, found_target, own, *others = found
+        _, _, bias, found_target, own, sample_weight, normalizer, _, *numbers = found
         spec = replace(linear.kind.spec, reduction=linear.reduction)
         if not size:
             bias, own = _emptied(factors[2], bias, 0), _emptied(weight, own, 0)
             found_target = _emptied(target, found_target, -1) if spec.soft else found_target
-        return Problem(replace(linear.kind, spec=spec), (hidden, found_target, own, *others))
+        arrays = (hidden, found_target, own)
+        return Problem(
+            replace(linear.kind, spec=spec), (*arrays, sample_weight, normalizer, *numbers)
+        )
 
     given = _Given(hidden, shape, size, classes, start)
     flat = lambda: hidden.reshape(math.prod(shape), hidden.shape[-1])  # noqa: E731
