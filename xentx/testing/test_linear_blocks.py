@@ -82,7 +82,7 @@ def test_any_split_is_the_whole_layer(route):
     if route.traced:
         pytest.skip("compiles anew for each split")
 
-    @settings(max_examples=6 if route.compiles else 60)
+    @settings(max_examples=3 if route.compiles else 60)
     @given(st.data())
     def run(data):
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -112,7 +112,7 @@ def test_any_split_is_the_whole_layer(route):
             cuts=tuple(sorted(cuts)),
             order=data.draw(st.integers(0, 5)),
             align=data.draw(st.booleans()),
-            chunk=data.draw(st.sampled_from([1, 2, 5, "auto"])),
+            chunk=data.draw(st.sampled_from([2, 5, "auto"])),
             cotangent=rng.normal(size=5).astype("f"),
             **options,
         )
@@ -153,7 +153,7 @@ def fields(hidden, head, target, **options):
     """The state, a column for each field."""
     state = xentx.linear_partials(hidden, head, target, **options)
     xp = require("hidden", hidden).namespace(hidden)
-    return xp.stack(list(state), axis=-1)
+    return xp.concat([xp.expand_dims(field, axis=-1) for field in state], axis=-1)
 
 
 @pytest.mark.parametrize("rows", [(4,), (2, 2), (0,), ()], ids=str)
