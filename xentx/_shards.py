@@ -162,10 +162,11 @@ def engine(shard: Shard, options: Sequence[Array]) -> core.Engine:
     def tile(logits: Array, first: Any) -> Shard:
         return replace(shard, start=shard.start + first, size=logits.shape[1])
 
-    def of_tile(logits: Array, target: Array, weight: Array | None, first: Any) -> Partials[Array]:
+    # Dynamo cannot trace nested functions with annotations such as `Partials[Array]`.
+    def of_tile(logits: Array, target: Array, weight: Array | None, first: Any) -> Any:
         return state(tile(logits, first), (logits, target, weight, *options))
 
-    def pulled(known: Partials[Array], cotangent: Array, *block: Any) -> Array:
+    def pulled(known: Any, cotangent: Array, *block: Any) -> Array:
         *arrays, first = block
         return gradient(tile(arrays[0], first), (*arrays, *options), known, cotangent)
 
