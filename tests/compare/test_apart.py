@@ -1,4 +1,4 @@
-"""A comparison in several processes: the same report, whatever becomes of the processes."""
+"""A comparison in several processes gives the same report, also if a process fails."""
 
 import dataclasses
 import importlib.util
@@ -164,7 +164,7 @@ def test_keras_is_measured_on_each_backend(frameworks):
     rows = {found.loss: found for found in report.regimes[0].measurements}
     assert list(rows) == [f"keras[{backend}]:{name}" for backend in backends]
     assert {row.verdict for row in rows.values()} == {"accurate"}
-    # One process has one backend, and says so of the rest.
+    # A process has one Keras backend. In the report, losses of other backends have a problem.
     alone = compare(plan)
     assert len(alone.keras_backends) <= 1
     assert any(

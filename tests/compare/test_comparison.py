@@ -1,4 +1,4 @@
-"""A comparison: verdicts, tolerances, failures, and xentx within its own."""
+"""Comparisons: verdicts, tolerances, failures, and the results of xentx."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ EVERY_CORNER = CORNERS | BINARY_CORNERS
 
 
 def stand_in(function, **changes):
-    """Record of a loss of tests/support/stand_ins.py."""
+    """Record of a loss in tests/support/stand_ins.py."""
     record = Native(
         id=f"numpy:{function}",
         name=function,
@@ -161,7 +161,7 @@ def test_naive_is_wrong_where_exp_overflows():
 
 @pytest.mark.parametrize("name", EVERY_CORNER)
 def test_xentx_obeys_its_rules(name, frameworks):
-    """Eager, on every framework; the compilers' turn is in tests/matrix."""
+    """Eager mode, on every framework. Compiled functions are tested in tests/matrix."""
     corner = EVERY_CORNER[name]
     for record in xentx_records(corner.case.loss):
         if record.framework in frameworks and not record.compiled:
@@ -231,7 +231,7 @@ DEVIATIONS = [
 @pytest.mark.pinned
 @pytest.mark.parametrize(("corner", "native", "differences"), DEVIATIONS)
 def test_known_deviations(corner, native, differences, frameworks):
-    """A release that changes one is noticed."""
+    """Detect releases that change one of these deviations."""
     record = NATIVES[native]
     framework = "tensorflow" if record.framework == "keras" else record.framework
     if framework not in frameworks or record.missing():

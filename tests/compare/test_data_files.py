@@ -1,4 +1,4 @@
-"""A user's own data: every kind of file, and no pickle ever."""
+"""Data files of users: every kind of file. Pickles are never loaded."""
 
 import json
 import os
@@ -18,14 +18,14 @@ TARGET = np.asarray([1, 2])
 
 
 class Bomb:
-    """Unpickled, it would be noticed."""
+    """A class that fails the test if it is unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("a pickle was loaded",))
 
 
 def safetensors(path, **tensors):
-    """Write the format by hand: {name: (dtype, shape, bytes)}."""
+    """Write a file in the safetensors format, from {name: (dtype, shape, bytes)}."""
     header, buffer = {"__metadata__": {"by": "hand"}}, b""
     for name, (dtype, shape, data) in tensors.items():
         offsets = [len(buffer), len(buffer) + len(data)]
@@ -104,7 +104,7 @@ def test_safetensors_of_a_dtype_that_numpy_lacks(tmp_path):
         target=("I64", [2], TARGET.astype("<i8").tobytes()),
         other=("F8_E4M3", [2], b"\0\0"),
     )
-    check(load(path))  # what is not asked for may be anything
+    check(load(path))  # dtypes of tensors that are not loaded do not matter
     path = safetensors(path, logits=("F8_E4M3", [2, 3], b"\0" * 6))
     with pytest.raises(DataError, match="got logits of dtype F8_E4M3; expected one of F16, BF16"):
         load(path)
@@ -207,7 +207,7 @@ def test_the_file_at_fault_is_named(tmp_path):
 
 
 def test_rows_to_ignore(tmp_path):
-    """A language model's batch has targets of -100, where nothing is to be predicted."""
+    """A batch of a language model has targets of -100 at positions without a prediction."""
     logits = np.concatenate([LOGITS, [[np.nan, 0.0, 0.0]], LOGITS]).astype(np.float32)
     target = np.asarray([1, 2, -100, 0, 0])
     np.savez(tmp_path / "data.npz", logits=logits, target=target)
@@ -257,7 +257,8 @@ def test_the_class_axis_of_square_logits(tmp_path):
     np.savez(tmp_path / "data.npz", logits=SQUARE, target=target)
     values, _, _ = load(tmp_path / "data.npz", axis=1)
     np.testing.assert_array_equal(values, SQUARE.transpose(0, 2, 1))
-    np.savez(tmp_path / "two.npz", logits=SQUARE[0], target=target[0])  # of 2 dimensions: the last
+    # with 2 dimensions, the class axis is the last one
+    np.savez(tmp_path / "two.npz", logits=SQUARE[0], target=target[0])
     np.testing.assert_array_equal(load(tmp_path / "two.npz")[0], SQUARE[0])
 
 
@@ -300,7 +301,7 @@ def test_a_broken_file_is_said(tmp_path, name, content, text):
 
 
 def written(tmp_path, kind):
-    """Write a file of each kind; return its path and the targets that go with it."""
+    """Write a file of each kind. Return its path, and the file with the targets."""
     path = tmp_path / f"data.{kind}"
     if kind == "npy":
         np.save(path, LOGITS)
@@ -318,7 +319,7 @@ def written(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "csv", "safetensors"])
 def test_a_file_cut_short_anywhere(tmp_path, kind):
-    """It raises a DataError or, of text, loads what is left; and leaves no file open."""
+    """Loading raises a DataError, or loads the rest of a text file. It leaves no file open."""
     if kind == "safetensors":
         pytest.importorskip("safetensors")
     path, target = written(tmp_path, kind)
@@ -401,7 +402,7 @@ def test_a_suffix_in_capitals(tmp_path):
 
 
 def test_csv_with_the_mark_that_spreadsheets_write(tmp_path):
-    """The first row is none of column names."""
+    """The byte order mark does not turn the first row into column names."""
     lines = "\n".join(f"{','.join(map(str, x))},{t}" for x, t in zip(LOGITS, TARGET, strict=True))
     (tmp_path / "a.csv").write_text(lines, encoding="utf-8-sig")
     check(load(tmp_path / "a.csv"), LOGITS.astype(str).astype(float))

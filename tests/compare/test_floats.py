@@ -1,4 +1,4 @@
-"""Formats against NumPy's own, and what a distance counts."""
+"""Formats of floats against NumPy's, and distances in units in the last place."""
 
 import numpy as np
 import pytest

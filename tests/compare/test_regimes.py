@@ -1,4 +1,4 @@
-"""Regimes: what the table promises."""
+"""Properties of the regimes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The memory of linear_cross_entropy in NumPy, which tells tracemalloc of its arrays."""
+"""Memory of linear_cross_entropy in NumPy, whose arrays tracemalloc measures."""
 
 import tracemalloc
 
@@ -17,7 +17,7 @@ LOGITS_BYTES = {"float32": ROWS * CLASSES * 4, "float64": ROWS * CLASSES * 8}
 
 
 def added_peak(dtype, chunk):
-    """Bytes that the loss and its gradients take beside the arguments."""
+    """Peak memory in bytes of the loss and its gradients, without the arguments."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(ROWS, FEATURES)).astype(dtype)
     head = rng.normal(size=(CLASSES, FEATURES)).astype(dtype)

@@ -1,4 +1,4 @@
-"""TensorFlow's graphs: sizes that are not known when they are traced, tapes, saved models."""
+"""TensorFlow graphs: sizes that are unknown during tracing, tapes, saved models."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def tf(frameworks):
 
 
 def traced(tf, function, *shapes, dtypes=("float32", "int32"), **options):
-    """Compile for arrays of these shapes, whose entries may be None."""
+    """Compile for arrays of these shapes. Unknown sizes are None."""
     signature = [tf.TensorSpec(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     return tf.function(function, input_signature=signature, **options)
 
@@ -57,7 +57,7 @@ def in_batch(tf, function, **options):
     ids=["mean", "none", "options", "weighted mean", "nll_loss", "per_row", "log_softmax"],
 )
 def test_an_unknown_number_of_classes(tf, function, options, jit_compile):
-    """In-batch negatives: as many classes as rows."""
+    """In-batch negatives: the number of classes is the number of rows."""
     u, v = (tf.constant(RNG.normal(size=(4, 3)).astype(np.float32)) for _ in range(2))
     run = in_batch(tf, function, **options)
     shapes = ((None, 3), (None, 3))
@@ -134,7 +134,7 @@ def test_sizes_that_the_last_layer_must_know(tf, function, hidden, head, words):
 
 @pytest.fixture
 def logged(tf):
-    """What TensorFlow and absl log."""
+    """Messages that TensorFlow and absl log."""
     records = []
 
     class Handler(logging.Handler):

@@ -1,4 +1,4 @@
-"""PyTorch's tensors without values, on the device "meta" and fake: shapes, dtypes and devices."""
+"""PyTorch tensors without values, on the device "meta" and fake: shapes, dtypes and devices."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def split(x, target):
     return xentx.finish(xentx.combine(left, right))
 
 
-# Of logits or a last layer, indices, probabilities and a class weight; the first is differentiated.
+# Functions of a dictionary of arrays. Their first result is differentiated.
 FUNCTIONS = {
     "log_softmax": lambda a: xentx.log_softmax(a["logits"]),
     "nll_loss": lambda a: xentx.nll_loss(a["logits"], a["target"], weight=a["weight"]),
@@ -49,7 +49,7 @@ FUNCTIONS = {
 
 
 def results(function, dtype, device):
-    """Call a function, and differentiate the first of its results."""
+    """Call a function, and differentiate its first result."""
     arrays = {
         "logits": torch.zeros(4, 5, dtype=dtype, device=device),
         "hidden": torch.zeros(4, 3, dtype=dtype, device=device),

@@ -1,4 +1,4 @@
-"""docs/deviations.md is what its generator makes of the frameworks that pyproject.toml pins."""
+"""docs/deviations.md is the output of its generator for the frameworks that pyproject.toml pins."""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""``xentx compare --html``: what it measures and says, and that it fails before it measures."""
+"""``xentx compare --html``: its measurements and output, and errors before it measures."""
 
 import subprocess
 import sys

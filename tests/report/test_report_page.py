@@ -1,4 +1,4 @@
-"""The page as text: complete, escaped, and on the disk all or not at all."""
+"""The HTML page is complete and escaped, and is written as a whole or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""xentx's losses in Keras, on each of its backends: Keras reads which one when it is imported."""
+"""xentx's losses in Keras, on each of its backends. Keras chooses one when it is imported."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ import xentx
 import xentx_keras
 from xentx_keras import CategoricalCrossentropy, SparseCategoricalCrossentropy
 
-# Of the tensors of TensorFlow and PyTorch that Keras makes arrays.
+# Keras converts tensors of TensorFlow and PyTorch to NumPy arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = keras.backend.backend()
@@ -46,7 +46,7 @@ def number(value):
 def test_on_the_other_backends(backend):
     if BACKEND != "tensorflow":
         pytest.skip("runs in the process of another backend")
-    needed = "jax" if backend == "numpy" else backend  # Keras's NumPy borrows of its JAX
+    needed = "jax" if backend == "numpy" else backend  # Keras's NumPy backend uses JAX
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
     done = subprocess.run(
@@ -83,7 +83,7 @@ def test_ignored_class(reduction):
 
 
 def test_nothing_is_ignored_unasked():
-    """The default of xentx is -100, Keras has none: an index that is no class."""
+    """Keras has no default, so -100 is out of range. The default of xentx is -100."""
     loss = SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     with pytest.raises(IndexError, match="y_true: got -100"):
         loss(np.array([-100, 3, 1, 2, 2, 1]), LOGITS)
@@ -95,7 +95,7 @@ NO_CLASSES = [np.nan, np.inf, -np.inf, 4, 1.5, -1, -2, -100, -(2**31), 2**31, 2*
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
 @pytest.mark.parametrize("label", NO_CLASSES)
 def test_label_that_is_no_class(label, ignore_class):
-    """It raises, with its own value and no value that the caller did not choose."""
+    """The error names the label, and `ignore_class` only if it was given."""
     target = np.array([0, 3, label, 2, 2, 1])
     loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
     if label == ignore_class:
@@ -111,7 +111,7 @@ def test_label_that_is_no_class(label, ignore_class):
 @pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras traces nothing there")
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
 def test_traced_label_that_is_no_class(ignore_class):
-    """It makes its row NaN, and no other."""
+    """Only its row is NaN."""
     loss = SparseCategoricalCrossentropy(True, ignore_class, reduction=None)
     labels = [label for label in NO_CLASSES if label != ignore_class]
     target = np.array([0, *labels], np.float32)
@@ -144,7 +144,7 @@ def test_label_that_is_no_class_is_found_in_training():
 
 
 def test_ignored_class_without_masks(monkeypatch):
-    """A version of Keras that has lost its private function for masks."""
+    """Without Keras's private function for masks, in a future version."""
     monkeypatch.setattr("xentx_keras._losses.set_keras_mask", None)
     with pytest.raises(ValueError, match="ignore_class: got 255 with reduction='mean', for which"):
         SparseCategoricalCrossentropy(ignore_class=255, reduction="mean")
@@ -155,7 +155,7 @@ def test_ignored_class_without_masks(monkeypatch):
 
 
 def test_keras_mask():
-    """A mask on the predictions, as an Embedding leaves it, keeps rows out of the mean."""
+    """A mask on the predictions, as from an Embedding, removes rows from the mean."""
     values = []
     for loss in (SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy):
         logits = ops.convert_to_tensor(LOGITS) + 0
@@ -180,7 +180,7 @@ def test_options():
 
 
 def test_segmentation():
-    """Classes on another axis."""
+    """The class axis is not the last one."""
     logits = RNG.normal(size=(2, 4, 3, 3)).astype(np.float32)
     target = RNG.integers(0, 4, (2, 3, 3))
     loss = SparseCategoricalCrossentropy(from_logits=True, axis=1)
@@ -195,7 +195,7 @@ def test_confident_row():
 
 
 def test_probability_of_zero():
-    """The loss of the least normal number: the gradient of log 0 would be NaN in the softmax."""
+    """The loss of the smallest normal number. Softmax of log 0 would have a NaN gradient."""
     loss = SparseCategoricalCrossentropy(reduction=None)
     value = number(loss(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)))
     np.testing.assert_allclose(value, [0.0, 87.336545], rtol=1e-6, atol=1e-37)
@@ -224,7 +224,7 @@ def test_configuration(ours, native, target):
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
 @pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
 def test_training(ours, native, target, tmp_path):
-    """The same weights after some steps, and a model that is saved with its loss."""
+    """Equal weights after some steps, and the model can be saved with its loss."""
 
     def trained(loss, softmax):
         keras.utils.set_random_seed(1)
@@ -250,7 +250,7 @@ def test_training(ours, native, target, tmp_path):
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
 def test_mixed_precision():
-    """Under mixed_float16 the model's logits are float16, and the loss is float32."""
+    """With mixed_float16 the logits of the model are float16, and the loss is float32."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])

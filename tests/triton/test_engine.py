@@ -1,4 +1,4 @@
-"""Triton's engine through the public functions, on the CPU by Triton's interpreter."""
+"""The Triton engine through the public functions, on the CPU in Triton's interpreter."""
 
 import importlib.util
 import itertools
@@ -27,18 +27,18 @@ from xentx_torch import BACKEND
 from xentx_torch._triton import _adapter, _launch
 from xentx_torch.testing import Torch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # raised by NumPy
 
 HAS_KERNEL = importlib.util.find_spec("xentx._kernel") is not None
 ROUTE = Torch()
 DTYPES = list(oracle.DTYPES.values())
-# In units of the dtype: of the loss, of the gradient.
+# Units of the dtype, for the loss and for the gradient.
 UNITS = {"float32": (2, 4), "float64": (4, 8), "float16": (1, 2), "bfloat16": (1, 2)}
 
 
 @pytest.fixture
 def no_core(monkeypatch):
-    """Let what the engine declines fail."""
+    """Fail if the portable core computes a call that the engine declines."""
 
     def fail(*_, **__):
         pytest.fail("the core computed")
@@ -121,7 +121,7 @@ def test_float32_is_right_to_the_last_digits(regime, soft, temperature, no_core)
     value, gradient = ROUTE.pull(
         xentx.cross_entropy, logits, target, cotangent=cotangent, **options
     )
-    # Of the loss itself, and not of the terms that it is made of.
+    # The error is relative to the loss itself, not to its terms.
     oracle.assert_within(value, truth.value, np.abs(truth.value), 2)
     spread = np.abs(truth.gradient_scale) / (1 + (temperature != 1) * 1e4)
     blurred = oracle.cross_entropy(
@@ -176,7 +176,7 @@ def test_layouts(layout, axis, no_core):
 def test_a_rows_bits_do_not_depend_on_the_others(classes, dtype, no_core):
     generator = torch.Generator().manual_seed(5)
     x = (5 * torch.randn(9, classes, generator=generator)).to(dtype)
-    x[7] += 3000  # which its program reads twice
+    x[7] += 3000  # the kernel reads this row twice
     target = torch.randint(classes, (9,), generator=generator)
     options = {"label_smoothing": 0.1, "z_loss": 0.01, "reduction": "none"}
 
@@ -187,7 +187,7 @@ def test_a_rows_bits_do_not_depend_on_the_others(classes, dtype, no_core):
         given = x[rows].detach().requires_grad_()
         value = xentx.cross_entropy(given, target[rows], **options)
         value.sum().backward()
-        # The sums that they start from, which are not rounded yet.
+        # The sums before they are rounded.
         state = _launch.forward(_launch.Given(spec, x[rows], target[rows], None)).state
         return value.detach(), given.grad, state.movedim(0, -1)
 
@@ -202,11 +202,11 @@ def test_corners(no_core):
     x = np.asarray(
         [
             [20.0, 0.0, 0.0],  # confident
-            [0.0, -inf, 1.0],  # a class that can't be
+            [0.0, -inf, 1.0],  # a masked class
             [-inf, -inf, -inf],
             [inf, 0.0, 0.0],
             [nan, 0.0, 0.0],
-            [0.0, 2.0, -inf],  # the target can't be
+            [0.0, 2.0, -inf],  # the target is masked
             [nan, inf, 0.0],  # ignored
             [1.0, 1.0, 1.0],
         ],
@@ -425,7 +425,7 @@ def test_value_and_grad_may_write_over_the_logits(no_core):
         ("triton", "1", "triton (", "None"),
         ("triton", "0", "portable", "PyTorch sees no CUDA or ROCm device, on which Triton runs"),
         ("portable", "1", "portable", "XENTX_ENGINE=portable is set"),
-        # The interpreter is for tests.
+        # The interpreter is only for tests.
         ("auto", "1", "kernel (" if HAS_KERNEL else "portable", "None" if HAS_KERNEL else ""),
     ],
 )

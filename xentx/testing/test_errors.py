@@ -1,4 +1,4 @@
-"""Every error: its type and its text, the same in every framework, eager and traced."""
+"""The type and text of every error, which are the same in every framework, eager and traced."""
 
 import re
 
@@ -252,7 +252,7 @@ def test_linear_cross_entropy(route, case):
 
 
 def test_linear_target_out_of_range(route):
-    """Seen, it is an error; else the row is NaN, and no other."""
+    """An error if the target is concrete. If it is traced, only its row is NaN."""
     target = np.array([1, 7])
     if route.traced:
         found = route.value(xentx.linear_cross_entropy, HIDDEN, HEAD, target, reduction="none")
