@@ -176,7 +176,7 @@ def on_rank(rank: int, store: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        print(json.dumps(found))  # noqa: T201 -- to `measured`
+        print(json.dumps(found))  # noqa: T201 -- `measured` reads it
 
 
 def measured() -> dict[str, Any]:
