@@ -50,24 +50,31 @@ class Method:
         Bytes for each row of each all-reduce.
     gathered
         Bytes for each row that each rank gives to an all-gather.
+    exchanged
+        Bytes for each row that each rank gives to an all-to-all. An all-gather of the sums follows.
     """
 
     name: str
     reduced: tuple[int, ...]
     gathered: tuple[float, ...] = ()
+    exchanged: tuple[int, ...] = ()
 
     def row(self) -> tuple[str, str, str]:
         """Name, collectives and bytes for each row."""
         kinds = [f"all-reduce of {n}" for n in self.reduced]
         kinds += [f"all-gather of {n} x ranks" for n in self.gathered]
-        total = str(sum(self.reduced)) if self.reduced else f"{self.gathered[0]} x ranks"
+        kinds += [f"all-to-all of {n}, all-gather of {n} / ranks" for n in self.exchanged]
+        total = f"{self.gathered[0]} x ranks" if self.gathered else str(sum(self.reduced))
+        if self.exchanged:
+            total = f"{sum(self.reduced + self.exchanged)} + {sum(self.exchanged)} / ranks"
         return self.name, ", ".join(kinds), total
 
     def seconds(self, ranks: int) -> float:
         """Modelled time: a tree of messages, and the bytes on a device's link."""
         steps, share = math.ceil(math.log2(ranks)), (ranks - 1) / ranks
         reduced = (
-            2 * steps * LATENCY + 2 * share * n * MODEL_ROWS / BANDWIDTH for n in self.reduced
+            2 * steps * LATENCY + 2 * share * n * MODEL_ROWS / BANDWIDTH
+            for n in self.reduced + self.exchanged
         )
         gathered = (
             steps * LATENCY + (ranks - 1) * n * MODEL_ROWS / BANDWIDTH for n in self.gathered
@@ -109,6 +116,7 @@ def losses(rank: int) -> dict[str, Callable[[Any], Any]]:
         "xentx, class indices": of(),
         "xentx, label smoothing or class weights": of(label_smoothing=0.1),
         "xentx, both, mean": of(label_smoothing=0.1, weight=weight),
+        "xentx, class indices, deterministic": of(deterministic=True),
         "PyTorch, loss_parallel": peer,
     }
 
@@ -125,23 +133,29 @@ def step(loss: Callable[[Any], Any], logits: Any) -> None:
         value.backward()
 
 
-def sent(loss: Callable[[Any], Any], logits: Any) -> list[int]:
-    """Bytes of each all-reduce of a step."""
+def sent(loss: Callable[[Any], Any], logits: Any) -> dict[str, list[int]]:
+    """Bytes that a rank gives to each collective of a step, by its kind."""
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    found = []
+    # The place of the tensor that a rank gives.
+    places = {"allreduce_": 0, "alltoall_base_": 1, "_allgather_base_": 1}
+    found: dict[str, list[int]] = {kind: [] for kind in places}
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
             if any(issubclass(kind, DTensor) for kind in types):
                 return NotImplemented
             name = str(function)
-            if "c10d" in name and any(kind in name for kind in ("reduce", "gather", "scatter")):
-                if name.split(".")[1] not in {"all_reduce", "all_reduce_", "allreduce_"}:
+            if "c10d" in name and any(
+                kind in name for kind in ("reduce", "gather", "scatter", "all")
+            ):
+                kind = name.split(".")[1].replace("all_reduce", "allreduce").rstrip("_") + "_"
+                if kind not in places:
                     raise NotImplementedError(name)
-                (array,) = args[0] if isinstance(args[0], list) else (args[0],)
-                found.append(array.numel() * array.element_size())
+                given = args[places[kind]]
+                (array,) = given if isinstance(given, list) else (given,)
+                found[kind].append(array.numel() * array.element_size())
             return function(*args, **kwargs or {})
 
     with Counting():
@@ -213,7 +227,11 @@ def main() -> None:
 
     # Messages whose size does not depend on the rows, such as a flag, are not counted.
     counted = [
-        Method(name, tuple(n // ROWS for n in one["sent"] if n >= ROWS))
+        Method(
+            name,
+            tuple(n // ROWS for n in one["sent"]["allreduce_"] if n >= ROWS),
+            exchanged=tuple(n // ROWS for n in one["sent"]["alltoall_base_"]),
+        )
         for name, one in found.items()
     ]
     table = Table("loss", "collectives, forward and backward", "bytes a row", box=box.SIMPLE)

@@ -11,10 +11,11 @@ classes. The backward with respect to the logits takes none. That with respect t
 which every rank has a share, takes one.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
+from typing import Any, Literal, NamedTuple, Self, TypeVar, Unpack, overload
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,9 @@ from xentx_torch import _arrays, _distributed, _linear, _private
 
 __all__ = ["cross_entropy", "linear_cross_entropy", "per_row"]
 
+# The most blocks of classes, and the most ranks, of a loss that is computed in a fixed order.
+BLOCKS = 64
+
 Array = torch.Tensor
 BACKEND = _arrays.BACKEND
 xp = _distributed.NAMESPACE
@@ -48,66 +52,112 @@ def _all_reduced(array: Array, op: Any, group: Any) -> Array:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of every rank's own, which all ranks have. Its transpose is `_Shared`."""
+    """The sum of an array over the ranks. Its transpose is `_Shared`."""
 
     @staticmethod
-    def forward(array: Array, group: Any) -> Array:
-        return _all_reduced(array, dist.ReduceOp.SUM, group)
+    def forward(array: Array, ranks: "_Ranks") -> Array:
+        return ranks.summed(array)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
-        ctx.group = inputs[1]
+        ctx.ranks = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> tuple[Any, None]:
-        return _Shared.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
+        return _Shared.apply(cotangent, ctx.ranks), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Array, _: None) -> Any:
-        return _Sum.apply(tangent, ctx.group)  # type: ignore[no-untyped-call]
+        return _Sum.apply(tangent, ctx.ranks)  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], array: Array, group: Any) -> Any:  # noqa: ARG004
-        return _Sum.apply(array, group), dims[0]  # type: ignore[no-untyped-call]
+    def vmap(info: Any, dims: tuple[Any, ...], array: Array, ranks: Any) -> Any:  # noqa: ARG004
+        return _Sum.apply(array, ranks), dims[0]  # type: ignore[no-untyped-call]
 
 
 class _Shared(torch.autograd.Function):
-    """What all ranks have, for each to compute with its own. Its transpose is `_Sum`."""
+    """The identity, of an array that is the same on all ranks. Its transpose is `_Sum`.
+
+    It precedes a computation that uses the array and the rank's classes. The cotangent of each rank
+    is then its contribution to a sum.
+    """
 
     @staticmethod
-    def forward(array: Array, group: Any) -> Array:  # noqa: ARG004
+    def forward(array: Array, ranks: "_Ranks") -> Array:  # noqa: ARG004
         return array.view_as(array)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:  # noqa: ARG004
-        ctx.group = inputs[1]
+        ctx.ranks = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, cotangent: Array) -> tuple[Any, None]:
-        return _Sum.apply(cotangent, ctx.group), None  # type: ignore[no-untyped-call]
+        return _Sum.apply(cotangent, ctx.ranks), None  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, tangent: Array, _: None) -> Array:  # noqa: ARG004
         return tangent.view_as(tangent)
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], array: Array, group: Any) -> Any:  # noqa: ARG004
-        return _Shared.apply(array, group), dims[0]  # type: ignore[no-untyped-call]
+    def vmap(info: Any, dims: tuple[Any, ...], array: Array, ranks: Any) -> Any:  # noqa: ARG004
+        return _Shared.apply(array, ranks), dims[0]  # type: ignore[no-untyped-call]
+
+
+def _by_pairs(terms: Iterable[Sequence[Array]]) -> list[Array]:
+    """Add arrays in pairs, the sums in pairs, and so on. Their number is a power of two.
+
+    The sum of a half is the sum that a rank with this half computes. Therefore the result does not
+    depend on the number of ranks.
+    """
+    sums: list[list[Array]] = []
+    for count, term in enumerate(terms, 1):
+        total, added = list(term), count
+        while added % 2 == 0:
+            total = [a + b for a, b in zip(sums.pop(), total, strict=True)]
+            added //= 2
+        sums.append(total)
+    (result,) = sums
+    return result
 
 
 class _Ranks:
-    """The ranks of a group, of which this process is one."""
+    """The ranks of a process group, and their collectives.
 
-    def __init__(self, group: Any) -> None:
-        self.group = group
+    Parameters
+    ----------
+    group
+        The process group, or None for all processes.
+    in_order
+        Whether sums over the ranks are computed in a fixed order.
+    """
+
+    def __init__(self, group: Any, *, in_order: bool) -> None:
+        self.group, self.in_order = group, in_order
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             msg = "group: got one that this process is not in; expected one of its own"
             raise ValueError(msg)
 
+    def summed(self, array: Array) -> Array:
+        """Return the sum of an array over the ranks, without derivatives.
+
+        In a fixed order, each rank adds its part of the numbers of all ranks. The two collectives
+        together send as many bytes as an all-reduce.
+        """
+        if not self.in_order:
+            return _all_reduced(array, dist.ReduceOp.SUM, self.group)
+        flat = array.detach().reshape(-1)
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % self.count))
+        received, whole = torch.empty_like(padded), torch.empty_like(padded)
+        dist.all_to_all_single(received, padded, group=self.group)
+        parts = received.view(self.count, padded.numel() // self.count).unbind()
+        (own,) = _by_pairs([part] for part in parts)
+        dist.all_gather_into_tensor(whole, own, group=self.group)
+        return whole[: flat.numel()].view(array.shape)
+
     def sums(self, terms: Sequence[Array]) -> tuple[Array, ...]:
-        """Sum what every rank has a share of, in one all-reduce that is differentiated."""
-        return _Sum.apply(torch.stack(list(terms)), self.group).unbind()  # type: ignore[no-untyped-call]
+        """Return the sums of several arrays over the ranks, with their derivatives."""
+        return _Sum.apply(torch.stack(list(terms)), self).unbind()  # type: ignore[no-untyped-call]
 
     def shared(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Return what all ranks have, for each to compute with its own.
@@ -116,7 +166,7 @@ class _Ranks:
         """
         if not arrays:
             return ()
-        return _Shared.apply(torch.stack(list(arrays)), self.group).unbind()  # type: ignore[no-untyped-call]
+        return _Shared.apply(torch.stack(list(arrays)), self).unbind()  # type: ignore[no-untyped-call]
 
     def tops(self, own: Sequence[Array], error: Exception | None = None) -> tuple[Array, ...]:
         """Return the largest of every rank's, one number a row, unless a rank has an error.
@@ -153,16 +203,53 @@ class _Ranks:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call that every rank has accepted, as `xentx._shards.lay_out` lays it out."""
+    """A validated call, in the layout of `xentx._shards.lay_out`."""
 
     ranks: _Ranks
     shard: Shard
     arrays: Arrays
     rows: Rows
 
+    def blocks(self) -> Iterator[Self]:
+        """Yield the calls of the blocks of this rank's classes.
+
+        The size of a block depends only on the number of all classes. Blocks are copied, because
+        the bits of a matrix product may depend on the strides and the alignment of its operands.
+        """
+        if not self.ranks.in_order:
+            yield self
+            return
+        classes = self.shard.spec.classes
+        size = classes // min(BLOCKS, classes & -classes)
+        for first in range(0, self.shard.size, size):
+            yield self.block(first, size)
+
+    def block(self, first: int, size: int) -> Self:
+        """Return the call of some of the classes."""
+        return self.cut(first, size, (_block(self.arrays[0], 1, first, size),))
+
+    def cut(self, first: int, size: int, logits: Arrays, **others: Any) -> Self:
+        """Replace the logits, or the operands that they are computed from, by those of a block."""
+        _, target, weight, *options = self.arrays
+        target = _block(target, 1, first, size) if self.shard.spec.soft else target
+        arrays = (*logits, target, _block(weight, 1, first, size), *options)
+        shard = replace(self.shard, start=self.shard.start + first, size=size)
+        return replace(self, shard=shard, arrays=arrays, **others)
+
+    def local(self) -> Self:
+        """Return the call for this rank's classes, with options that all ranks share."""
+        return replace(self, arrays=(*self.arrays[:3], *self.ranks.shared(self.arrays[3:])))
+
     def state(self) -> Partials[Array]:
-        """State of this rank's classes, of which no derivative is taken."""
+        """Return the state of the classes of the call."""
         return _shards.state(self.shard, self.arrays)
+
+    def gradient(self, state: Partials[Array], cotangent: Array) -> Array:
+        """Return the gradient with respect to the logits, from the state of all classes."""
+        parts = [
+            _shards.gradient(block.shard, block.arrays, state, cotangent) for block in self.blocks()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def losses(self, state: Partials[Array]) -> Array:
         """Return each row's loss from the state of all classes, with its derivatives."""
@@ -208,11 +295,43 @@ class _LinearCall(_Call):
         """What computes tiles."""
         return _shards.engine(self.shard, self.arrays[3:])
 
+    def block(self, first: int, size: int) -> Self:
+        head, bias = (_block(array, 0, first, size) for array in (self.head, self.bias))
+        return self.cut(first, size, self.arrays[:1], head=head, bias=bias)
+
     def state(self) -> Partials[Array]:
         if not self.shard.size:
             return _shards.state(self.shard, self.plain().arrays)
         tiles, tiling = _linear.tiles(self.head), self.tiling()
         return core.states(tiles, self.spec, tiling, self.factors, self.engine())
+
+    def gradients(
+        self, state: Partials[Array], cotangent: Array, needs: core.Needs
+    ) -> list[Array | None]:
+        """Return the gradients of hidden, head and bias. That of hidden is this rank's share."""
+        parts = []
+
+        def shares() -> Iterator[list[Array]]:
+            for block in self.blocks():
+                by_hidden, *others = core.gradients_of(
+                    _linear.tiles(block.head),
+                    block.spec,
+                    block.tiling(),
+                    block.factors,
+                    state,
+                    cotangent,
+                    block.engine(),
+                    needs,
+                )
+                parts.append(others)
+                yield [] if by_hidden is None else [by_hidden]
+
+        share = _by_pairs(shares())
+        joined = (
+            found[0] if len(found) == 1 or found[0] is None else torch.cat(found)
+            for found in map(list, zip(*parts, strict=True))
+        )
+        return [share[0] if share else None, *joined]
 
     def losses(self, state: Partials[Array]) -> Array:
         hidden, *others = self.arrays
@@ -255,14 +374,18 @@ class _Given(NamedTuple):
 
 
 def _called(
-    group: Any, given: _Given, check: Callable[[], Problem], flat: Callable[[], Array], dtype: Any
+    ranks: _Ranks,
+    given: _Given,
+    check: Callable[[], Problem],
+    flat: Callable[[], Array],
+    dtype: Any,
 ) -> _Call:
     """Check a call on all ranks together: what one of them refuses raises on all.
 
     ``check()`` checks this rank's arguments, and ``flat()`` returns the logits with the rows on one
     axis, or what they are made of.
     """
-    ranks, count = _Ranks(group), math.prod(given.shape)
+    count = math.prod(given.shape)
     classes, start = given.classes, given.start
     error: Exception | None = None
     try:
@@ -284,6 +407,8 @@ def _called(
             raise error
         classes = sum(size for *_, size in found)
         start = sum(size for *_, size in found[: ranks.rank])
+    if error is None and ranks.in_order:
+        error = _uneven(ranks, given.size, classes, start)
     if error is None:
         try:
             laid_out = _shards.lay_out(
@@ -316,6 +441,32 @@ def _difference(found: list[list[int]]) -> Exception | None:
     if not any(size for *_, size in found):
         return ValueError("classes: got none on any rank of the group; expected at least 1")
     return None
+
+
+def _uneven(ranks: _Ranks, size: int, classes: int, start: int) -> Exception | None:
+    """Return an error if the rank's classes are not whole blocks, as a fixed order needs."""
+    count, what = ranks.count, "with deterministic=True"
+    if count > BLOCKS or BLOCKS % count:
+        msg = f"group: got {count} ranks {what}; expected a power of two, at most {BLOCKS}"
+        return ValueError(msg)
+    if classes % count:
+        msg = f"classes: got {classes} on {count} ranks {what}; expected a multiple of {count}"
+        return ValueError(msg)
+    each = classes // count
+    if (size, start) != (each, ranks.rank * each):
+        msg = (
+            f"classes: got {size} from class {start} on rank {ranks.rank} {what}; expected {each} "
+            f"from class {ranks.rank * each}, an equal part of {classes} on {count} ranks"
+        )
+        return ValueError(msg)
+    return None
+
+
+def _block(array: Array | None, axis: int, first: int, size: int) -> Array | None:
+    """Copy some classes of an array."""
+    if array is None:
+        return None
+    return array.narrow(axis, first, size).clone(memory_format=torch.contiguous_format)
 
 
 def _named(ranks: list[int]) -> str:
@@ -354,7 +505,7 @@ def _emptied(array: Any, padded: Array | None, axis: int) -> Array | None:
 
 
 def _dense(
-    group: Any,
+    ranks: _Ranks,
     logits: Array,
     target: Any,
     *,
@@ -382,11 +533,11 @@ def _dense(
 
     given = _Given(logits, shape, size, classes, start)
     flat = lambda: logits.reshape(math.prod(shape), size)  # noqa: E731
-    return _called(group, given, check, flat, logits.dtype)
+    return _called(ranks, given, check, flat, logits.dtype)
 
 
 def _with_head(
-    group: Any,
+    ranks: _Ranks,
     factors: tuple[Any, Any, Any],
     target: Any,
     *,
@@ -424,7 +575,7 @@ def _with_head(
 
     given = _Given(hidden, shape, size, classes, start)
     flat = lambda: hidden.reshape(math.prod(shape), hidden.shape[-1])  # noqa: E731
-    call = _called(group, given, check, flat, None)
+    call = _called(ranks, given, check, flat, None)
     assert linear is not None  # noqa: S101 -- for the type checker
     spec = replace(call.shard.spec, precision=linear.kind.spec.precision)
     rows = replace(call.rows, dtype=linear.dtype)
@@ -443,34 +594,27 @@ def _needs_gradient(arrays: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arrays)
 
 
-def _local_arrays(call: _Call) -> Arrays:
-    """Return arrays for this rank's own classes, where options are the same on all ranks."""
-    return (*call.arrays[:3], *call.ranks.shared(call.arrays[3:]))
-
-
-More = Callable[[Array], Sequence[Array]]
+# Takes the call of a block and the maxima of all classes, and returns numbers of each row to sum.
+More = Callable[[_Call, Array], Sequence[Array]]
 
 
 def _joined(
-    call: _Call, own: Partials[Array], more: More, beside: Sequence[Array] = ()
+    call: _Call, more: More | None = None, beside: Sequence[Array] = ()
 ) -> tuple[Partials[Array], list[Array], tuple[Array, ...]]:
-    """Return the state of all classes, from every rank's own, in two all-reduces.
+    """Return the state of all classes, in two reductions over the ranks.
 
-    ``more(top)`` are further numbers of each row, which are summed along; those `beside` the maxima
-    are reduced as these are.
+    The numbers of `more` are added to the reduction of the sums, and the numbers `beside` to the
+    reduction of the maxima.
     """
-    top, *others = call.ranks.tops([own.top, *beside])
-    extra = more(top)
-    sums = call.ranks.sums([*_shards.summands(call.shard, own, top), *extra])
-    known = len(sums) - len(extra)
-    state = _shards.joined(call.shard, call.arrays, own, top, sums[:known])
+    states = [block.state() for block in call.blocks()]
+    own = functools.reduce(torch.maximum, [state.top for state in states])
+    top, *others = call.ranks.tops([own, *beside])
+    terms = _by_pairs(_shards.summands(call.shard, state, top) for state in states)
+    extra = [] if more is None else _by_pairs(more(block, top) for block in call.blocks())
+    sums = call.ranks.sums([*terms, *extra])
+    known = len(terms)
+    state = _shards.joined(call.shard, call.arrays, states[0], top, sums[:known])
     return state, list(sums[known:]), tuple(others)
-
-
-def _plain(call: _Call, more: More = lambda _: ()) -> tuple[Partials[Array], list[Array]]:
-    """Return the same as an expression that autograd differentiates."""
-    state, extra, _ = _joined(call, _shards.state(call.shard, _local_arrays(call)), more)
-    return state, extra
 
 
 def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
@@ -481,22 +625,23 @@ def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
     transformed = _is_transformed()
     moves = has_amounts and (transformed or _needs_gradient(call.arrays[1:]))
 
-    def more(_: Array) -> Sequence[Array]:
-        extra = has_amounts and not is_mass and not moves
-        return [_shards.amounts(shard, call.arrays, reduction)] if extra else []
+    def amounts(block: _Call, _: Any = None) -> list[Array]:
+        return [_shards.amounts(block.shard, block.arrays, reduction)]
 
     if transformed:
         dense = call.plain()
-        state, extra = _plain(dense, more)
+        extra: list[Array] = []
+        state, *_ = _joined(dense.local())
         losses = _shards.losses(shard, dense.arrays, state)
     else:
+        needs_amounts = has_amounts and not is_mass and not moves
         with torch.no_grad():
-            state, extra, _ = _joined(call, call.state(), more)
+            state, extra, _ = _joined(call, amounts if needs_amounts else None)
         losses = call.losses(state)
     if not has_amounts:
         return losses, None
     if moves:
-        return losses, call.ranks.sums([_shards.amounts(shard, _local_arrays(call), reduction)])[0]
+        return losses, call.ranks.sums(_by_pairs(map(amounts, call.local().blocks())))[0]
     return losses, extra[0] if extra else state.mass
 
 
@@ -516,7 +661,7 @@ class _Losses(torch.autograd.Function):
         found: list[Array | None] = [None] * len(arrays)
         again = torch.is_grad_enabled()
         if needs[0] and not again:
-            found[0] = _shards.gradient(call.shard, arrays, ctx.state, cotangent)
+            found[0] = call.gradient(ctx.state, cotangent)
         if again or any(needs[1:]):
             _differentiate(call, needs, cotangent, found)
         return None, None, *found
@@ -534,10 +679,10 @@ def _differentiate(
         if not again:
             arrays = _leaves(call.arrays, [False, *needs[1:]])
             call = replace(call, arrays=arrays)
-        state, _ = _plain(call)
+        state, *_ = _joined(call.local())
         if needs[0] and again:
             *fields, seed = ranks.shared([*state, cotangent])
-            found[0] = _shards.gradient(shard, _local_arrays(call), Partials(*fields), seed)
+            found[0] = call.local().gradient(Partials(*fields), seed)
         places = [i for i, need in enumerate(needs) if need and i > 0]
         losses = _shards.losses(shard, call.arrays, state)
         _add_gradients(losses, call.arrays, places, cotangent, found, again=again)
@@ -596,24 +741,12 @@ class _LinearLosses(torch.autograd.Function):
             return None, None, *found
         call = ctx.call.of(*arrays)
         with _linear.as_they_are(arrays[0]):
-            found[: _linear.FACTORS] = core.gradients_of(
-                _linear.tiles(call.head),
-                call.spec,
-                call.tiling(),
-                call.factors,
-                ctx.state,
-                cotangent,
-                call.engine(),
-                factors,
-            )
+            found[: _linear.FACTORS] = call.gradients(ctx.state, cotangent, factors)
+        if found[0] is not None:
+            found[0] = call.ranks.summed(found[0])
         for i, gradient in enumerate(found[: _linear.FACTORS]):
             if gradient is not None:
-                whole = (
-                    _all_reduced(gradient, dist.ReduceOp.SUM, call.ranks.group)
-                    if i == 0
-                    else gradient
-                )
-                found[i] = whole.to(arrays[i].dtype)
+                found[i] = gradient.to(arrays[i].dtype)
         return None, None, *found
 
 
@@ -644,6 +777,7 @@ def cross_entropy(
     group: Any = None,
     classes: int | None = None,
     start: int | None = None,
+    deterministic: bool = False,
     return_normalizer: Literal[False] = False,
     **options: Unpack[LossOptions],
 ) -> Array: ...
@@ -656,6 +790,7 @@ def cross_entropy(
     group: Any = None,
     classes: int | None = None,
     start: int | None = None,
+    deterministic: bool = False,
     return_normalizer: Literal[True],
     **options: Unpack[LossOptions],
 ) -> tuple[Array, Array]: ...
@@ -678,6 +813,7 @@ def cross_entropy(
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
+    deterministic: bool = False,
 ) -> Any:
     """`xentx.cross_entropy` of logits whose classes are spread over the ranks of a group.
 
@@ -713,6 +849,10 @@ def cross_entropy(
         As in `xentx.cross_entropy`, the same on every rank.
     return_normalizer : bool, default: False
         As in `xentx.cross_entropy`.
+    deterministic : bool, default: False
+        Whether the loss and its gradient have the same bits for any number of ranks. It is the same
+        on every rank. The number of ranks is then a power of two, at most 64, and every rank has
+        the same number of classes. An all-to-all and an all-gather replace the second all-reduce.
 
     Returns
     -------
@@ -726,13 +866,21 @@ def cross_entropy(
     TypeError, ValueError, IndexError
         As `xentx.cross_entropy`, on every rank: where another rank has the reason, as a
         RuntimeError or an IndexError that names it. A ValueError also says which ranks have another
-        number of rows, where the ranks tell each other their sizes.
+        number of rows, where the ranks tell each other their sizes. With `deterministic`, a
+        ValueError if the number of ranks is not a power of two, or if the ranks do not have equal
+        numbers of classes in their order.
 
     Notes
     -----
     The gradient is that of the one loss, of which every rank has a copy: each calls ``backward`` on
     its own. It can be differentiated again, and in forward mode. The gradient with respect to
     class weights, class probabilities and options takes two all-reduces of its own.
+
+    With `deterministic`, the classes are computed in blocks. Their number is the largest power of
+    two that divides the number of classes, at most 64. The numbers of the blocks are added in
+    pairs, the sums in pairs, and so on, over the blocks of a rank and then over the ranks. The bits
+    are the same on devices of the same kind, with the same number of threads and the same engine.
+    This holds for the loss and for its gradient with respect to the logits.
 
     Where a gradient of second order is a number of each rank, as the square of this rank's part of
     a gradient is, what is differentiated is the sum of all ranks' numbers. ``torch.func`` works but
@@ -750,7 +898,7 @@ def cross_entropy(
     >>> dist.destroy_process_group()
     """
     call = _dense(
-        group,
+        _Ranks(group, in_order=deterministic),
         logits,
         target,
         classes=classes,
@@ -778,6 +926,7 @@ def linear_cross_entropy(
     group: Any = None,
     classes: int | None = None,
     start: int | None = None,
+    deterministic: bool = False,
     bias: Array | None = None,
     chunk: int | str = "auto",
     return_normalizer: Literal[False] = False,
@@ -793,6 +942,7 @@ def linear_cross_entropy(
     group: Any = None,
     classes: int | None = None,
     start: int | None = None,
+    deterministic: bool = False,
     bias: Array | None = None,
     chunk: int | str = "auto",
     return_normalizer: Literal[True],
@@ -819,6 +969,7 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
+    deterministic: bool = False,
     chunk: int | str = "auto",
 ) -> Any:
     """`xentx.linear_cross_entropy` of a head whose classes are spread over the ranks of a group.
@@ -858,6 +1009,8 @@ def linear_cross_entropy(
         As in `cross_entropy`.
     chunk : int or str, default: "auto"
         How many rows a tile has, or the memory of their logits, as in "256MB".
+    deterministic : bool, default: False
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -877,6 +1030,10 @@ def linear_cross_entropy(
     again in it. Derivatives of second order, in forward mode, and with respect to class weights,
     class probabilities or options form all of this rank's logits at once.
 
+    With `deterministic`, the same bits need a matrix product that returns the same bits for the
+    same shapes. Each block of `cross_entropy` is a matrix product of its own. An all-to-all and an
+    all-gather of the gradient of `hidden` replace the all-reduce of the backward.
+
     Examples
     --------
     >>> import torch
@@ -890,7 +1047,7 @@ def linear_cross_entropy(
     >>> dist.destroy_process_group()
     """
     call = _with_head(
-        group,
+        _Ranks(group, in_order=deterministic),
         (hidden, head, bias),
         target,
         classes=classes,
@@ -925,6 +1082,7 @@ def per_row(
     z_loss: float | Array = 0.0,
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
+    deterministic: bool = False,
 ) -> RowStats[Array]:
     """`xentx.per_row` of logits whose classes are spread over the ranks of a group.
 
@@ -948,6 +1106,8 @@ def per_row(
         As in `cross_entropy`.
     temperature : float or torch.Tensor, default: 1.0
         As in `cross_entropy`.
+    deterministic : bool, default: False
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -961,7 +1121,8 @@ def per_row(
 
     Notes
     -----
-    A third all-reduce finds the first class of the largest logit.
+    A third all-reduce finds the first class of the largest logit. With `deterministic`, all fields
+    have the same bits for any number of ranks.
 
     Examples
     --------
@@ -974,7 +1135,7 @@ def per_row(
     >>> dist.destroy_process_group()
     """
     call = _dense(
-        group,
+        _Ranks(group, in_order=deterministic),
         logits,
         target,
         classes=classes,
@@ -987,7 +1148,7 @@ def per_row(
         temperature=temperature,
         reduction="none",
     )
-    shard, rows, own = call.shard, call.rows, _local_arrays(call)
+    shard, rows = call.shard, call.rows
     target, soft = call.arrays[1], shard.spec.soft
     kept = torch.ones_like(call.arrays[0][:, :0].sum(1, keepdim=True), dtype=torch.bool)
     if shard.spec.ignore_index is not None:
@@ -998,9 +1159,8 @@ def per_row(
     ]
     largest = [_largest(array) for array in searched]
     state, sums, found = _joined(
-        call,
-        _shards.state(shard, own),
-        lambda top: _shards.details(shard, own, top),
+        call.local(),
+        lambda block, top: _shards.details(block.shard, block.arrays, top),
         [value for value, _ in largest],
     )
     if _is_transformed():

@@ -5,6 +5,7 @@ results are compared on every rank, after the collectives of a case, so that no 
 another one that has failed.
 """
 
+import functools
 import sys
 import traceback
 from datetime import timedelta
@@ -436,23 +437,30 @@ def per_row():
         )
 
 
-def counted(function, *args, **options):
-    """Return the number of collectives of a call, and their size in bytes."""
-    reduced = []
-    original = dist.all_reduce
+# The collectives that xentx uses, and the place of the tensor that a rank gives.
+COLLECTIVES = {"all_reduce": 0, "all_to_all_single": 1, "all_gather_into_tensor": 1}
 
-    def counting(tensor, *args, **kwargs):
-        reduced.append(tensor.numel() * tensor.element_size())
-        return original(tensor, *args, **kwargs)
+
+def counted(function, *args, **options):
+    """Return the result, and the bytes that this rank gives to each collective of the call."""
+    given = []
+    originals = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def counting(name, *args, **kwargs):
+        tensor = args[COLLECTIVES[name]]
+        given.append(tensor.numel() * tensor.element_size())
+        return originals[name](*args, **kwargs)
 
     with CommDebugMode() as mode:
-        dist.all_reduce = counting
+        for name in COLLECTIVES:
+            setattr(dist, name, functools.partial(counting, name))
         try:
             result = function(*args, **options)
         finally:
-            dist.all_reduce = original
-    assert mode.get_total_counts() == len(reduced), mode.get_comm_counts()
-    return result, reduced
+            for name, original in originals.items():
+                setattr(dist, name, original)
+    assert mode.get_total_counts() == len(given), mode.get_comm_counts()
+    return result, given
 
 
 @case
@@ -480,6 +488,247 @@ def collectives():
     assert sent == [8 * (ROWS + flag), 8 * 3 * ROWS]
     _, sent = counted(value.backward)
     assert sent == [4 * ROWS * FEATURES]
+
+
+@case
+def collectives_of_a_fixed_order():
+    """An all-to-all and an all-gather instead of the second all-reduce, of as many numbers."""
+    rank, flag, size = dist.get_rank(), 1, CLASSES // RANKS
+    named, _ = problem({"weight": True}, corners=False)
+    x, weight = (named[k].narrow(-1, rank * size, size) for k in ("logits", "weight"))
+    given = {"classes": CLASSES, "start": rank * size, "deterministic": True}
+
+    def expected(numbers, itemsize=8):
+        return [itemsize * numbers * ROWS, itemsize * numbers * ROWS // RANKS]
+
+    for numbers, options in (
+        (3, {}),
+        (4, {"label_smoothing": 0.1}),
+        (5, {"weight": weight, "label_smoothing": 0.1}),
+    ):
+        logits = x.clone().requires_grad_()
+        loss = parallel.cross_entropy
+        value, sent = counted(loss, logits, named["target"], **given, **options)
+        assert sent == [8 * (ROWS + flag), *expected(numbers)], (options, sent)
+        _, sent = counted(value.backward)
+        assert sent == []
+    (hidden, head, _, target), *_ = linear_problem({}, torch.float32)
+    hidden = hidden.clone().requires_grad_()
+    head = head.narrow(0, rank * size, size).requires_grad_()
+    value, sent = counted(parallel.linear_cross_entropy, hidden, head, target, **given)
+    assert sent == [8 * (ROWS + flag), *expected(3)]
+    _, sent = counted(value.backward)
+    assert sent == expected(FEATURES, 4)
+
+
+def groups_of(count):
+    """Return the group of this rank, if the ranks are split into groups of so many."""
+    rank, found = dist.get_rank(), None
+    for first in range(0, RANKS, count):
+        group = dist.new_group([*range(first, first + count)])
+        if first <= rank < first + count:
+            found = group
+    return found
+
+
+MANY = 384  # classes in 64 blocks
+
+
+def many_classes(dtype):
+    """Logits or their factors, targets and weights, on which sums in another order differ."""
+    rng = np.random.default_rng(SEED)
+    x, hidden = rng.normal(0, 3, (ROWS, MANY)), rng.normal(size=(ROWS, 32))
+    head, bias = rng.normal(size=(MANY, 32)), rng.normal(size=MANY)
+    hard = torch.tensor(rng.integers(0, MANY, ROWS))
+    x[2], hard[2] = np.nan, -100
+    x[3, 5] = x[3, 300] = 20.0  # level on two ranks
+    hard[3] = 5
+    x[4, 200:] = -np.inf
+    hard[4] = 7
+    soft, weight = rng.dirichlet(np.ones(MANY), ROWS), rng.uniform(0.5, 2, MANY)
+    arrays = (x, hidden, head, bias, soft, weight)
+    return hard, *(torch.tensor(a).to(dtype) for a in arrays)
+
+
+def bits(arrays):
+    """Return the bytes of arrays, in which NaN equals NaN and 0.0 differs from -0.0."""
+    flat = ((a, a.detach().contiguous().reshape(-1).view(torch.uint8)) for a in arrays)
+    return [(str(a.dtype), a.shape, found.numpy().tobytes()) for a, found in flat]
+
+
+def of_groups(function, *, deterministic=True):
+    """Return the bits of results on 1, 2 and 4 ranks: parts of classes are gathered."""
+    found = []
+    for count in (1, 2, 4):
+        group = groups_of(count)
+        size = MANY // count
+        place = {"classes": MANY, "start": size * dist.get_rank(group)}
+
+        def cut(array, dim, place=place, size=size):
+            return array.narrow(dim, place["start"], size)
+
+        def gathered(array, dim, group=group, count=count):
+            parts = [torch.empty_like(array) for _ in range(count)]
+            dist.all_gather(parts, array.contiguous(), group=group)
+            return torch.cat(parts, dim)
+
+        options = {"group": group, "deterministic": deterministic, **place}
+        found.append(bits(function(cut, gathered, options)))
+    return found
+
+
+DETERMINISTIC = {
+    "mean": {},
+    "none": {"reduction": "none", "z_loss": 0.01},
+    "weight": {"weight": True},
+    "weight and smoothing": {"weight": True, "label_smoothing": 0.1},
+    "soft": {"soft": True, "weight": True, "reduction": "weighted_mean"},
+    "cap": {"logit_softcap": 8.0, "temperature": 1.5, "reduction": "sum"},
+}
+
+
+def dense_bits(dtype, options, **more):
+    """Loss and gradient of logits."""
+    hard, x, *_, soft, weight = many_classes(dtype)
+    is_soft = options.get("soft", False)
+    if is_soft or options.get("label_smoothing"):
+        x = x.nan_to_num(0.0, neginf=-9.0)
+
+    def function(cut, gathered, given):
+        rest = {k: v for k, v in options.items() if k not in ("soft", "weight")}
+        if options.get("weight"):
+            rest["weight"] = cut(weight, 0)
+        own_logits = cut(x, 1).requires_grad_()
+        target = cut(soft, 1) if is_soft else hard
+        value = parallel.cross_entropy(own_logits, target, **rest, **given)
+        (gradient,) = torch.autograd.grad(value.sum(), own_logits)
+        return value, gathered(gradient, 1)
+
+    return of_groups(function, **more)
+
+
+def linear_bits(dtype, options, **more):
+    """Loss and gradients of the factors."""
+    hard, _, hidden, head, bias, soft, weight = many_classes(dtype)
+
+    def function(cut, gathered, given):
+        rest = {k: v for k, v in options.items() if k not in ("soft", "weight")}
+        if options.get("weight"):
+            rest["weight"] = cut(weight, 0)
+        factors = [a.clone().requires_grad_() for a in (hidden, cut(head, 0), cut(bias, 0))]
+        target = cut(soft, 1) if options.get("soft") else hard
+        value = parallel.linear_cross_entropy(
+            *factors[:2], target, bias=factors[2], chunk=5, **rest, **given
+        )
+        by_hidden, by_head, by_bias = torch.autograd.grad(value.sum(), factors)
+        return value, by_hidden, gathered(by_head, 0), gathered(by_bias, 0)
+
+    return of_groups(function, **more)
+
+
+def per_row_bits(dtype, options, **more):
+    """All fields, and the gradient of their sum."""
+    hard, x, *_, weight = many_classes(dtype)
+
+    def function(cut, gathered, given):
+        rest = {k: v for k, v in options.items() if k != "reduction"}
+        if rest.pop("weight", False):
+            rest["weight"] = cut(weight, 0)
+        own_logits = cut(x, 1).requires_grad_()
+        stats = parallel.per_row(own_logits, hard, **rest, **given)
+        total = sum(field.nan_to_num(0.0, 0.0).sum() for field in stats[:4])
+        (gradient,) = torch.autograd.grad(total, own_logits)
+        return *stats, gathered(gradient, 1)
+
+    return of_groups(function, **more)
+
+
+@case
+def the_same_bits_on_1_2_and_4_ranks():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for name, options in DETERMINISTIC.items():
+            for function in (dense_bits, linear_bits):
+                one, two, four = function(dtype, options)
+                assert one == two == four, (function.__name__, name, dtype)
+        for name in ("none", "weight and smoothing"):
+            one, two, four = per_row_bits(dtype, DETERMINISTIC[name])
+            assert one == two == four, (name, dtype)
+
+
+@case
+def other_bits_without_deterministic():
+    """These problems show a sum in another order."""
+    wide = torch.float64
+    for function, dtype in (
+        (dense_bits, wide),
+        (linear_bits, wide),
+        (linear_bits, torch.float32),
+        (per_row_bits, wide),
+    ):
+        one, two, four = function(dtype, DETERMINISTIC["none"], deterministic=False)
+        assert one != two
+        assert one != four
+
+
+@case
+def deterministic_values_and_derivatives():
+    """The option changes the order of sums, and nothing else."""
+    group, size = dist.group.WORLD, CLASSES // RANKS
+    start = size * dist.get_rank()
+    option = {"group": group, "deterministic": True}
+    for name, options in OPTIONS.items():
+        named, rest = problem(options, torch.float64, corners=False)
+        split = {"logits", "weight"} | ({"target"} if named["target"].ndim == 2 else set())
+        local = {k: a.narrow(-1, start, size) if k in split else a for k, a in named.items()}
+        value, found = pulled(parallel.cross_entropy, local, {**rest, **option})
+        true, expected = pulled(xentx.cross_entropy, named, rest)
+        torch.testing.assert_close(value, true, msg=name)
+        for key, gradient in found.items():
+            all_ranks = whole(gradient) if key in split else gradient
+            torch.testing.assert_close(all_ranks, expected[key], rtol=1e-9, atol=1e-12, msg=name)
+
+        def twice(function, named, rest=rest):
+            given = dict(named)
+            x = given.pop("logits").clone().requires_grad_()
+            value = function(x, given.pop("target"), **given, **rest)
+            (g,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+            return torch.autograd.grad((g**3).sum(), x)[0]
+
+        found = twice(lambda *a, **k: parallel.cross_entropy(*a, **k, **option), local)
+        torch.testing.assert_close(whole(found), twice(xentx.cross_entropy, named))
+
+
+@case
+def deterministic_needs_equal_parts():
+    named, _ = problem({}, corners=False)
+    local, rank = shard(named), dist.get_rank()
+    x, target = local["logits"], local["target"]
+    for place in ({}, {"classes": CLASSES, "start": int(EDGES[rank])}):
+        kind, text = raised(parallel.cross_entropy, x, target, deterministic=True, **place)
+        assert kind is ValueError
+        expected = (
+            f"classes: got {SIZES[rank]} from class {EDGES[rank]} on rank {rank} with "
+            f"deterministic=True; expected 4 from class {4 * rank}, an equal part of 16 on 4 ranks"
+        )
+        assert text == expected
+    odd = 15 if rank else 14
+    kind, text = raised(parallel.per_row, x[:, :0].new_zeros(ROWS, odd), target, deterministic=True)
+    assert kind is ValueError
+    assert text == ("classes: got 59 on 4 ranks with deterministic=True; expected a multiple of 4")
+    three = dist.new_group([0, 1, 2])
+    if rank < 3:
+        kind, text = raised(
+            parallel.linear_cross_entropy,
+            torch.zeros(ROWS, 2),
+            torch.zeros(4, 2),
+            target,
+            group=three,
+            deterministic=True,
+        )
+        assert kind is ValueError
+        assert text == (
+            "group: got 3 ranks with deterministic=True; expected a power of two, at most 64"
+        )
 
 
 @case

@@ -58,6 +58,7 @@ def test_entry_of_the_class(route, entry, loss):
     log_probs = np.array([[-0.5, entry]], np.float32)
     value, gradient = pulled(route, log_probs, np.array([1], np.int32))
     np.testing.assert_array_equal(value, [loss])
+    assert math.copysign(1.0, value[0]) == 1.0 or math.isnan(loss)
     np.testing.assert_array_equal(gradient, [[0, -1]])
 
 
