@@ -314,7 +314,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         found = measure(options.targets[0], options.dtypes[0], options.libraries)
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     os.environ |= {"XENTX_ENGINE": "portable", "JAX_PLATFORMS": "cpu"}

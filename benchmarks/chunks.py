@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(measure(*options.worker, options.rounds)))  # noqa: T201 -- to `apart`
+        print(json.dumps(measure(*options.worker, options.rounds)))  # noqa: T201 -- `apart` reads it
         return
     print(f"| {PROBLEM} | chunk | time / that of auto | peak memory |")  # noqa: T201
     print("| --- | --- | --- | --- |")  # noqa: T201

@@ -126,7 +126,7 @@ def main() -> None:
             if options.peak
             else measure(options.worker, problem, options.rounds)
         )
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     from rich.console import Console

@@ -198,7 +198,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         found = {name: measure(call) for name, call in STEPS[options.worker]().items()}
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     from rich import box

@@ -138,7 +138,7 @@ def sent(loss: Callable[[Any], Any], logits: Any) -> dict[str, list[int]]:
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    # The place of the tensor that a rank gives.
+    # The index of the argument with the rank's input.
     places = {"allreduce_": 0, "alltoall_base_": 1, "_allgather_base_": 1}
     found: dict[str, list[int]] = {kind: [] for kind in places}
 
@@ -190,7 +190,7 @@ def on_rank(rank: int, store: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        print(json.dumps(found))  # noqa: T201 -- to `measured`
+        print(json.dumps(found))  # noqa: T201 -- `measured` reads it
 
 
 def measured() -> dict[str, Any]:

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print(json.dumps(peak(options.worker, options.peak)))  # noqa: T201 -- to `apart`
+        print(json.dumps(peak(options.worker, options.peak)))  # noqa: T201 -- `apart` reads it
         return
     if options.worker:
         found = []

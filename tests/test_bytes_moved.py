@@ -35,7 +35,7 @@ BOUNDS = {
 @pytest.fixture(scope="module", autouse=True)
 def _jax(frameworks):
     if "jax" not in frameworks:
-        pytest.skip("not asked for")
+        pytest.skip("not requested")
 
 
 @pytest.fixture(scope="module")

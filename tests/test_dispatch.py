@@ -62,7 +62,7 @@ def test_backends_lists_what_is_installed(frameworks):
         assert (info.reason is not None) == (info.engine == "portable")
 
 
-def test_backends_that_are_loaded_say_what_their_arrays_say(eager):
+def test_loaded_backends_have_the_info_of_their_arrays(eager):
     listed = {info.name: info for info in xentx.backends(load=True)}
     if eager.name == "strict":
         assert "strict" not in listed
@@ -85,7 +85,7 @@ def test_subclass_defined_by_a_user():
 
 def test_subclass_of_a_tensor(frameworks):
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     import torch
 
     parameter = torch.nn.Parameter(torch.tensor(B))
@@ -114,7 +114,7 @@ def test_functions_bound_to_a_backend(eager):
                 function([[1.0]], [0])
 
 
-def test_lists_and_numpy_are_at_home_everywhere(route):
+def test_lists_and_numpy_arrays_with_every_framework(route):
     """Lists of indices and NumPy arrays are accepted with logits of any framework."""
     expected = xentx.cross_entropy(B, TARGET, weight=np.array([1, 2, 3]))
     for target in ([1, 2], TARGET, TARGET.astype(np.uint8)):

@@ -69,7 +69,10 @@ PHRASES = {
     r"accumulated wide": "accumulated in a wider dtype",
     r"is the truth|the truth\b": "true value",
     r"\bmend(s|ed)?\b": "correct, solve",
-    r"\bbe had\b|\bnobody\b": "say who does what",
+    r"\bbe had\b|\b(no|any|every|some)body\b|\bwhoever\b": "say who does what",
+    r"\bas \w+ (has|have) (it|them)\b": "as in",
+    r"(?<!there )\b(is|are|was) no (array|class|module|name|number|package)\b": "is not a",
+    r"\banew\b": "again",
 }
 
 
@@ -128,7 +131,7 @@ def test_examples(path, tmp_path, monkeypatch):
                 example.evaluate()
                 count += 1
     if not count:
-        pytest.skip("no example, or none of what was asked for")
+        pytest.skip("no example for the requested frameworks")
 
 
 def anchors(path):
@@ -165,6 +168,13 @@ def test_the_check_of_phrases_can_fail():
 @pytest.mark.parametrize("path", [*DOCUMENTS, *map(ROOT.joinpath, OTHERS)], ids=name)
 def test_phrases_of_documents(path):
     assert_plain(path.read_text("utf-8"), name(path))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "tests", "xentx/testing"])
+def test_phrases_of_tests_and_benchmarks(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        if path != Path(__file__):
+            assert_plain(path.read_text("utf-8"), name(path))
 
 
 def test_ci_runs_the_command_of_the_readme():

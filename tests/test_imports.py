@@ -42,7 +42,7 @@ def test_numpy_needs_no_framework():
 
 
 @pytest.mark.parametrize("framework", OTHERS)
-def test_the_proof_can_fail(framework):
+def test_the_check_of_imports_can_fail(framework):
     """A program that imports a module with the name of a framework is detected."""
     program = f"import sys, types\nsys.modules[{framework!r}] = types.ModuleType({framework!r})\n"
     assert framework in imported_by(textwrap.dedent(USE) + program)
@@ -52,7 +52,7 @@ def test_the_proof_can_fail(framework):
 def test_one_framework_imports_no_other(framework, frameworks):
     """The only other imports are the framework's own: Keras imports any installed framework."""
     if framework not in frameworks:
-        pytest.skip(f"{framework} was not asked for")
+        pytest.skip(f"{framework} was not requested")
     make, array = {
         "torch": ("import torch", "torch.zeros(2, 3)"),
         "jax": ("import jax", "jax.numpy.zeros((2, 3))"),
@@ -65,7 +65,7 @@ def test_one_framework_imports_no_other(framework, frameworks):
 def test_torch_imports_no_compiler(frameworks):
     """Dynamo imports Triton, whose import can crash after TensorFlow's."""
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     program = """
         import sys
         import torch

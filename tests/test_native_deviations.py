@@ -21,7 +21,7 @@ HALF_ROWS = 20_000  # rows with loss ln 162 = 5.09; the sum overflows in float16
 
 
 def needs(framework):
-    return pytest.mark.skipif(framework not in requested_frameworks(), reason="not asked for")
+    return pytest.mark.skipif(framework not in requested_frameworks(), reason="not requested")
 
 
 @needs("torch")
@@ -83,7 +83,7 @@ class TestTorch:
         np.testing.assert_allclose(hard, 0.3758147, rtol=1e-6)
         np.testing.assert_allclose(soft, 0.9395369, rtol=1e-6)
 
-    def test_time_is_taken_for_the_classes(self):
+    def test_softmax_runs_over_time_instead_of_classes(self):
         """The shape is (N, T, C) with T == C. The softmax runs over T, without an error."""
         logits = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
         target = np.array([[0, 1, 2], [2, 1, 0]])

@@ -122,7 +122,7 @@ def test_overloads_have_the_options_of_the_function(function: Any, others: set[s
 
 def test_torch(frameworks: tuple[str, ...]) -> None:
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     import torch
 
     import xentx_torch
@@ -146,7 +146,7 @@ def test_torch(frameworks: tuple[str, ...]) -> None:
 
 def test_jax(frameworks: tuple[str, ...]) -> None:
     if "jax" not in frameworks:
-        pytest.skip("jax was not asked for")
+        pytest.skip("jax was not requested")
     import jax
     import jax.numpy as jnp
 

@@ -53,7 +53,7 @@ def test_all_losses_have_their_gradients():
     assert "-0.185734" in done.output
 
 
-def test_the_digits_are_there_by_default():
+def test_the_digits_are_a_default_regime():
     pytest.importorskip("sklearn")
     done = run("compare", "--framework", "numpy", "--no-time")
     assert done.exit_code == 0, done.output
@@ -80,7 +80,7 @@ def test_json_is_all_that_standard_output_gets():
     assert len(report["corners"]) > 50
 
 
-def test_frameworks_chatter_is_not_seen(frameworks):
+def test_messages_of_frameworks_are_hidden(frameworks):
     done = run_apart("compare", "-r", "worked-example", "--no-time", "-n", "scipy:*")
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -278,7 +278,7 @@ def test_natives_and_regimes_are_listed():
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_its_libraries_the_command_says_how_to_install_them(missing):
+def test_without_its_libraries_the_command_prints_how_to_install_them(missing):
     done = run_apart("info", program=f"import sys; sys.modules[{missing!r}] = None; {MAIN}")
     assert done.returncode == 1
     assert done.stderr == f"The xentx command needs {missing}: pip install 'xentx[cli]'\n"

@@ -70,7 +70,7 @@ def test_a_fitted_regime_is_fitted_once(tmp_path):
     assert described["path"].startswith(str(tmp_path))
 
 
-def test_processes_find_what_this_one_finds():
+def test_several_processes_give_the_same_report():
     plan = dataclasses.replace(PLAN, frameworks=("numpy", "torch"), losses=("scipy:*",))
     steps = []
     report = compare_apart(plan, lambda *step: steps.append(step), jobs=2)
@@ -96,7 +96,7 @@ def test_a_crash_costs_a_framework_its_own_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no signals")
-def test_a_signal_is_told_by_its_name(monkeypatch):
+def test_a_signal_is_named(monkeypatch):
     command = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(_apart, "_COMMAND", command)
     plan = dataclasses.replace(PLAN, frameworks=("numpy", "torch"), losses=("scipy:*",))
@@ -172,7 +172,7 @@ def test_keras_is_measured_on_each_backend(frameworks):
     )
 
 
-def test_a_worker_ends_with_who_asked(tmp_path):
+def test_a_worker_ends_with_its_parent(tmp_path):
     plan = dataclasses.replace(PLAN, regimes=(REGIMES["normal-50257"],) * 9)
     ids = [native.id for native in plan.chosen()]
     command = (sys.executable, "-P", "-m", "xentx.compare._worker")

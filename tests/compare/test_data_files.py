@@ -193,13 +193,13 @@ ONE_HOT = np.asarray([[0, 1, 0], [0, 0, 1]])
         ),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path, arrays, text):
+def test_shapes_that_do_not_fit_are_errors(tmp_path, arrays, text):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=re.escape(text)):
         load(tmp_path / "data.npz")
 
 
-def test_the_file_at_fault_is_named(tmp_path):
+def test_the_wrong_file_is_named(tmp_path):
     np.save(tmp_path / "x.npy", LOGITS)
     np.save(tmp_path / "t.npy", np.asarray([1, 7]))
     with pytest.raises(DataError, match=r"^t\.npy: got a target of 7; expected 0 <= target < 3"):
@@ -263,7 +263,7 @@ def test_the_class_axis_of_square_logits(tmp_path):
 
 
 @pytest.mark.parametrize("axis", [3, -4])
-def test_a_class_axis_that_is_none(tmp_path, axis):
+def test_a_class_axis_out_of_range(tmp_path, axis):
     np.savez(tmp_path / "data.npz", logits=CUBE, target=np.zeros((2, 4), int))
     text = f"--axis: got {axis} for logits of shape (2, 3, 4); expected -3 <= axis < 3"
     with pytest.raises(DataError, match=re.escape(text)):
@@ -291,7 +291,7 @@ def test_a_class_axis_that_is_none(tmp_path, axis):
         ("data.safetensors", b"\x02" + b"\0" * 7 + b"[]", "is damaged, or is no"),
     ],
 )
-def test_a_broken_file_is_said(tmp_path, name, content, text):
+def test_a_broken_file_is_an_error(tmp_path, name, content, text):
     if name.endswith("safetensors"):
         pytest.importorskip("safetensors")
     (tmp_path / name).write_bytes(content)
@@ -353,7 +353,7 @@ def test_a_file_with_bytes_of_chance(tmp_path, kind):
     assert refused > 100
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     for name in ("x.npy", "folder/x.npz", "x.txt"):
         with pytest.raises(DataError, match=f"{name}: there is no such file or folder$"):
             load(tmp_path / name)
@@ -375,12 +375,12 @@ def test_a_folder(tmp_path):
         (OSError("what a library says"), "what a library says"),
     ],
 )
-def test_what_the_system_says_is_in_words(error, text):
+def test_errors_of_the_system_are_texts(error, text):
     assert reason(error) == text
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-def test_a_file_that_may_not_be_read(tmp_path):
+def test_a_file_without_read_permission(tmp_path):
     np.save(tmp_path / "x.npy", LOGITS)
     (tmp_path / "x.npy").chmod(0)
     with pytest.raises(DataError, match=r"x\.npy: permission denied$"):

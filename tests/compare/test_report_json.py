@@ -24,7 +24,7 @@ def report():
     return compare(plan)
 
 
-def test_it_is_read_back_as_it_was(report):
+def test_it_is_equal_after_reading(report):
     text = _json.dumps(report)
     # The texts are compared, since NaN is unequal to itself.
     assert _json.dumps(_json.loads(text)) == text

@@ -106,7 +106,7 @@ def test_infinities():
     assert np.isnan(gradient[2:]).all()
 
 
-def test_a_class_that_is_none_makes_its_row_nan():
+def test_a_target_out_of_range_makes_its_row_nan():
     loss, gradient = loss_and_gradient(np.zeros((3, 2)), np.asarray([0, 2, -1]))
     np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
     np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), [False, True, True])

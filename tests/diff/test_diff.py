@@ -40,7 +40,7 @@ def needs(frameworks, *calls):
     for call in calls:
         native = parse(call).native
         if not usable(native, frameworks):
-            pytest.skip(f"this run has not what {native.id} needs")
+            pytest.skip(f"this run lacks a requirement of {native.id}")
 
 
 # Parsing calls.
@@ -137,7 +137,7 @@ def test_every_id_is_a_call(native):
         ("torch:F.cross_entropy(1)", "cannot be parsed"),
     ],
 )
-def test_errors_say_what_was_got_and_what_is_near(text, words):
+def test_errors_name_the_call_and_similar_ones(text, words):
     with pytest.raises(CallError) as caught:
         parse(text)
     assert words in str(caught.value)
@@ -441,7 +441,7 @@ def test_an_axis_that_is_given_is_in_the_code(a, b, code):
     assert code in _plan.code(plan)
 
 
-def test_a_wrong_suggestion_would_be_seen(frameworks):
+def test_a_wrong_suggestion_would_be_detected(frameworks):
     needs(frameworks, "torch:F.cross_entropy")
     call = parse("torch:F.cross_entropy(weight=w)")
     plan = _plan.plan(call, parse("xentx:torch").native, "indices")
@@ -467,7 +467,7 @@ def test_a_wrong_suggestion_would_be_seen(frameworks):
         ("torch:F.cross_entropy", "numpy:naive softmax, then log", "is a bad example"),
     ],
 )
-def test_where_there_is_no_equal_call_it_says_why(a, b, reason):
+def test_the_reason_if_there_is_no_equal_call(a, b, reason):
     found = diff(a, b, corners=False).suggestions
     assert not found[0].code
     assert reason in found[0].reason
@@ -483,7 +483,7 @@ def test_classes_on_another_axis_have_no_code():
     )
 
 
-def test_what_is_not_installed_is_said_and_not_run(monkeypatch):
+def test_missing_frameworks_are_reported_and_not_run(monkeypatch):
     from xentx.natives import Native
 
     missing = "needs torch: pip install torch"

@@ -134,7 +134,7 @@ def test_other_rows_are_not_the_article_s():
     assert not explain([[1.0, 2.0, 0.25]], [1], frameworks=["numpy"]).corrections
 
 
-def test_a_figure_that_is_right_is_said_to_be_right():
+def test_correct_figures_are_described_as_correct():
     right = Correction(quantity="it", printed="0.46", value=0.464368784)
     assert right.text.endswith("this is 0.46, right.")
 
@@ -181,7 +181,7 @@ def test_the_target_underflows():
     )
 
 
-def test_a_confident_row_shows_the_native_s_0_beside_the_truth(frameworks):
+def test_a_confident_row_shows_the_native_s_0_and_the_true_value(frameworks):
     found = explain([[20.0, 0.0]], [0], frameworks=frameworks)
     true = 2.061153620314381e-09
     cross_entropy = step(found, "cross-entropy")
@@ -249,14 +249,14 @@ def test_errors(arguments, error, words):
         explain(*arguments, frameworks=["numpy"])
 
 
-def test_names_that_there_are_not():
+def test_unknown_names():
     with pytest.raises(ValueError, match=r"dtype: got 'float8'; expected one of float16"):
         explain(ROWS, CLASSES, dtype="float8")
     with pytest.raises(ValueError, match=r"framework: got 'mxnet'; expected some of numpy"):
         explain(ROWS, CLASSES, frameworks=["mxnet"])
 
 
-def test_a_broken_framework_is_left_out_or_raises_where_it_was_asked_for(monkeypatch):
+def test_a_broken_framework_is_skipped_or_raises_if_requested(monkeypatch):
     steps = importlib.import_module("xentx.explain._steps")
     measure = steps.measure
 

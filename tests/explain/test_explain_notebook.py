@@ -126,7 +126,7 @@ def test_it_is_the_same_each_time(books, tmp_path):
     assert nbformat.read(paths[0], as_version=4).cells
 
 
-def test_a_failure_leaves_what_was_there(books, tmp_path, monkeypatch):
+def test_a_failure_keeps_the_old_file(books, tmp_path, monkeypatch):
     path = tmp_path / "it.ipynb"
     path.write_text("before")
     explanation = explain(ROWS, CLASSES, frameworks=["numpy"])

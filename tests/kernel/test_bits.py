@@ -19,7 +19,7 @@ from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
     # A thousand problems take a minute. It is enough to run them once, with all frameworks.
-    pytest.mark.skipif(len(requested_frameworks()) < 2, reason="one framework was asked for"),
+    pytest.mark.skipif(len(requested_frameworks()) < 2, reason="only one framework is requested"),
 ]
 
 PROBLEMS = 1000

@@ -21,7 +21,7 @@ from xentx.testing import requested_frameworks
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 PAIRS = list(itertools.product(oracle.DTYPES, repeat=2))

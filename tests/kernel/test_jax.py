@@ -23,7 +23,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "jax" not in requested_frameworks():
-    pytest.skip("JAX is not asked for", allow_module_level=True)
+    pytest.skip("JAX is not requested", allow_module_level=True)
 
 import jax
 import jax.export
@@ -511,8 +511,8 @@ def test_modes_agree_in_every_bit():
         u = jnp.float32(seed)
         expected = pulled(logits, target, u)
         assert_bits(jax.jit(pulled)(logits, target, u), expected)
-        anew = jax.vjp(jax.checkpoint(lambda x: cross_entropy(x, target)), logits)[1](u)
-        assert_bits(anew, expected[1:])
+        recomputed = jax.vjp(jax.checkpoint(lambda x: cross_entropy(x, target)), logits)[1](u)
+        assert_bits(recomputed, expected[1:])
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
@@ -545,7 +545,7 @@ def test_same_bits_as_numpy(dtype, reduction):
                     assert_bits(function(*converted), expected)
 
 
-def test_gradient_beside_the_value():
+def test_value_and_gradient_together():
     """Value and gradient together are differentiable, and need one call of the kernel."""
     with enable_x64():
         target, seed = jnp.asarray(TARGET), jnp.asarray([1.0, 2.0, 3.0, 4.0])
@@ -566,7 +566,7 @@ def test_gradient_beside_the_value():
         assert_bits([a[1] for a in mapped], beside(2 * arrays[0], seed))
 
 
-def test_wrong_index_is_seen():
+def test_wrong_index_is_an_error():
     logits = jnp.zeros((2, 3))
     for function in (cross_entropy, jax.grad(cross_entropy)):
         with pytest.raises(IndexError, match="got 3 at position 1; expected 0 <= target < 3"):
@@ -849,7 +849,7 @@ def test_sharded_arrays():
     )
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_explicit_mesh():
     run(
         DEVICES

@@ -33,7 +33,7 @@ from xentx_numpy import _memory
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")] + [
@@ -130,7 +130,7 @@ SHARED_OUT = ["smoothing", "smoothing, weights", "soft", "soft, smoothing", "sof
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
 @pytest.mark.parametrize("kind", SHARED_OUT)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_shares_of_every_class_are_as_accurate(name, kind, dtype):
+def test_losses_with_terms_of_every_class_are_as_accurate(name, kind, dtype):
     case = REGIMES[name].case(dtype, RNG_SEED)
     logits = case.logits.astype(oracle.DTYPES[dtype])[:400]
     target, options = shared_out(kind, logits, case.target[:400])
@@ -208,7 +208,7 @@ def test_a_misled_row_has_no_probability_above_one():
     "change", [{}, CHANGES["temperature"], CHANGES["cap, temperature"]], ids=str
 )
 @pytest.mark.parametrize("seed", range(60))
-def test_a_row_has_its_bits_in_any_batch_and_layout(seed, change):
+def test_bits_of_a_row_do_not_depend_on_batch_and_layout(seed, change):
     logits, target, options, _ = problem(seed)
     options = {**options, "reduction": "none", **change}
     options.pop("normalizer", None)
@@ -439,7 +439,7 @@ def test_a_portable_engine_has_a_reason(environment, break_it, reason):
         (NOT_LOADING, "the CPU kernel of this installation does not load: undefined symbol"),
     ],
 )
-def test_a_kernel_that_is_asked_for_and_fails_is_an_error(break_it, reason):
+def test_a_requested_kernel_that_fails_is_an_error(break_it, reason):
     program = WHY.format(break_it=break_it).replace(
         "import numpy, xentx",
         "try:\n    import xentx\nexcept ImportError as error:\n    sys.exit(print(error))",
@@ -594,7 +594,7 @@ def test_cotangents_at_the_ends_of_the_range(cotangent):
     assert np.all(np.abs(gradient.astype(np.longdouble) - truth.gradient) <= tolerance)
 
 
-def test_arrays_that_are_read_as_they_lie_and_those_that_are_not():
+def test_memory_layouts_of_arrays():
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (33, 40)).astype(np.float32)
     target = rng.integers(0, 40, 33)
@@ -664,7 +664,7 @@ def again(_):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="cannot fork")
-def test_a_forked_child_has_threads_of_its_own():
+def test_a_forked_child_starts_new_threads():
     """The parent's threads do not exist in the child, which must not wait for them."""
     assert run(FORK, XENTX_NUM_THREADS="3", PYTHONWARNINGS="ignore") == ["True"]
 
@@ -678,7 +678,7 @@ def kept_memory():
     assert not _memory._free  # noqa: SLF001
 
 
-def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
+def test_memory_is_reused_when_no_array_refers_to_it(kept_memory):
     logits = np.zeros((512, 1024), np.float32)
     target = np.zeros(512, np.int64)
     _, gradient = both(logits, target)

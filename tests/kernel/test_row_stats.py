@@ -24,7 +24,7 @@ from xentx.testing._problems import OPTIONS, RNG_SEED, draw_problem
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 DTYPES = list(oracle.DTYPES.values())
@@ -237,7 +237,7 @@ def digest(arrays):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
+def test_bits_of_a_row_do_not_depend_on_batch_and_layout(seed):
     logits, target, options, cotangents = problem(seed)
     axis = options.pop("axis")
     *fields, gradient = results(seed)
@@ -321,7 +321,7 @@ def test_corners(dtype, classes):
             assert gradient[1, 1] == 0
 
 
-def test_a_target_that_is_no_class():
+def test_a_target_out_of_range():
     """Loss and log-probability of its row are NaN.
 
     The gradient is NaN only if the loss has a cotangent.
@@ -419,7 +419,7 @@ def weighted(target, options, cotangents, logits):
     return total
 
 
-@pytest.mark.skipif(not OTHERS, reason="one framework was asked for")
+@pytest.mark.skipif(not OTHERS, reason="only one framework is requested")
 @pytest.mark.parametrize("make", OTHERS, ids=lambda route: route.name)
 def test_every_framework_has_the_same_bits(make):
     route = make()

@@ -22,7 +22,7 @@ from xentx.testing._engines import portable_core
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "tensorflow" not in requested_frameworks():
-    pytest.skip("TensorFlow is not asked for", allow_module_level=True)
+    pytest.skip("TensorFlow is not requested", allow_module_level=True)
 
 import tensorflow as tf
 
@@ -192,7 +192,7 @@ def test_log_softmax(traced):
     assert function(tensor(LOGITS[0]), tensor(SEED[0]))[0].shape == (5,)
 
 
-def test_a_cotangent_of_another_dtype_than_the_value_is_taken_as_it_is():
+def test_a_cotangent_with_another_dtype_is_not_rounded():
     logits = tensor(LOGITS, tf.float16)
     seed = np.float32(1.0001)  # not a float16 number
     ours = xentx_tensorflow.value_and_grad(xentx_tensorflow.cross_entropy)
@@ -239,7 +239,7 @@ def test_memory_at_any_address_is_read_and_aligned_memory_handed_out():
         tf.exp(found) + tf.exp(xentx_tensorflow.log_softmax(part))
 
 
-def test_nothing_is_written_over_an_argument():
+def test_arguments_are_not_overwritten():
     logits, target = tensor(RNG.normal(size=(64, 128)), tf.float32), tensor(np.arange(64))
     before = logits.numpy().copy()
 
@@ -258,7 +258,7 @@ def test_nothing_is_written_over_an_argument():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_logits_that_are_the_target_too():
+def test_logits_as_the_target():
     probs = tf.nn.softmax(tensor(LOGITS))
 
     def function(x):
@@ -274,7 +274,7 @@ def test_logits_that_are_the_target_too():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("wrong", [5, -1])
-def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
+def test_a_wrong_index_is_the_same_error_as_without_the_kernel(wrong, reduction):
     target = tensor(np.where(np.arange(6) == 2, wrong, TARGET))
     message = rf"target: got {wrong} at position 2; expected 0 <= target < 5"
     for function in (
@@ -292,7 +292,7 @@ def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
     assert np.isfinite(found[:2]).all()
 
 
-def test_operators_fail_where_a_graph_is_wrong_and_harm_nobody():
+def test_operators_raise_errors_for_wrong_graphs():
     operators = _kernel.operators()
     logits, target = tensor(LOGITS), tensor(TARGET)
     for arguments, message in (
@@ -570,7 +570,7 @@ def test_functions_that_xla_compiles(name):
     close(XLA[name]()(tensor(LOGITS, tf.float32)))
 
 
-def test_the_choice_is_no_operator_of_ours_once_xla_is_known():
+def test_no_operator_in_a_graph_for_xla():
     @tf.function(**xla)
     def function(x):
         return both(loss)(x)
@@ -726,7 +726,7 @@ for function in (loaded.both, tape, tf.function(tape), tf.function(tape, jit_com
 """
 
 
-def test_a_saved_model_in_a_process_of_its_own(tmp_path):
+def test_a_saved_model_in_a_new_process(tmp_path):
     signature = [tf.TensorSpec([None, 5], tf.float32), tf.TensorSpec([None], tf.int64)]
     module = tf.Module()
     module.loss = tf.function(loss, input_signature=signature)

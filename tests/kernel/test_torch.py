@@ -14,7 +14,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 
@@ -56,7 +56,7 @@ def never_the_core(monkeypatch):
 
 
 @pytest.mark.usefixtures("never_the_core")
-def test_a_known_call_is_told_from_all_others(monkeypatch):
+def test_a_cached_call_is_distinguished_from_all_others(monkeypatch):
     """Calls of one shape with different functions, dtypes, strides and options, each twice."""
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
     logits, target = torch.randn(6, 4, generator=torch.manual_seed(0)), torch.tensor([0, 1, 2] * 2)
@@ -211,7 +211,7 @@ def test_every_layout(name, soft):
     assert_bits(found, expected_bits(arrays[0], None, cotangent, axis=1))
 
 
-def test_each_array_may_lie_as_it_likes():
+def test_layouts_of_each_array():
     # The cache for one layout must not be used for another.
     arrays = {"target": TARGET, "weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT}
     expected = both(lambda x: loss(x, **arrays))(LOGITS)
@@ -225,7 +225,7 @@ def test_each_array_may_lie_as_it_likes():
             assert_bits(both(lambda x, lay=lay: loss(x, lay(SOFT)))(LOGITS), soft)
 
 
-def test_a_gradient_lies_as_its_logits_do():
+def test_a_gradient_has_the_layout_of_its_logits():
     images = torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last)
     target = torch.zeros(2, 3, 4, dtype=torch.int64)
     for logits in (images, images.contiguous(), images.permute(0, 2, 3, 1)):
@@ -364,7 +364,7 @@ def test_small_gradients_survive_in_float16():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("wrong", [5, -1])
-def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
+def test_a_wrong_index_is_the_same_error_as_without_the_kernel(wrong, reduction):
     target = torch.where(torch.arange(6) == 2, wrong, TARGET)
     stacked = torch.stack([LOGITS, LOGITS])
 

@@ -9,7 +9,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS, RNG_SEED
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 import torch.utils.checkpoint
@@ -66,7 +66,7 @@ def calls(monkeypatch):
 # ---- autograd.Function: what is computed and saved
 
 
-def test_what_the_kernel_is_asked_for(calls):
+def test_arguments_of_the_kernel_s_calls(calls):
     logits = leaf(LOGITS)
     loss(LOGITS)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_what_the_kernel_is_asked_for(calls):
     assert calls == ["v"]
 
 
-def test_a_gradient_that_is_there_is_no_constant():
+def test_a_stored_gradient_is_not_a_constant():
     """The gradient that the forward pass computes is not treated as a constant."""
     expected = torch.autograd.functional.hessian(portable(loss), LOGITS)
     assert expected.abs().max() > 0.01
@@ -118,7 +118,7 @@ def test_a_second_backward_adds_the_same_again():
 
 
 @pytest.mark.parametrize("function", [loss, lambda x: loss(x, reduction="none").sum(), log_softmax])
-def test_a_graph_that_was_freed_says_so(function):
+def test_a_graph_that_was_freed_is_an_error(function):
     value = function(leaf(LOGITS)).sum()
     value.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
@@ -173,7 +173,7 @@ def test_two_losses_of_one_array():
     assert torch.equal(logits.grad, expected[0] + expected[1] + expected[1])
 
 
-def test_logits_that_are_the_target_too():
+def test_logits_as_the_target():
     probabilities = LOGITS.softmax(-1)
 
     def function(x):

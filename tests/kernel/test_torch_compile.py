@@ -9,7 +9,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from functorch.compile import make_boxed_func
@@ -167,7 +167,7 @@ def test_make_fx(mode):
 @pytest.mark.parametrize(
     "function", [xentx.cross_entropy, portable(xentx.cross_entropy), xentx.nll_loss]
 )
-def test_what_make_fx_records_serves_other_values(function, mode):
+def test_a_graph_from_make_fx_is_valid_for_other_values(function, mode):
     """The graph does not depend on whether a row is ignored or its target is out of range."""
     graph = make_fx(lambda x, t: function(x, t, reduction="none"), tracing_mode=mode)(
         LOGITS, TARGET

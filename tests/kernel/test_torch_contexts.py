@@ -14,7 +14,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -101,7 +101,7 @@ def test_contexts_change_nothing(name, monkeypatch):
                 assert_bits(inside, expected)
 
 
-def test_what_inference_mode_prepares_serves_outside():
+def test_what_inference_mode_caches_is_valid_outside():
     shape = (7, 11)
     with torch.inference_mode():
         logits, target = torch.randn(shape), torch.zeros(7, dtype=torch.int64)
@@ -160,7 +160,7 @@ def test_subclasses_and_modules():
     assert_near([torch.func.grad(functional)({"bias": head.bias.detach()})["bias"]], [by_bias])
 
 
-def test_a_negated_view_is_read_as_it_is():
+def test_a_negated_view():
     negated = torch.complex(SOFT, SOFT).conj().imag
     assert negated.is_neg()
     plain = negated.clone().resolve_neg()

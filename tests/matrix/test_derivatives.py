@@ -56,7 +56,7 @@ def soft(reduction):
     return loss
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     """torch.autograd.gradcheck and gradgradcheck, and torch.func."""
 
@@ -162,7 +162,7 @@ class TestTorch:
             torch.testing.assert_close(compiled.grad, eager.grad)
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
     """jax.test_util.check_grads in forward and reverse mode, up to second order.
 
@@ -218,7 +218,7 @@ class TestJAX:
         )  # adding a constant to the logits does not change the loss
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     """tf.test.compute_gradient, nested tapes, and the compiled forms."""
 

@@ -23,7 +23,7 @@ OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 5.0, "tempera
 @pytest.fixture(autouse=True)
 def _jax(frameworks):
     if "jax" not in frameworks:
-        pytest.skip("not asked for")
+        pytest.skip("not requested")
 
 
 def check(function, shapes, *arrays, rtol=2e-6):

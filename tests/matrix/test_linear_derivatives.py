@@ -83,7 +83,7 @@ def swap(head):
     return tf.transpose(head)
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     @pytest.fixture(autouse=True)
     def _torch(self):
@@ -214,7 +214,7 @@ class TestTorch:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_operator_without_values(self, dtype, precision, smoothing):
         """The operator's fake implementation has the shapes and dtypes of its results."""
-        import xentx_torch  # noqa: F401 -- registers it
+        import xentx_torch  # noqa: F401 -- registers the operator
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         array = None if smoothing == "number" else self.torch.tensor(0.1)
@@ -260,7 +260,7 @@ class TestTorch:
         self.torch.testing.assert_close(*results)
 
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
-    def test_a_compiled_call_says_where_an_index_is_wrong(self):
+    def test_a_compiled_call_names_the_position_of_a_wrong_index(self):
         hidden, head, _ = self.factors()
         wrong = self.target.clone()
         wrong[CHUNK + 2] = CLASSES
@@ -338,7 +338,7 @@ print(round(value.item(), 6), count.item(), tuple(head.grad.shape))
 """
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
 def test_first_call_is_compiled():
     """Dynamo traces a function of xentx before any has been called."""
@@ -348,7 +348,7 @@ def test_first_call_is_compiled():
     assert done.stdout == "1.386294 2.0 (4, 3)\n", done.stderr
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
     @pytest.fixture(autouse=True)
     def _jax(self):
@@ -462,7 +462,7 @@ class TestJAX:
             assert temporary(narrow) < logits
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     @pytest.fixture(autouse=True)
     def _tensorflow(self):
@@ -539,7 +539,7 @@ class TestTensorFlow:
         assert [g.dtype for g in gradients] == [dtype, dtype]
 
     @pytest.mark.parametrize("way", ["eager", "tf.function"])
-    def test_rows_come_by_chunks(self, monkeypatch, way):
+    def test_rows_are_computed_in_chunks(self, monkeypatch, way):
         """The loss of each row and its gradients use chunks, and second derivatives are correct."""
         from xentx_tensorflow._linear import TensorFlowTiles
 

@@ -32,7 +32,7 @@ def dense(reduction, product):
     return loss
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     @pytest.fixture(autouse=True)
     def _torch(self):
@@ -104,7 +104,7 @@ class TestTorch:
         assert set(sizes) == {3, 1}
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
     @pytest.fixture(autouse=True)
     def _jax(self):
@@ -154,7 +154,7 @@ class TestJAX:
             assert step.memory_analysis().temp_size_in_bytes < logits / 3
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     @pytest.fixture(autouse=True)
     def _tensorflow(self):

@@ -9,7 +9,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 pytestmark = pytest.mark.skipif(
-    "numpy" not in requested_frameworks(), reason="numpy was not asked for"
+    "numpy" not in requested_frameworks(), reason="numpy was not requested"
 )
 
 ROWS, FEATURES, CLASSES = 4000, 4, 1000

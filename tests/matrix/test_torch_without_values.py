@@ -8,7 +8,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -222,7 +222,7 @@ def test_the_tab_key_reaches_every_control(browser):
     assert [html for html in wanted if html not in reached] == []
 
 
-def test_focus_can_be_seen(browser):
+def test_focus_is_visible(browser):
     body = browser.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.TAB)
     style = browser.execute_script(

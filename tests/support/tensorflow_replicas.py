@@ -121,9 +121,9 @@ def main():
         try:
             CASES[name]()
             wrong = ""
-        except Exception:  # noqa: BLE001 -- of any case
+        except Exception:  # noqa: BLE001 -- a case may raise any error
             wrong = traceback.format_exc()
-        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- the test reads it
 
 
 if __name__ == "__main__":

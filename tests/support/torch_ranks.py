@@ -437,7 +437,7 @@ def per_row():
         )
 
 
-# The collectives that xentx uses, and the place of the tensor that a rank gives.
+# The collectives that xentx uses, and the index of the argument with the rank's input.
 COLLECTIVES = {"all_reduce": 0, "all_to_all_single": 1, "all_gather_into_tensor": 1}
 
 
@@ -492,7 +492,7 @@ def collectives():
 
 @case
 def collectives_of_a_fixed_order():
-    """An all-to-all and an all-gather instead of the second all-reduce, of as many numbers."""
+    """An all-to-all and an all-gather replace the second all-reduce, with as many numbers."""
     rank, flag, size = dist.get_rank(), 1, CLASSES // RANKS
     named, _ = problem({"weight": True}, corners=False)
     x, weight = (named[k].narrow(-1, rank * size, size) for k in ("logits", "weight"))
@@ -522,7 +522,7 @@ def collectives_of_a_fixed_order():
 
 
 def groups_of(count):
-    """Return the group of this rank, if the ranks are split into groups of so many."""
+    """Return the group of this rank, if the ranks are split into groups of `count`."""
     rank, found = dist.get_rank(), None
     for first in range(0, RANKS, count):
         group = dist.new_group([*range(first, first + count)])
@@ -535,13 +535,13 @@ MANY = 384  # classes in 64 blocks
 
 
 def many_classes(dtype):
-    """Logits or their factors, targets and weights, on which sums in another order differ."""
+    """Logits or their factors, targets and weights for which the order of the sums matters."""
     rng = np.random.default_rng(SEED)
     x, hidden = rng.normal(0, 3, (ROWS, MANY)), rng.normal(size=(ROWS, 32))
     head, bias = rng.normal(size=(MANY, 32)), rng.normal(size=MANY)
     hard = torch.tensor(rng.integers(0, MANY, ROWS))
     x[2], hard[2] = np.nan, -100
-    x[3, 5] = x[3, 300] = 20.0  # level on two ranks
+    x[3, 5] = x[3, 300] = 20.0  # equal on two ranks
     hard[3] = 5
     x[4, 200:] = -np.inf
     hard[4] = 7
@@ -657,7 +657,7 @@ def the_same_bits_on_1_2_and_4_ranks():
 
 @case
 def other_bits_without_deterministic():
-    """These problems show a sum in another order."""
+    """Without the option, the results of these problems differ."""
     wide = torch.float64
     for function, dtype in (
         (dense_bits, wide),
@@ -672,7 +672,7 @@ def other_bits_without_deterministic():
 
 @case
 def deterministic_values_and_derivatives():
-    """The option changes the order of sums, and nothing else."""
+    """The option changes only the order of the sums."""
     group, size = dist.group.WORLD, CLASSES // RANKS
     start = size * dist.get_rank()
     option = {"group": group, "deterministic": True}
@@ -987,9 +987,9 @@ def main():
         try:
             CASES[name]()
             wrong = ""
-        except Exception:  # noqa: BLE001 -- of any case
+        except Exception:  # noqa: BLE001 -- a case may raise any error
             wrong = traceback.format_exc()
-        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- the test reads it
         dist.barrier()
     dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._engines import portable_core
 
 if "jax" not in requested_frameworks():
-    pytest.skip("JAX is not asked for", allow_module_level=True)
+    pytest.skip("JAX is not requested", allow_module_level=True)
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ def test_numpy_arrays_in_the_other_byte_order():
         assert_near(traced(LOGITS, ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_labels_of_more_than_32_bits_are_no_classes():
+def test_labels_of_more_than_32_bits_are_out_of_range():
     """JAX's own conversion keeps the low 32 bits, which here are a valid class."""
     labels = INDICES.astype(np.int64)
     labels[ROWS] += 2**32
@@ -174,7 +174,7 @@ def test_labels_of_more_than_32_bits_are_no_classes():
     assert_near(ours(HARD)(LOGITS, labels, where=ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_what_is_left_out_may_be_anything():
+def test_masked_logits_do_not_matter():
     """A NaN in a masked row or class does not change the other values, and its gradient is 0."""
     for where in (ROWS, CLASSES):
         mask = np.broadcast_to(where if where.ndim == 3 else where[..., None], LOGITS.shape)
@@ -190,7 +190,7 @@ def test_what_is_left_out_may_be_anything():
     assert_near(ours(HARD)(LOGITS, labels, where=ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_where_xentx_has_rules_of_its_own():
+def test_rules_that_differ_from_optax():
     logits = jnp.zeros((2, 3))
     mask = jnp.array([[True, False, True], [True, True, True]])
     # the class of the label is masked
@@ -314,7 +314,7 @@ def run(program, **environment):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_meshes(engine):
     run(
         """
@@ -356,7 +356,7 @@ def test_meshes(engine):
     )
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_nll_loss_on_meshes():
     """Sharded log-probabilities are not gathered."""
     run(

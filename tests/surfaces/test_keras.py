@@ -12,7 +12,7 @@ import pytest
 from xentx.testing import requested_frameworks
 
 if "tensorflow" not in requested_frameworks():
-    pytest.skip("Keras comes with TensorFlow, which is not asked for", allow_module_level=True)
+    pytest.skip("Keras comes with TensorFlow, which is not requested", allow_module_level=True)
 
 import keras
 from keras import ops
@@ -82,7 +82,7 @@ def test_ignored_class(reduction):
     np.testing.assert_allclose(*values, rtol=2e-6)
 
 
-def test_nothing_is_ignored_unasked():
+def test_nothing_is_ignored_by_default():
     """Keras has no default, so -100 is out of range. The default of xentx is -100."""
     loss = SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     with pytest.raises(IndexError, match="y_true: got -100"):
@@ -94,7 +94,7 @@ NO_CLASSES = [np.nan, np.inf, -np.inf, 4, 1.5, -1, -2, -100, -(2**31), 2**31, 2*
 
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
 @pytest.mark.parametrize("label", NO_CLASSES)
-def test_label_that_is_no_class(label, ignore_class):
+def test_label_out_of_range(label, ignore_class):
     """The error names the label, and `ignore_class` only if it was given."""
     target = np.array([0, 3, label, 2, 2, 1])
     loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
@@ -108,9 +108,9 @@ def test_label_that_is_no_class(label, ignore_class):
         loss(target, LOGITS)
 
 
-@pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras traces nothing there")
+@pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras does not trace with it")
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
-def test_traced_label_that_is_no_class(ignore_class):
+def test_traced_label_out_of_range(ignore_class):
     """Only its row is NaN."""
     loss = SparseCategoricalCrossentropy(True, ignore_class, reduction=None)
     labels = [label for label in NO_CLASSES if label != ignore_class]
@@ -133,8 +133,8 @@ def test_traced_label_that_is_no_class(ignore_class):
     assert np.all(np.isnan(found[1:]))
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
-def test_label_that_is_no_class_is_found_in_training():
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
+def test_label_out_of_range_is_an_error_in_training():
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])
     loss = SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, run_eagerly=True)
@@ -202,7 +202,7 @@ def test_probability_of_zero():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_indices_need_a_dtype_that_counts(dtype):
+def test_indices_need_a_dtype_with_all_integers(dtype):
     text = f"dtype: got {dtype}; expected float32 or float64, since Keras makes class indices"
     with pytest.raises(ValueError, match=text):
         SparseCategoricalCrossentropy(dtype=dtype)
@@ -221,7 +221,7 @@ def test_configuration(ours, native, target):
     assert set(native().get_config()) <= set(loss.get_config())
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
 @pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
 def test_training(ours, native, target, tmp_path):
     """Equal weights after some steps, and the model can be saved with its loss."""
@@ -248,7 +248,7 @@ def test_training(ours, native, target, tmp_path):
     np.testing.assert_allclose(kept, again, rtol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
 def test_mixed_precision():
     """With mixed_float16 the logits of the model are float16, and the loss is float32."""
     keras.config.set_dtype_policy("mixed_float16")
@@ -278,7 +278,7 @@ def test_numpy_arrays_in_the_other_byte_order(ours, _, target):
     assert number(weighted(target, LOGITS)) == number(plain(target, LOGITS))
 
 
-def test_tensorflow_has_them_too():
+def test_xentx_tensorflow_exports_them():
     if BACKEND != "tensorflow":
         pytest.skip("imports TensorFlow")
     from xentx_tensorflow import losses

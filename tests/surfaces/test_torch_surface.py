@@ -21,7 +21,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._engines import portable_core
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 import torch.utils.checkpoint
@@ -144,7 +144,7 @@ def test_deprecated_reductions_warn():
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 3), (2, 4, 3, 2)])
-def test_an_axis_that_is_not_named(shape):
+def test_an_implicit_axis_warns(shape):
     logits = torch.randn(shape, generator=GENERATOR)
     with pytest.warns(UserWarning, match="Implicit dimension choice for log_softmax") as caught:
         found = functional.log_softmax(logits)
@@ -221,7 +221,7 @@ def test_layers_of_every_position(positions, soft):
         assert_near(ours, theirs)
 
 
-def test_rows_at_a_time_are_taken_from_the_options(monkeypatch):
+def test_chunk_is_read_from_the_options(monkeypatch):
     chunks = []
     monkeypatch.setattr(
         functional._FUNCTIONS,  # noqa: SLF001
@@ -292,29 +292,29 @@ def test_compiled(name):
 FIRST_CALLS = """
 import os, sys
 import torch, torch._dynamo
-import {door} as door
+import {api} as api
 
 torch.set_num_threads(1)
 x, t, h = torch.linspace(-1, 1, 12).reshape(3, 4), torch.tensor([0, 3, 1]), torch.ones(4, 4)
 w = [1.0, 2.0, 3.0, 4.0]
 calls = dict(
-    int=lambda: door.cross_entropy(x, t, normalizer=10),
-    float=lambda: door.cross_entropy(x, t, normalizer=2.5),
-    list=lambda: door.cross_entropy(x, [0, 3, 1]),
-    weight=lambda: door.cross_entropy(x, t, weight=w),
-    nll=lambda: door.nll_loss(x, t, weight=w),
-    log_softmax=lambda: door.log_softmax(x),
-    linear=lambda: door.linear_cross_entropy(x, h, t, normalizer=10, weight=w),
-    per_row=lambda: door.per_row(x, [0, 3, 1], weight=w).loss,
-    linear_per_row=lambda: door.linear_per_row(x, h, t, weight=w).entropy,
-    gradient=lambda: door.value_and_grad(door.cross_entropy)(x, t, normalizer=10)[1],
-    partials=lambda: door.finish(door.partials(x, t, classes=4, weight=w)),
+    int=lambda: api.cross_entropy(x, t, normalizer=10),
+    float=lambda: api.cross_entropy(x, t, normalizer=2.5),
+    list=lambda: api.cross_entropy(x, [0, 3, 1]),
+    weight=lambda: api.cross_entropy(x, t, weight=w),
+    nll=lambda: api.nll_loss(x, t, weight=w),
+    log_softmax=lambda: api.log_softmax(x),
+    linear=lambda: api.linear_cross_entropy(x, h, t, normalizer=10, weight=w),
+    per_row=lambda: api.per_row(x, [0, 3, 1], weight=w).loss,
+    linear_per_row=lambda: api.linear_per_row(x, h, t, weight=w).entropy,
+    gradient=lambda: api.value_and_grad(api.cross_entropy)(x, t, normalizer=10)[1],
+    partials=lambda: api.finish(api.partials(x, t, classes=4, weight=w)),
 )
-if hasattr(door, "functional"):
+if hasattr(api, "functional"):
     calls |= dict(
-        function=lambda: door.functional.cross_entropy(x, t, torch.tensor(w), label_smoothing=0.1),
-        module=lambda: door.CrossEntropyLoss()(x, t),
-        trainer=lambda: door.compute_loss_func(dict(logits=x[None]), t[None], 10),
+        function=lambda: api.functional.cross_entropy(x, t, torch.tensor(w), label_smoothing=0.1),
+        module=lambda: api.CrossEntropyLoss()(x, t),
+        trainer=lambda: api.compute_loss_func(dict(logits=x[None]), t[None], 10),
     )
 for name, call in calls.items():
     if os.fork() == 0:
@@ -328,12 +328,12 @@ for name, call in calls.items():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
-@pytest.mark.parametrize(("door", "count"), [("xentx", 11), ("xentx_torch", 14)])
-def test_the_first_call_is_compiled(door, count, engine):
-    if door == "xentx_torch" and engine == "portable":
-        pytest.skip("the engine makes no difference to the door")
+@pytest.mark.parametrize(("api", "count"), [("xentx", 11), ("xentx_torch", 14)])
+def test_the_first_call_is_compiled(api, count, engine):
+    if api == "xentx_torch" and engine == "portable":
+        pytest.skip("it does not depend on the engine")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FIRST_CALLS.format(door=door)],
+        [sys.executable, "-P", "-c", FIRST_CALLS.format(api=api)],
         env={**os.environ, "XENTX_ENGINE": engine},
         capture_output=True,
         text=True,
@@ -477,7 +477,7 @@ def test_symbolic_trace(name):
         assert_near(found, expected)
 
 
-def test_what_symbolic_trace_cannot_record_says_so():
+def test_symbolic_trace_of_value_and_grad_is_an_error():
     both = xentx.value_and_grad(xentx.cross_entropy)
     with pytest.raises(TypeError, match=r"^logits: got a proxy of torch\.fx; expected a tensor"):
         torch.fx.symbolic_trace(lambda x, t: both(x, t)[0])

@@ -14,7 +14,7 @@ from xentx._core._spec import LossSpec
 from xentx.testing import requested_frameworks
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":

@@ -17,7 +17,7 @@ from xentx.testing._checks import check_rows, row_truth, stacked
 from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 if os.environ.get("XENTX_ENGINE") != "triton" or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("XENTX_ENGINE=triton and TRITON_INTERPRET=1 are not set", allow_module_level=True)
 
@@ -237,14 +237,14 @@ def test_nothing_to_compute(no_core):
     assert xentx.cross_entropy(x.detach(), torch.zeros(0, dtype=torch.int64), reduction="sum") == 0
 
 
-def test_index_that_is_no_class():
+def test_index_out_of_range():
     x = torch.randn(3, 5)
     for wrong in (5, -1):
         with pytest.raises(IndexError, match=f"got {wrong} at position 1"):
             xentx.cross_entropy(x, torch.tensor([0, wrong, -100]))
 
 
-def test_index_that_is_no_class_is_not_looked_for_on_a_device(monkeypatch, no_core):
+def test_index_out_of_range_is_not_checked_on_a_device(monkeypatch, no_core):
     monkeypatch.setattr(_adapter, "LOOKS", False)
     x = torch.randn(4, 5, requires_grad=True)
     target = torch.tensor([0, 5, -1, -100])
@@ -290,7 +290,7 @@ def test_derivatives_of_row_stats(options, soft):
     options = dict(options)
     if "smooth" in options:
         if soft:
-            pytest.skip("the core's")
+            pytest.skip("computed by the portable core")
         options = {"label_smoothing": options["smooth"], "weight": torch.rand(30) + 0.1}
     generator = torch.Generator().manual_seed(7)
     x = 3 * torch.randn(5, 30, generator=generator)

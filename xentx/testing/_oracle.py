@@ -90,7 +90,7 @@ def assert_within(actual: Array, truth: Array, scale: Array, units: float) -> No
         error = np.abs(found - np.clip(truth, -largest, largest))
     assert actual.shape == np.shape(truth)
     wrong = np.isnan(actual.astype(LONG)) != np.isnan(truth)
-    assert not np.any(wrong), f"{actual[wrong]} where the truth is {truth[wrong]}"
+    assert not np.any(wrong), f"{actual[wrong]} where the true value is {truth[wrong]}"
     fine = (error <= allowed) | np.isnan(truth)
     if not np.all(fine):
         worst = np.where(fine, 0, error / allowed)

@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the checks, and print the number of problems of each check and route."""
     parser = argparse.ArgumentParser(prog="python -m xentx.testing.fuzz", description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=60, help="time after which no batch starts"
+        "--seconds", type=float, default=60, help="time after which no new batch starts"
     )
-    parser.add_argument("--problems", type=int, help="number of problems that is enough")
-    parser.add_argument("--seed", type=int, default=0, help="of the first batch")
-    parser.add_argument("--routes", nargs="+", help="their names; all that trace nothing, if none")
+    parser.add_argument("--problems", type=int, help="number of problems after which it stops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first batch")
+    parser.add_argument("--routes", nargs="+", help="names of routes (default: all eager ones)")
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     given_arguments = parser.parse_args(arguments)
     every = {route.name: route() for route in routes(*requested_frameworks())}

@@ -76,9 +76,9 @@ def check(route, logits, target, *, cotangent, units=(1, 4), **options):
         assert worst <= allowed, (worst, options)
 
 
-def test_any_split_has_the_gradient_of_the_whole(route):
+def test_any_split_gives_the_dense_gradient(route):
     if route.traced:
-        pytest.skip("compiles anew for each split")
+        pytest.skip("would compile for each split")
 
     @settings(max_examples=10 if route.compiles else 80)
     @given(st.data())

@@ -210,7 +210,7 @@ def test_target_out_of_range(route, bad, options):
 
 def test_traced_target_out_of_range_in_nll_loss(route):
     if not route.traced:
-        pytest.skip(f"{route} sees the target, and raises")
+        pytest.skip(f"{route} raises an error for a concrete target")
     log_probs, target = np.asarray(B, np.float32), np.array([3, 2], np.int32)
     value, gradient = route.pull(xentx.nll_loss, log_probs, target, reduction="none")
     np.testing.assert_array_equal(value, np.float32([NAN, -2.0]))
@@ -243,7 +243,7 @@ INT_MIN = [np.iinfo(np.int32).min, np.iinfo(np.int64).min]
 
 @pytest.mark.parametrize("bad", [-100, -1, 3, *INT_MIN])
 @pytest.mark.parametrize("function", [xentx.cross_entropy, xentx.nll_loss])
-def test_nothing_is_ignored(route, function, bad):
+def test_ignore_index_none(route, function, bad):
     """With ``ignore_index=None`` every index out of range is an error, or NaN if traced."""
     logits = np.asarray(B, np.float32)
     dtype = np.int64 if bad < INT_MIN[0] else np.int32
@@ -262,7 +262,7 @@ def test_nothing_is_ignored(route, function, bad):
             route.value(function, logits, target, **options)
 
 
-def test_nothing_is_ignored_in_linear_cross_entropy(route):
+def test_ignore_index_none_in_linear_cross_entropy(route):
     hidden, head = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     target = np.array([-100, 2], np.int32)
     options = {"ignore_index": None, "reduction": "none"}
@@ -316,7 +316,7 @@ def test_sum_is_wide(route):
     np.testing.assert_allclose(value, 10_000 * math.log1p(math.exp(-4.0)), rtol=1e-6)
 
 
-def test_only_the_mean_of_what_is_there(route):
+def test_weighted_mean_with_smoothing(route):
     """With weights and smoothing, a mean over hard targets divides by the unsmoothed weights."""
     value = route.value(
         xentx.cross_entropy,

@@ -42,7 +42,7 @@ CASES = [
 @pytest.mark.parametrize(("soft", "reduction", "options"), CASES)
 def test_options(route, options, soft, reduction):
     if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
-        pytest.skip("takes long to compile, and differs by no option")
+        pytest.skip("slow to compile, and tested with other options")
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (7,), 3, 5, np.float32, soft=soft, reduction=reduction, options=options
@@ -108,7 +108,7 @@ def test_sizes_of_chunks(route, chunk):
 def test_exact(route):
     """Compute logits and loss in float64, and round once."""
     if not route.has_float64:
-        pytest.skip("it takes float64")
+        pytest.skip("it needs float64")
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (20,), 3, 5, np.float32, soft=False, reduction="none", options={}

@@ -153,7 +153,7 @@ def test_mean_of_class_probabilities(route, axis, reduction):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_a_class_without_a_share_of_probabilities(route, dtype, weighted):
+def test_a_class_with_target_probability_0(route, dtype, weighted):
     """0 times infinity is 0, and 0 times NaN is NaN."""
     if dtype not in route.dtypes:
         pytest.skip(f"{route} has no {dtype}")

@@ -79,7 +79,7 @@ def beside_logits(logits, *, argument, form):
     return xentx.cross_entropy(logits, TARGET, reduction=reduction, **{argument: value})
 
 
-DOORS = {
+CALLS = {
     "nll_loss": lambda x, _, a: xentx.nll_loss(x, a("target"), weight=a("weight")),
     "per_row": lambda x, _, a: stacked(xentx.per_row(x, a("target"), weight=a("weight"))),
     "partials": lambda x, _, a: stacked(
@@ -108,11 +108,11 @@ DOORS = {
 }
 
 
-def through_a_door(logits, hidden, *, door, form):
+def call_with_numpy(logits, hidden, *, name, form):
     """Value of a function with NumPy arrays for all arguments but the first."""
     arguments = {**ARGUMENTS, "start": np.array(0)}
     make = (lambda array: array) if form is None else FORMS[form]
-    return DOORS[door](logits, hidden, lambda name: make(arguments[name]))
+    return CALLS[name](logits, hidden, lambda key: make(arguments[key]))
 
 
 BESIDE_LOGITS = [name for name in ARGUMENTS if name not in ("head", "bias", "cotangent")]
@@ -126,17 +126,17 @@ def test_forms_of_an_argument(route, argument):
         assert got.tobytes() == wanted.tobytes(), form
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_function_in_the_other_byte_order(route, door):
-    wanted = route.value(through_a_door, LOGITS, HIDDEN, door=door, form=None)
-    got = route.value(through_a_door, LOGITS, HIDDEN, door=door, form="read-only, big-endian")
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_in_the_other_byte_order(route, name):
+    wanted = route.value(call_with_numpy, LOGITS, HIDDEN, name=name, form=None)
+    got = route.value(call_with_numpy, LOGITS, HIDDEN, name=name, form="read-only, big-endian")
     assert got.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_logits(route, form):
     if route.name != "numpy":
-        pytest.skip("of NumPy alone, whose arrays these are")
+        pytest.skip("the arrays are NumPy's")
     make = FORMS[form]
     given = make(LOGITS)
     kept = given.tobytes()

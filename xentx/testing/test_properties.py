@@ -109,7 +109,7 @@ def test_a_sample_weight_repeats_a_row(route):
     run()
 
 
-def test_ignored_rows_are_not_there(route):
+def test_ignored_rows_do_not_count(route):
     @EXAMPLES
     @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(width=32)), st.integers(0, 99))
     def run(logits, seed):
@@ -124,7 +124,7 @@ def test_ignored_rows_are_not_there(route):
     run()
 
 
-def test_a_row_does_not_know_the_others(route):
+def test_a_row_does_not_depend_on_the_others(route):
     """The loss and gradient of a row do not depend on the batch, except for a vectorised exp."""
 
     @EXAMPLES

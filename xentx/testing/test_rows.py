@@ -26,7 +26,7 @@ ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NON
 @pytest.mark.parametrize("options", ROW_OPTIONS.values(), ids=ROW_OPTIONS)
 def test_per_row(route, options, soft):
     if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
-        pytest.skip("takes long to compile, and differs by no option")
+        pytest.skip("slow to compile, and tested with other options")
     rng = np.random.default_rng(RNG_SEED)
     logits, target, options, _ = draw_problem(
         rng, (6, 5), 1, np.float32, soft=soft, reduction="none", options=options
@@ -215,7 +215,7 @@ def block_from(logits, target, start):
     return xentx.finish(xentx.combine(earlier, later))
 
 
-def test_a_block_begins_where_an_array_says(route):
+def test_start_of_a_block_as_an_array(route):
     """`start` can be a traced array: each device computes it from its own index."""
     logits = np.random.default_rng(RNG_SEED).normal(size=(5, 4)).astype(np.float32)
     target = np.array([0, 3, 1, -100, 2], np.int32)
@@ -224,10 +224,10 @@ def test_a_block_begins_where_an_array_says(route):
     np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
-def test_any_split_is_the_whole(route):
+def test_any_split_gives_the_dense_loss(route):
     """Any split is within 1 ULP of the dense result, which is computed exactly."""
     if route.traced:
-        pytest.skip("compiles anew for each split")
+        pytest.skip("would compile for each split")
 
     @settings(max_examples=15 if route.compiles else 60)
     @given(st.data())
