@@ -68,6 +68,10 @@ def test_blocks() -> None:
     check(assert_type(xentx.finish(state), Floats), np.ndarray)
     gradient = xentx.block_gradient(state, LOGITS, TARGET, classes=3)
     check(assert_type(gradient, Floats), np.ndarray)
+    state = xentx.linear_partials(LOGITS, HEAD, TARGET, classes=HEAD.shape[0])
+    check(assert_type(state, Partials[Floats]), Partials)
+    own = xentx.linear_block_gradient(state, LOGITS, HEAD, TARGET, classes=HEAD.shape[0])
+    check(assert_type(own.head, Floats), np.ndarray)
 
 
 def test_value_and_grad() -> None:

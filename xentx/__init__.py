@@ -15,7 +15,15 @@ from xentx._losses import (
     nll_loss,
     value_and_grad,
 )
-from xentx._partials import align, block_gradient, combine, finish, partials
+from xentx._partials import (
+    align,
+    block_gradient,
+    combine,
+    finish,
+    linear_block_gradient,
+    linear_partials,
+    partials,
+)
 from xentx._registry import BackendInfo, backend_of, backends, installed_version
 from xentx._row_stats import RowStats, linear_per_row, per_row
 
@@ -35,8 +43,10 @@ __all__ = [
     "cross_entropy",
     "finish",
     "kl_divergence",
+    "linear_block_gradient",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "linear_partials",
     "linear_per_row",
     "log_softmax",
     "nll_loss",

@@ -20,6 +20,7 @@ class Functions:
         self.kl_divergence = bind(_divergence.kl_divergence, backend)
         self.linear_cross_entropy = bind(_losses.linear_cross_entropy, backend)
         self.linear_kl_divergence = bind(_divergence.linear_kl_divergence, backend)
+        self.linear_partials = bind(_partials.linear_partials, backend)
         self.linear_per_row = bind(_row_stats.linear_per_row, backend)
         self.log_softmax = bind(_losses.log_softmax, backend)
         self.nll_loss = bind(_losses.nll_loss, backend)

@@ -41,7 +41,7 @@ class LinearGradients(NamedTuple, Generic[ArrayT]):
         Gradient with respect to the bias. None without a bias.
     target : array or None
         Gradient with respect to class probabilities. None for class indices, and for
-        `xentx.linear_kl_divergence`.
+        `xentx.linear_kl_divergence` and `xentx.linear_block_gradient`.
 
     Examples
     --------
@@ -306,17 +306,17 @@ def _kinds(linear: Linear, spec: LossSpec) -> Callable[[Array], Kind]:
     return of_shape
 
 
-def _tiling(linear: Linear, hidden: Array) -> core.Tiling:
+def tiling_of(linear: Linear, hidden: Array, *, by_classes: bool) -> core.Tiling:
     """Choose the sizes of the tiles for the rows of `hidden`."""
     rows, classes = hidden.shape[0], linear.kind.spec.classes
     if linear.chunk is None and hasattr(hidden, "chunks"):
         # Dask and Cubed have chunks of their own, which they compute one by one.
-        return core.Tiling(max(1, rows), classes, linear.by_classes)
+        return core.Tiling(max(1, rows), classes, by_classes)
     return core.tiling(
         rows,
         classes,
         linear.chunk,
-        by_classes=linear.by_classes,
+        by_classes=by_classes,
         paired=linear.has_reference,
     )
 
@@ -357,7 +357,7 @@ def _prepare(linear: Linear, arrays: Arrays, *, drop: bool) -> _Prepared:
         if sample_weight is not None:
             sample_weight = xp.take(sample_weight, chosen, axis=0)
         spec = replace(spec, ignore_index=None)
-    tiling = _tiling(linear, hidden)
+    tiling = tiling_of(linear, hidden, by_classes=linear.by_classes)
     laid_out = (hidden, head, bias, target, weight)
     operands = tuple(xp.astype(option, compute, copy=False) for option in options)
     static, spec = spec, bound(xp, spec, hidden, operands)

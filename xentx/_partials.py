@@ -1,17 +1,19 @@
 """The loss as an algebra: `partials`, `align`, `combine`, `finish` and `block_gradient`.
 
-A block of the classes is reduced to a state of each row, states are combined in any order, or
-aligned and added, the loss is finished from that of all blocks, and so is each block's gradient.
-So the classes may be spread over chunks, machines or tasks; what carries the states between them is
-the caller's.
+A block of the classes is reduced to a state of each row. States are combined in any order, or
+aligned and added. The loss, and the gradient of each block, are computed from the state of all
+blocks. Therefore the classes can be distributed over chunks, machines or tasks. The caller sends
+the states between them. `linear_partials` and `linear_block_gradient` do the same for the logits of
+a last layer, without storing them.
 """
 
-from xentx import _blocks, _checks, _registry, _validation
+from xentx import _blocks, _checks, _linear_blocks, _registry, _validation
 from xentx._backend import Backend
 from xentx._calls import shape_of
 from xentx._core import cross_entropy as _cross_entropy
 from xentx._core import partials as _monoid
 from xentx._core.partials import Partials
+from xentx._linear import LinearGradients
 from xentx._public import public
 from xentx._types import Array, ArrayT
 
@@ -326,12 +328,7 @@ def block_gradient(
            [-0.271508]])
     """
     backend = _backend_of("state", state)
-    if not backend.owns(logits):
-        msg = (
-            f"logits: got {_registry.describe(logits)} where state is "
-            f"{_registry.describe(state.top)}; expected both of one framework"
-        )
-        raise TypeError(msg)
+    _check_framework(backend, "logits", logits, state)
     problem = _validation.rowwise(
         backend,
         _cross_entropy,
@@ -349,17 +346,241 @@ def block_gradient(
     first = _checks.check_block(backend, start, problem.kind.spec.classes, classes)
     shape, own = shape_of(logits), problem.kind.spec.axis
     rows = shape[:own] + shape[own + 1 :]
-    if not _checks.shapes_agree(shape_of(state.top), rows):
-        msg = (
-            f"state: got rows of shape {shape_of(state.top)}; expected {rows}, those of logits of "
-            f"shape {shape}"
-        )
-        raise ValueError(msg)
+    _check_state(state, rows, "logits", shape)
     if cotangent is not None:
         cotangent = _validation.cotangent(backend, cotangent, logits, rows)
     with backend.evaluating():
         prepared = _blocks.prepare(problem, classes)
         return _blocks.gradient(backend, prepared, state, cotangent, first)
+
+
+@public
+def linear_partials(
+    backend: Backend,
+    hidden: ArrayT,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    classes: int,
+    start: int | Array = 0,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    chunk: int | str = "auto",
+) -> Partials[ArrayT]:
+    """Return `partials` of the logits ``hidden @ head.T + bias``, computed chunk by chunk.
+
+    Parameters
+    ----------
+    hidden : array
+        As in `linear_cross_entropy`, the same for all blocks.
+    head : array
+        The block's part of the last layer's weights, in shape ``(block, features)``.
+    target : array or list of int
+        As in `partials`.
+    classes : int
+        As in `partials`.
+    start : int or array, default: 0
+        As in `partials`.
+    bias, weight : array, optional
+        The block's part of the last layer's bias, and of the class weights.
+    ignore_index : int or None, default: -100
+        As in `partials`.
+    label_smoothing : float or array, default: 0.0
+        As in `partials`.
+    logit_softcap : float or array, optional
+        As in `partials`.
+    temperature : float or array, default: 1.0
+        As in `partials`.
+    chunk : int or str, default: "auto"
+        As in `linear_cross_entropy`.
+
+    Returns
+    -------
+    Partials
+        The state of the block, in the rows' shape, as `partials` returns it. It can be
+        differentiated through; `linear_block_gradient` is more accurate, and cheaper.
+
+    Raises
+    ------
+    TypeError, IndexError
+        As `linear_cross_entropy`.
+    ValueError
+        As `linear_cross_entropy`, and if the block does not lie within `classes`.
+
+    See Also
+    --------
+    combine, align, finish : What is done with the states.
+    linear_block_gradient : The gradients of a block.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> hidden = np.asarray([[1.0, 2.0], [0.5, -1.0]])
+    >>> head = np.asarray([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> a = xentx.linear_partials(hidden, head[:2], [0, 2], classes=3)
+    >>> b = xentx.linear_partials(hidden, head[2:], [0, 2], classes=3, start=2)
+    >>> xentx.finish(xentx.combine(a, b)).round(6)
+    array([0.492699, 0.638182])
+    """
+    problem = _validation.linear(
+        backend,
+        _cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=0.0,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+        chunk=chunk,
+    )
+    first = _checks.check_block(backend, start, problem.linear.kind.spec.classes, classes)
+    with backend.evaluating():
+        return _linear_blocks.state(problem, classes, first)
+
+
+def linear_block_gradient(
+    state: Partials[ArrayT],
+    hidden: ArrayT,
+    head: Array,
+    target: Array,
+    /,
+    *,
+    classes: int,
+    start: int | Array = 0,
+    cotangent: Array | None = None,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float | Array = 0.0,
+    z_loss: float | Array = 0.0,
+    logit_softcap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    chunk: int | str = "auto",
+) -> LinearGradients[ArrayT]:
+    """Gradients of the rows' losses with respect to the operands of a block of the last layer.
+
+    They are those of `block_gradient`, multiplied by the operands chunk by chunk. Add the gradients
+    of `hidden` over all blocks.
+
+    Parameters
+    ----------
+    state : Partials
+        The state of all classes, from `linear_partials` with the same options.
+    hidden, head, target : array
+        The operands and the target of the block, as in `linear_partials`.
+    classes : int
+        As in `linear_partials`.
+    start : int or array, default: 0
+        As in `linear_partials`.
+    cotangent : array, optional
+        Factor of each row's gradient, in the shape of the rows: for the mean of N rows, 1 / N each.
+        The default is ones.
+    bias, weight : array, optional
+        As in `linear_partials`.
+    ignore_index : int or None, default: -100
+        As in `linear_partials`.
+    label_smoothing : float or array, default: 0.0
+        As in `linear_partials`.
+    z_loss : float or array, default: 0.0
+        As in `finish`.
+    logit_softcap : float or array, optional
+        As in `linear_partials`.
+    temperature : float or array, default: 1.0
+        As in `linear_partials`.
+    chunk : int or str, default: "auto"
+        As in `linear_partials`.
+
+    Returns
+    -------
+    LinearGradients
+        A named tuple with the fields ``hidden``, ``head``, ``bias`` and ``target``. ``hidden`` is
+        the contribution of the block. It is float32, or float64 if an operand is, so that a sum
+        over many blocks is accurate. ``head`` and ``bias`` are in the shapes and dtypes of these.
+        ``bias`` is None without a bias, and ``target`` is None. No derivative is taken of them.
+
+    Raises
+    ------
+    TypeError, IndexError
+        As `linear_partials`, and if `state` is not a state.
+    ValueError
+        As `linear_partials`, and if `state` or `cotangent` has other rows than `hidden`.
+
+    See Also
+    --------
+    linear_partials, align, combine, finish : Compute the state and the loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentx
+    >>> hidden, target = np.asarray([[1.0, 2.0], [0.5, -1.0]]), [0, 2]
+    >>> head = np.asarray([[0.5, 0.5], [1.0, 0.0], [0.0, -1.0]])
+    >>> a = xentx.linear_partials(hidden, head[:2], target, classes=3)
+    >>> b = xentx.linear_partials(hidden, head[2:], target, classes=3, start=2)
+    >>> state = xentx.combine(a, b)
+    >>> right = xentx.linear_block_gradient(state, hidden, head[2:], target, classes=3, start=2)
+    >>> right.head.round(6)
+    array([[-0.217314,  0.508984]])
+    """
+    backend = _backend_of("state", state)
+    _check_framework(backend, "hidden", hidden, state)
+    problem = _validation.linear(
+        backend,
+        _cross_entropy,
+        hidden,
+        head,
+        target,
+        bias=bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
+        temperature=temperature,
+        reduction="none",
+        chunk=chunk,
+    )
+    first = _checks.check_block(backend, start, problem.linear.kind.spec.classes, classes)
+    shape = shape_of(hidden)
+    _check_state(state, shape[:-1], "hidden", shape)
+    if cotangent is not None:
+        cotangent = _validation.cotangent(backend, cotangent, hidden, shape[:-1])
+    with backend.evaluating():
+        return _linear_blocks.gradients(problem, classes, first, state, cotangent)
+
+
+def _check_framework(backend: Backend, name: str, array: Array, state: Partials[Array]) -> None:
+    if not backend.owns(array):
+        msg = (
+            f"{name}: got {_registry.describe(array)} where state is "
+            f"{_registry.describe(state.top)}; expected both of one framework"
+        )
+        raise TypeError(msg)
+
+
+def _check_state(
+    state: Partials[Array],
+    rows: tuple[int | None, ...],
+    name: str,
+    shape: tuple[int | None, ...],
+) -> None:
+    if not _checks.shapes_agree(shape_of(state.top), rows):
+        msg = (
+            f"state: got rows of shape {shape_of(state.top)}; expected {rows}, those of {name} of "
+            f"shape {shape}"
+        )
+        raise ValueError(msg)
 
 
 def _check_rows(name: str, array: Array, state: Partials[Array]) -> None:

@@ -78,7 +78,7 @@ class Rows:
         As the core takes them; None where there is none.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: Any
     reduction: str
     sample_weight: Array | None
@@ -99,7 +99,7 @@ class Rows:
 def lay_out(
     problem: Problem,
     logits: Array,
-    shape: tuple[int, ...],
+    shape: tuple[int | None, ...],
     dtype: Any,
     *,
     size: int,
@@ -111,7 +111,7 @@ def lay_out(
     `logits` are those of the problem with the rows on one axis, or what they will be made of.
     """
     kind, (_, target, weight, sample_weight, normalizer, *options) = problem
-    xp, count = kind.backend.namespace(logits), math.prod(shape)
+    xp, count = kind.backend.namespace(logits), -1 if None in shape else math.prod(shape)  # type: ignore[arg-type]
     target = xp.reshape(target, (count, size) if kind.spec.soft else (count,))
     if sample_weight is not None:
         sample_weight = xp.reshape(sample_weight, (count,))

@@ -4,7 +4,14 @@
 to the CPU kernel.
 """
 
-from xentx import align, block_gradient, combine, finish, value_and_grad
+from xentx import (
+    align,
+    block_gradient,
+    combine,
+    finish,
+    linear_block_gradient,
+    value_and_grad,
+)
 from xentx._bound import Functions
 from xentx_numpy._backend import BACKEND
 from xentx_numpy._memory import reuse_memory
@@ -15,6 +22,7 @@ cross_entropy = _bound.cross_entropy
 kl_divergence = _bound.kl_divergence
 linear_cross_entropy = _bound.linear_cross_entropy
 linear_kl_divergence = _bound.linear_kl_divergence
+linear_partials = _bound.linear_partials
 linear_per_row = _bound.linear_per_row
 log_softmax = _bound.log_softmax
 nll_loss = _bound.nll_loss
@@ -30,8 +38,10 @@ __all__ = [
     "cross_entropy",
     "finish",
     "kl_divergence",
+    "linear_block_gradient",
     "linear_cross_entropy",
     "linear_kl_divergence",
+    "linear_partials",
     "linear_per_row",
     "log_softmax",
     "nll_loss",

@@ -1,14 +1,15 @@
-"""Losses whose classes are spread over the ranks of a process group: tensor parallel training.
+"""Losses of classes that are sharded over the ranks of a process group: tensor parallel training.
 
-The last axis of the logits, or the first of the head, is cut into one part for each rank, in the
-order of the ranks. The parts may differ in size, and have no classes at all. The rows are the same
-on every rank, and so are class indices, sample weights and the value. Class probabilities and class
-weights are cut as the logits are. Every rank calls ``backward`` on its own copy of the one loss.
+The logits are sharded along their last axis, and the head along its first. Each rank has a range of
+the classes, in the order of the ranks. The ranges may have different sizes, including 0. Class
+probabilities and class weights are sharded in the same way. The rows are replicated, and so are
+class indices, sample weights and the value. Every rank calls ``backward`` on its own copy of the
+loss.
 
-A loss takes two all-reduces: the maximum of one number a row, and the sum of three, or of four with
-weights, smoothing or class probabilities, all in float64. They grow with the rows, and not with the
-classes. The backward with respect to the logits takes none. That with respect to `hidden`, in
-which every rank has a share, takes one.
+A loss needs two all-reduces: the maximum of one number for each row, and the sum of three numbers,
+or of four with class weights, label smoothing or class probabilities. They are float64. Their size
+does not depend on the number of classes. The backward pass with respect to the logits needs no
+collective. The gradient of `hidden` is a sum over the ranks, which needs one.
 """
 
 import functools
@@ -160,18 +161,19 @@ class _Ranks:
         return _Sum.apply(torch.stack(list(terms)), self).unbind()  # type: ignore[no-untyped-call]
 
     def shared(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        """Return what all ranks have, for each to compute with its own.
+        """Return replicated arrays, whose cotangents are summed over the ranks.
 
-        Together, so that a derivative that needs one of them takes one all-reduce on every rank.
+        They are stacked, so that all ranks need the same single all-reduce for their derivatives.
         """
         if not arrays:
             return ()
         return _Shared.apply(torch.stack(list(arrays)), self).unbind()  # type: ignore[no-untyped-call]
 
     def tops(self, own: Sequence[Array], error: Exception | None = None) -> tuple[Array, ...]:
-        """Return the largest of every rank's, one number a row, unless a rank has an error.
+        """Return the maxima over the ranks, in one all-reduce. Raise if a rank has an error.
 
-        A flag goes with them: what raises on one rank raises on all, and none waits for it.
+        A flag is part of the all-reduce. With it, an error on one rank is raised on all ranks, and
+        no rank waits for a collective that another rank does not start.
         """
         flag = 0 if error is None else self.rank + 1
         if error is not None and not isinstance(error, IndexError):
@@ -185,20 +187,20 @@ class _Ranks:
         number = int(largest[-1])
         if number:
             rank, is_index = (number - 1) % self.count, number <= self.count
-            what = "target: a class index is out of range" if is_index else "a call was refused"
-            msg = f"{what} on rank {rank} of the group, whose error says more"
+            what = "target: a class index is out of range" if is_index else "invalid arguments"
+            msg = f"{what} on rank {rank} of the group: see the error there"
             raise IndexError(msg) if is_index else RuntimeError(msg)
         return largest[:-1].split([part.shape[0] for part in own])
 
     def gathered(self, numbers: Sequence[int], like: Array) -> list[list[int]]:
-        """Every rank's numbers."""
+        """Return the numbers of all ranks."""
         own = torch.tensor(numbers, dtype=torch.int64, device=like.device)
         parts = [torch.empty_like(own) for _ in range(self.count)]
         dist.all_gather(parts, own, group=self.group)
         return [[int(number) for number in part] for part in parts]
 
 
-# ---- From arguments to a shard.
+# ---- Validated calls.
 
 
 @dataclass(frozen=True)
@@ -256,22 +258,22 @@ class _Call:
         return _Losses.apply(self, state, *self.arrays)  # type: ignore[no-untyped-call]
 
     def plain(self) -> "_Call":
-        """Return the call of which autograd sees the logits."""
+        """Return the call in which the logits are an array that autograd differentiates."""
         return self
 
 
 @dataclass(frozen=True)
 class _LinearCall(_Call):
-    """The same for logits that are not formed: the first of the arrays is hidden.
+    """A validated call whose logits are not stored. The first of the arrays is hidden.
 
     Parameters
     ----------
     head, bias
-        This rank's.
+        The operands for this rank's classes.
     spec
-        With the dtype of products, where that of the shard has the dtype of states.
+        The loss with the dtype of the matrix products. That of the shard has the dtype of states.
     chunk
-        How many rows to take at a time; None for as many as is good.
+        The requested number of rows of a tile, or None.
     """
 
     head: Array
@@ -281,18 +283,18 @@ class _LinearCall(_Call):
 
     @property
     def factors(self) -> tuple[Any, ...]:
-        """Hidden, head, bias, target and weight, as the core's tiles take them."""
+        """Hidden, head, bias, target and weight in the layout of `xentx._core.linear`."""
         hidden, target, weight, *_ = self.arrays
         target = target if self.spec.soft else target[:, 0]
         return hidden, self.head, self.bias, target, None if weight is None else weight[0]
 
     def tiling(self) -> core.Tiling:
-        """Choose the tiles."""
+        """Return the sizes of the tiles."""
         rows, size = self.arrays[0].shape[0], max(1, self.shard.size)
         return core.tiling(rows, size, self.chunk, by_classes=True)
 
     def engine(self) -> core.Engine:
-        """What computes tiles."""
+        """Return the functions that compute tiles."""
         return _shards.engine(self.shard, self.arrays[3:])
 
     def block(self, first: int, size: int) -> Self:
@@ -339,7 +341,7 @@ class _LinearCall(_Call):
 
     def plain(self) -> _Call:
         hidden, *others = self.arrays
-        # An ignored row may hold NaN, times which a slope of 0 is NaN.
+        # An ignored row may contain NaN, and the product of NaN and a slope of 0 is NaN.
         hidden = core.kept_rows(xp, self.spec, hidden, self.factors[3])
         (hidden,) = self.ranks.shared([hidden])
         factors = (hidden, self.head, self.bias)
@@ -347,23 +349,26 @@ class _LinearCall(_Call):
         return _Call(self.ranks, self.shard, (logits, *others), self.rows)
 
     def of(self, hidden: Array, head: Array, bias: Array | None, *others: Any) -> "_LinearCall":
-        """Return the same call of other arrays."""
+        """Return the call with other arrays."""
         return replace(self, arrays=(hidden, *others), head=head, bias=bias)
 
 
 class _Given(NamedTuple):
-    """What a rank says of its own part before it asks the others.
+    """Shapes of this rank's arguments, before the first collective.
 
     Parameters
     ----------
     array
         The first array.
     shape
-        Of the rows.
+        The shape of the rows.
     size
-        How many classes there are here.
+        The number of classes of this rank.
     classes, start
-        How many all ranks have, and where this rank's begin; None for the ranks to find out.
+        The number of classes of all ranks, and the first class of this rank. None if the ranks
+        exchange their numbers of classes.
+    maxima
+        The number of arrays of rows in the reduction of the maxima.
     """
 
     array: Array
@@ -371,6 +376,7 @@ class _Given(NamedTuple):
     size: int
     classes: int | None
     start: int | None
+    maxima: int = 1
 
 
 def _called(
@@ -380,10 +386,10 @@ def _called(
     flat: Callable[[], Array],
     dtype: Any,
 ) -> _Call:
-    """Check a call on all ranks together: what one of them refuses raises on all.
+    """Validate a call. An error on one rank is raised on all ranks.
 
-    ``check()`` checks this rank's arguments, and ``flat()`` returns the logits with the rows on one
-    axis, or what they are made of.
+    ``check()`` validates this rank's arguments. ``flat()`` returns the logits, or hidden, with the
+    rows on one axis.
     """
     count = math.prod(given.shape)
     classes, start = given.classes, given.start
@@ -391,10 +397,10 @@ def _called(
     try:
         if (classes is None) != (start is None):
             msg = (
-                f"classes, start: got {classes} and {start}; expected both, or neither where the "
-                "ranks are to ask each other"
+                f"classes, start: got {classes} and {start}; expected both, or neither to exchange "
+                "them between the ranks"
             )
-            raise ValueError(msg)  # noqa: TRY301 -- it is raised once the other ranks know
+            raise ValueError(msg)  # noqa: TRY301 -- it is raised on all ranks below
         problem = check()
         if classes is not None:
             start = check_block(BACKEND, start, given.size, classes)
@@ -423,21 +429,26 @@ def _called(
         except IndexError as wrong:
             error = wrong
     if error is not None:
-        ranks.tops([given.array.new_zeros(count, dtype=torch.float64)], error)
+        ranks.tops([given.array.new_zeros(count, dtype=torch.float64)] * given.maxima, error)
     return _Call(ranks, *laid_out)
 
 
 def _difference(found: list[list[int]]) -> Exception | None:
-    """Say what is wrong with the failures, numbers of rows and numbers of classes of all ranks."""
+    """Return an error if a rank has failed, or if the sizes of the ranks do not fit together.
+
+    For each rank, `found` has whether it has failed, and its numbers of rows and classes.
+    """
     failed = [rank for rank, (wrong, *_) in enumerate(found) if wrong]
     if failed:
-        return RuntimeError(f"{_named(failed)} of the group refused the call: see the error there")
+        return RuntimeError(
+            f"invalid arguments on {_named(failed)} of the group: see the error there"
+        )
     by_rows: dict[int, list[int]] = {}
     for rank, (_, rows, _) in enumerate(found):
         by_rows.setdefault(rows, []).append(rank)
     if len(by_rows) > 1:
         got = " and ".join(f"{rows} on {_named(ranks)}" for rows, ranks in by_rows.items())
-        return ValueError(f"rows: got {got} of the group; expected as many on every rank")
+        return ValueError(f"rows: got {got} of the group; expected the same number on every rank")
     if not any(size for *_, size in found):
         return ValueError("classes: got none on any rank of the group; expected at least 1")
     return None
@@ -474,13 +485,13 @@ def _named(ranks: list[int]) -> str:
 
 
 def _local(name: str, array: Any, ndim: int) -> Array:
-    """Return a tensor that is a rank's own part."""
+    """Check that an argument is a plain tensor of this rank, not a DTensor."""
     if not isinstance(array, torch.Tensor):
         msg = f"{name}: got {_registry.describe(array)}; expected a torch array"
         raise TypeError(msg)
     if _distributed.is_distributed(array):
         msg = (
-            f"{name}: got a DTensor; expected this rank's own part (hint: to_local(); "
+            f"{name}: got a DTensor; expected the tensor of this rank (hint: to_local(); "
             "xentx.cross_entropy takes DTensors)"
         )
         raise TypeError(msg)
@@ -491,7 +502,7 @@ def _local(name: str, array: Any, ndim: int) -> Array:
 
 
 def _padded(array: Any, axis: int) -> Any:
-    """Return what stands for an array of no classes in checks that expect one."""
+    """Return an array with one class instead of an array with none, which validation rejects."""
     if not isinstance(array, torch.Tensor) or not array.ndim or array.shape[axis]:
         return array
     shape = list(array.shape)
@@ -500,7 +511,10 @@ def _padded(array: Any, axis: int) -> Any:
 
 
 def _emptied(array: Any, padded: Array | None, axis: int) -> Array | None:
-    """Return an array of no classes again, which autograd has to know if it is a tensor."""
+    """Undo `_padded` after validation. Return the argument itself if it is a tensor.
+
+    Then autograd has it as an input.
+    """
     return array if isinstance(array, torch.Tensor) or padded is None else padded.narrow(axis, 0, 0)
 
 
@@ -512,9 +526,10 @@ def _dense(
     classes: int | None,
     start: int | None,
     weight: Any,
+    maxima: int = 1,
     **options: Any,
 ) -> _Call:
-    """Check a call whose logits there are."""
+    """Validate a call with logits."""
     logits = _local("logits", logits, 1)
     shape, size = tuple(logits.shape[:-1]), logits.shape[-1]
 
@@ -531,7 +546,7 @@ def _dense(
         found = _emptied(target, found, -1) if problem.kind.spec.soft else found
         return Problem(problem.kind, (logits, found, _emptied(weight, own, -1), *others))
 
-    given = _Given(logits, shape, size, classes, start)
+    given = _Given(logits, shape, size, classes, start, maxima)
     flat = lambda: logits.reshape(math.prod(shape), size)  # noqa: E731
     return _called(ranks, given, check, flat, logits.dtype)
 
@@ -546,7 +561,7 @@ def _with_head(
     weight: Any,
     **options: Any,
 ) -> _LinearCall:
-    """Check a call whose logits are a product."""
+    """Validate a call with the operands of the logits."""
     hidden, head = _local("hidden", factors[0], 1), _local("head", factors[1], 2)
     shape, size = tuple(hidden.shape[:-1]), head.shape[0]
     bias, linear = factors[2], None
@@ -586,7 +601,7 @@ def _with_head(
 
 
 def _is_transformed() -> bool:
-    """Whether forward mode or torch.func wants plain expressions."""
+    """Whether forward mode or torch.func is active. They need expressions of operators."""
     return _private.in_forward_mode() or bool(_private.are_transforms_active())
 
 
@@ -618,7 +633,7 @@ def _joined(
 
 
 def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
-    """Return each row's loss, and what it adds to the divisor of a mean where that is a sum."""
+    """Return the loss of each row, and its amount in the divisor of a mean if that is a sum."""
     shard = call.shard
     has_amounts = shard.has_amounts(reduction)
     is_mass = shard.amounts_are_mass(reduction)
@@ -646,7 +661,7 @@ def _rows_of(call: _Call, reduction: str) -> tuple[Array, Array | None]:
 
 
 class _Losses(torch.autograd.Function):
-    """The rows' losses from the state of all classes, with their accurate gradient."""
+    """The losses of the rows from the state of all classes, with their accurate gradient."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, state: Partials[Array], *arrays: Array | None) -> Array:
@@ -670,9 +685,10 @@ class _Losses(torch.autograd.Function):
 def _differentiate(
     call: _Call, needs: Sequence[bool], cotangent: Array, found: list[Array | None]
 ) -> None:
-    """Add gradients to those that are found, by expressions where they are differentiated again.
+    """Add the remaining gradients to `found`.
 
-    That with respect to the logits is the accurate one, and the others are autograd's.
+    In a backward that is differentiated, they are expressions of operators. The gradient with
+    respect to the logits is the accurate one. The others are computed by autograd.
     """
     again, shard, ranks = torch.is_grad_enabled(), call.shard, call.ranks
     with torch.enable_grad():
@@ -697,7 +713,7 @@ def _add_gradients(
     *,
     again: bool,
 ) -> None:
-    """Add autograd's gradients with respect to the arrays at some places."""
+    """Add the gradients that autograd computes with respect to the arrays at `places`."""
     if not places:
         return
     wanted = [arrays[i] for i in places]
@@ -716,7 +732,7 @@ def _leaves(arrays: Arrays, needs: Sequence[bool]) -> Arrays:
 
 
 class _LinearLosses(torch.autograd.Function):
-    """The same from hidden, head and bias, of which tiles of logits are formed again."""
+    """The losses of the rows for hidden, head and bias. Backward computes the logits again."""
 
     @staticmethod
     def forward(
@@ -751,7 +767,7 @@ class _LinearLosses(torch.autograd.Function):
 
 
 def _value(call: _Call, *, return_normalizer: bool) -> Any:
-    """Reduce the losses of rows."""
+    """Return the reduced loss, and its divisor if it is requested."""
     reduction = call.rows.divided_by(return_normalizer=return_normalizer)
     losses, amounts = _rows_of(call, reduction)
     return _shards.reduce(
@@ -763,7 +779,7 @@ def _value(call: _Call, *, return_normalizer: bool) -> Any:
 
 
 def _uncompiled(function: Function) -> Function:
-    """Let a compiler leave a function out of its graph: collectives and errors need values."""
+    """Exclude a function from compiled graphs. Its collectives and its errors need values."""
     disabled: Function = torch.compiler.disable(function)
     return disabled
 
@@ -815,22 +831,22 @@ def cross_entropy(
     return_normalizer: bool = False,
     deterministic: bool = False,
 ) -> Any:
-    """`xentx.cross_entropy` of logits whose classes are spread over the ranks of a group.
+    """`xentx.cross_entropy` of logits whose classes are sharded over the ranks of a group.
 
-    Every rank calls it, with logits of the same rows and its own classes.
+    Every rank calls it, with the logits of the same rows for its own classes.
 
     Parameters
     ----------
     logits : torch.Tensor
-        This rank's part of the logits, its classes on the last axis.
+        The logits of this rank's classes, on the last axis.
     target : torch.Tensor
         Class indices, counted from the first class of all ranks, the same on every rank; or this
         rank's part of class probabilities.
     group : torch.distributed.ProcessGroup, optional
         The ranks that share the classes. By default all ranks.
     classes, start : int, optional
-        How many classes all ranks have, and where this rank's begin. Without them the ranks tell
-        each other how many each has, by a third collective of three numbers.
+        The number of classes of all ranks, and the first class of this rank. By default the ranks
+        exchange their numbers of classes, by a third collective of three numbers.
     weight : torch.Tensor, optional
         This rank's part of the class weights.
     sample_weight : torch.Tensor, optional
@@ -864,17 +880,17 @@ def cross_entropy(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `xentx.cross_entropy`, on every rank: where another rank has the reason, as a
-        RuntimeError or an IndexError that names it. A ValueError also says which ranks have another
-        number of rows, where the ranks tell each other their sizes. With `deterministic`, a
+        As `xentx.cross_entropy`. If the error is on another rank, a RuntimeError or an IndexError
+        names this rank. If the ranks exchange their numbers of classes, a ValueError also names
+        the ranks with another number of rows. With `deterministic`, a
         ValueError if the number of ranks is not a power of two, or if the ranks do not have equal
         numbers of classes in their order.
 
     Notes
     -----
-    The gradient is that of the one loss, of which every rank has a copy: each calls ``backward`` on
-    its own. It can be differentiated again, and in forward mode. The gradient with respect to
-    class weights, class probabilities and options takes two all-reduces of its own.
+    Every rank has a copy of the same loss, and calls ``backward`` on its copy. Derivatives of any
+    order and in forward mode are supported. The gradient with respect to class weights, class
+    probabilities and options needs two more all-reduces.
 
     With `deterministic`, the classes are computed in blocks. Their number is the largest power of
     two that divides the number of classes, at most 64. The numbers of the blocks are added in
@@ -882,9 +898,10 @@ def cross_entropy(
     are the same on devices of the same kind, with the same number of threads and the same engine.
     This holds for the loss and for its gradient with respect to the logits.
 
-    Where a gradient of second order is a number of each rank, as the square of this rank's part of
-    a gradient is, what is differentiated is the sum of all ranks' numbers. ``torch.func`` works but
-    for ``vmap`` of the loss, and ``torch.compile`` leaves the loss out of its graph.
+    If a rank differentiates a number that depends on its own part of a gradient, such as the square
+    of this part, then the derivative is that of the sum of the numbers of all ranks. ``torch.func``
+    is supported except ``vmap`` of the loss. ``torch.compile`` does not include the loss in its
+    graph.
 
     Examples
     --------
@@ -972,17 +989,17 @@ def linear_cross_entropy(
     chunk: int | str = "auto",
     deterministic: bool = False,
 ) -> Any:
-    """`xentx.linear_cross_entropy` of a head whose classes are spread over the ranks of a group.
+    """`xentx.linear_cross_entropy` of a head whose classes are sharded over the ranks of a group.
 
-    A rank forms its logits tile by tile, and never has all of them. The gradient of `hidden` is
-    summed over the ranks.
+    A rank computes its logits tile by tile, and never stores all of them. The gradient of `hidden`
+    is summed over the ranks.
 
     Parameters
     ----------
     hidden : torch.Tensor
         The last layer's input, features on the last axis, the same on every rank.
     head : torch.Tensor
-        This rank's part of the last layer's weights, in shape ``(classes, features)``.
+        The last layer's weights for this rank's classes, in shape ``(classes, features)``.
     target : torch.Tensor
         As in `cross_entropy`.
     group : torch.distributed.ProcessGroup, optional
@@ -990,7 +1007,7 @@ def linear_cross_entropy(
     classes, start : int, optional
         As in `cross_entropy`.
     bias : torch.Tensor, optional
-        This rank's part of the last layer's bias.
+        The last layer's bias for this rank's classes.
     weight, sample_weight : torch.Tensor, optional
         As in `cross_entropy`.
     ignore_index : int or None, default: -100
@@ -1008,7 +1025,7 @@ def linear_cross_entropy(
     return_normalizer : bool, default: False
         As in `cross_entropy`.
     chunk : int or str, default: "auto"
-        How many rows a tile has, or the memory of their logits, as in "256MB".
+        The number of rows of a tile, or the memory of their logits, such as "256MB".
     deterministic : bool, default: False
         As in `cross_entropy`.
 
@@ -1026,9 +1043,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The backward takes one all-reduce, of the gradient of `hidden`. Tiles of logits are formed
-    again in it. Derivatives of second order, in forward mode, and with respect to class weights,
-    class probabilities or options form all of this rank's logits at once.
+    The backward pass needs one all-reduce, of the gradient of `hidden`. It computes the tiles of
+    logits again. Derivatives of second order, in forward mode, and with respect to class weights,
+    class probabilities or options store all logits of this rank.
 
     With `deterministic`, the same bits need a matrix product that returns the same bits for the
     same shapes. Each block of `cross_entropy` is a matrix product of its own. An all-to-all and an
@@ -1084,7 +1101,7 @@ def per_row(
     temperature: float | Array = 1.0,
     deterministic: bool = False,
 ) -> RowStats[Array]:
-    """`xentx.per_row` of logits whose classes are spread over the ranks of a group.
+    """`xentx.per_row` of logits whose classes are sharded over the ranks of a group.
 
     Parameters
     ----------
@@ -1134,6 +1151,8 @@ def per_row(
     tensor([1])
     >>> dist.destroy_process_group()
     """
+    # The largest probabilities are reduced together with the largest logits.
+    soft = isinstance(target, torch.Tensor) and target.is_floating_point()
     call = _dense(
         _Ranks(group, in_order=deterministic),
         logits,
@@ -1147,6 +1166,7 @@ def per_row(
         logit_softcap=logit_softcap,
         temperature=temperature,
         reduction="none",
+        maxima=3 if soft else 2,
     )
     shard, rows = call.shard, call.rows
     target, soft = call.arrays[1], shard.spec.soft
@@ -1168,7 +1188,7 @@ def per_row(
     else:
         loss = call.losses(Partials(*(field.detach() for field in state)))
     lse, log_prob, entropy = monoid.lse_log_prob_entropy(xp, state, *sums)
-    # Of ranks with the largest number the first, and before them those with NaN.
+    # The first rank with the largest number. Ranks with NaN precede the others.
     far = 2 * shard.spec.classes
     places = []
     for (value, place), top in zip(largest, found, strict=True):
@@ -1186,7 +1206,7 @@ def per_row(
 
 
 def _largest(array: Array) -> tuple[Array, Array]:
-    """Return each row's largest number in float64 and the first place of it; NaN is the largest."""
+    """Return the largest number of each row in float64, and its first place. NaN is larger."""
     if not array.shape[1]:
         nothing = array.new_full((array.shape[0],), -math.inf, dtype=torch.float64)
         return nothing, torch.zeros_like(nothing, dtype=torch.int64)

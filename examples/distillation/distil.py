@@ -85,7 +85,7 @@ class Torch:
             value = loss(leaves, *batch)
             gradients = self.torch.autograd.grad(value, leaves)
             moved = (w.detach() - RATE * g for w, g in zip(leaves, gradients, strict=True))
-            return value, Weights(*moved)
+            return value.detach(), Weights(*moved)
 
         return step
 

@@ -114,6 +114,23 @@ def test_a_weight_with_a_wrong_size_at_run_time_is_named(tf, name):
         compiled(LOGITS, WEIGHT[:2])
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "XLA"])
+def test_blocks_of_a_last_layer_of_unknown_rows(tf, compiled):
+    def run(x, w, target):
+        state = xentx.linear_partials(x, w, target, classes=9, start=2, chunk=3)
+        own = xentx.linear_block_gradient(state, x, w, target, classes=9, start=2, chunk=3)
+        return xentx.finish(state), own.hidden, own.head
+
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), np.array([0, 5, 2, -100])
+    shapes = ((None, 3), (5, 3), (None,))
+    dtypes = ("float64", "float64", "int64")
+    specs = [tf.TensorSpec(*spec) for spec in zip(shapes, dtypes, strict=True)]
+    found = tf.function(run, input_signature=specs, jit_compile=compiled)(*arrays)
+    for a, b in zip(found, run(*arrays), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("function", [xentx.linear_cross_entropy, xentx.linear_per_row])
 @pytest.mark.parametrize(
     ("hidden", "head", "words"),

@@ -22,6 +22,21 @@ def split(x, target):
     return xentx.finish(xentx.combine(left, right))
 
 
+def split_layer(hidden, head, target):
+    """Gradients of a block of the last layer."""
+    state = xentx.linear_partials(hidden, head, target, classes=9, start=2, chunk=3)
+    gradients = xentx.linear_block_gradient(
+        state.__class__(*(field.detach() for field in state)),
+        hidden,
+        head,
+        target,
+        classes=9,
+        start=2,
+        chunk=3,
+    )
+    return state.rest, *gradients[:2]
+
+
 # Functions of a dictionary of arrays. Their first result is differentiated.
 FUNCTIONS = {
     "log_softmax": lambda a: xentx.log_softmax(a["logits"]),
@@ -39,6 +54,7 @@ FUNCTIONS = {
     "per_row": lambda a: xentx.per_row(a["logits"], a["target"]),
     "linear_per_row": lambda a: xentx.linear_per_row(a["hidden"], a["head"], a["target"], chunk=3),
     "partials": lambda a: split(a["logits"], a["target"]),
+    "linear_partials": lambda a: split_layer(a["hidden"], a["head"], a["target"]),
     "value_and_grad": lambda a: xentx.value_and_grad(xentx.cross_entropy)(
         a["logits"], a["target"], return_normalizer=True
     ),

@@ -775,6 +775,9 @@ def errors_on_one_rank():
         kind, text = raised(parallel.cross_entropy, x, target, **more)
         assert kind is (ValueError if rank == 3 else RuntimeError)
         assert ("label_smoothing: got 2.0" if rank == 3 else "rank 3 of the group") in text, text
+        kind, text = raised(parallel.per_row, x, bad, **given)
+        assert kind is IndexError
+        assert ("got 16 at position 4" if rank == 2 else "on rank 2 of the group") in text, text
     rows = ROWS - (rank == 1)
     kind, text = raised(parallel.cross_entropy, x[:rows], target[:rows])
     assert kind is ValueError

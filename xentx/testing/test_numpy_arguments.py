@@ -85,6 +85,11 @@ CALLS = {
     "partials": lambda x, _, a: stacked(
         xentx.partials(x, a("target"), classes=3, weight=a("weight"), start=a("start"))
     ),
+    "linear_partials": lambda _, h, a: stacked(
+        xentx.linear_partials(
+            h, a("head"), a("target"), classes=3, bias=a("bias"), weight=a("weight")
+        )
+    ),
     "linear_cross_entropy": lambda _, h, a: xentx.linear_cross_entropy(
         h,
         a("head"),
