@@ -43,6 +43,12 @@ SURFACES = (
     "xentx_jax.parallel",
 )
 
+# Let XLA compile faster, to slower code, where the kernel computes the losses. The session `matrix`
+# tests the portable core, which XLA compiles, with the default options.
+QUICK_COMPILER = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+}
+
 # Test the installed xentx: without this option, Python would import the repository's.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # Import the packages of the repository, not the installed ones.
@@ -241,7 +247,8 @@ def tests(session: nox.Session, framework: str) -> None:
     install(session, built(session, "[cli,report,testing]"), groups=("test", framework))
     elsewhere = ("parallel",) if framework == "numpy" else ("parallel", *TOOLS)
     ignored = (f"--ignore=tests/{folder}" for folder in elsewhere)
-    run_tests(session, (framework,), *EVERYTHING, *ignored)
+    env = {**KERNEL, **QUICK_COMPILER} if framework == "jax" else KERNEL
+    run_tests(session, (framework,), *EVERYTHING, *ignored, env=env)
 
 
 @nox.session(python=["3.12", "3.13"], requires=["stable_wheel"])

@@ -1,11 +1,12 @@
-"""Bytes that an XLA program reads and writes in memory, counted in the text of its optimised HLO.
+"""Count the bytes that an XLA program reads and writes, in the text of its optimised HLO.
 
-Between two instructions of the main computation a value lies in memory; within a fusion it does
-not. So each instruction there reads its operands and writes its result, and their sum is what the
-program moves. XLA's own cost analysis answers the same question, but not for every target, and it
-counts what a fusion needs of its operands otherwise on each.
+Results of instructions in the main computation are stored in memory, and values inside a fusion are
+not. So each instruction of the main computation reads its operands and writes its result, and the
+sum is what the program moves. XLA's own cost analysis does not support all targets, and it counts
+the operands of fusions differently on each target.
 
-Not seen: caches, padding of a layout, and a backend that reads an operand of one fusion twice.
+The count does not include caches, padded layouts, or operands that a backend reads twice in a
+fusion.
 """
 
 import math
@@ -13,14 +14,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Values are there already, or are named anew.
+# Their results are in memory already, or are only renamed.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("copy-done", "async-done", "partition-id", "replica-id", "add-dependency", "opt-barrier"),
 }
-# These need of their first operand what they give.
+# These read as much of their first operand as they return.
 _TAKES_PART = {"gather", "dynamic-slice", "slice"}
-# These write into their first operand, in place, as much as this operand has.
+# These write into their first operand, in place, the size of this operand.
 _PUTS_PART = {"dynamic-update-slice": 1, "scatter": 2}
 _CALLS = {"fusion", "call", "async-start"}
 
@@ -30,7 +31,7 @@ _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
 class Array(NamedTuple):
-    """A value's number of entries, and the bytes of one."""
+    """The number of elements of a value, and the bytes of one element."""
 
     entries: int
     itemsize: float
@@ -42,18 +43,18 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A line of HLO."""
+    """One line of HLO."""
 
     name: str
     opcode: str
-    results: list[Array]  # several where it is a tuple
+    results: list[Array]  # several for a tuple
     operands: list[str]
     called: str | None
-    rest: str  # of the line, from the operands on
+    rest: str  # the line, from the operands on
 
     @property
     def entries(self) -> int:
-        """Number of entries of the result."""
+        """Number of elements of the result."""
         return max((array.entries for array in self.results), default=0)
 
 
@@ -65,7 +66,7 @@ class Traffic(NamedTuple):
     written: float
 
 
-Computation = dict[str, Instruction]  # in their order, the root last
+Computation = dict[str, Instruction]  # in order, the root is last
 
 
 class Program:
@@ -74,7 +75,7 @@ class Program:
     Parameters
     ----------
     text
-        As ``jax.jit(f).lower(...).compile().as_text()`` gives it.
+        The result of ``jax.jit(f).lower(...).compile().as_text()``.
     """
 
     def __init__(self, text: str) -> None:
@@ -89,7 +90,7 @@ class Program:
                 computation[instruction.name] = instruction
 
     def traffic(self) -> Iterator[Traffic]:
-        """Every instruction that moves something."""
+        """Yield every instruction that reads or writes memory."""
         for instruction in self.main.values():
             if instruction.opcode in _FREE:
                 continue
@@ -112,7 +113,7 @@ class Program:
     def _needs(
         self, computation: Computation, instruction: Instruction, wanted: float
     ) -> list[float]:
-        """How many entries of each operand it takes for so many entries of the result."""
+        """Number of elements of each operand that are read for `wanted` elements of the result."""
         if instruction.opcode in _CALLS and instruction.called:
             return self._needs_of_parameters(self.computations[instruction.called])
         sizes = [computation[name].entries for name in instruction.operands]
@@ -124,7 +125,7 @@ class Program:
         return needs
 
     def _needs_of_parameters(self, computation: Computation) -> list[float]:
-        """How many entries of each parameter it takes for the whole result."""
+        """Number of elements of each parameter that are read for the whole result."""
         *_, root = computation.values()
         wanted = {root.name: float(root.entries)}
         parameters = {}
@@ -141,7 +142,7 @@ class Program:
         if instruction.opcode in _PUTS_PART:
             part = instruction.operands[_PUTS_PART[instruction.opcode]]
             return sum(array.bytes for array in computation[part].results)
-        if instruction.opcode == "copy-start":  # its results name its operand too
+        if instruction.opcode == "copy-start":  # its results include its operand
             return instruction.results[0].bytes
         if instruction.opcode in _CALLS and instruction.called:
             computation = self.computations[instruction.called]
@@ -167,7 +168,7 @@ def _instruction(name: str, types: str, opcode: str, rest: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that was opened before the text."""
+    """Position of the parenthesis that closes one opened before the text."""
     depth = 1
     for i, letter in enumerate(text):
         depth += {"(": 1, ")": -1}.get(letter, 0)

@@ -1,7 +1,8 @@
-"""What linear.py compares: for each framework, xentx, its peers, and the three products alone.
+"""Candidates of linear.py: for each framework, xentx, its peers, and three matrix products.
 
-A candidate takes a problem and returns what calls it: for the loss and its gradients by both
-factors, ready when it returns. Compilers that can be asked to compile have done so before.
+A candidate takes a problem and returns a call that computes the loss and its gradients with respect
+to both factors. The results are ready when the call returns. Ahead-of-time compilation is done
+before.
 """
 
 import functools
@@ -13,14 +14,15 @@ import ml_dtypes
 import numpy as np
 
 FLOOR = "three products"
-# Rows at a time in the floor, which shall not wait for the memory of all logits; and classes at a
-# time where results can't be written to given memory: small enough for malloc to keep.
+# The floor computes blocks of rows, since logits of all rows would need new memory. Where results
+# cannot be written to given memory, it also computes blocks of classes, which are small enough for
+# malloc to reuse the memory.
 BLOCK, CLASSES = 512, 4096
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A last layer of so many features and classes, for so many rows."""
+    """The sizes and the dtype of a last layer."""
 
     rows: int
     features: int
@@ -37,12 +39,12 @@ class Problem:
 
     @property
     def gradient_bytes(self) -> int:
-        """The size of both gradients."""
+        """Bytes of both gradients."""
         width = 2 if self.dtype == "bfloat16" else 4
         return (self.rows + self.classes) * self.features * width
 
     def arrays(self) -> tuple[Any, Any, Any]:
-        """The same hidden, head and target for everybody."""
+        """Return hidden, head and target, the same for all candidates."""
         rng = np.random.default_rng(0)
         hidden = rng.standard_normal((self.rows, self.features), np.float32)
         head = rng.standard_normal((self.classes, self.features), np.float32)
@@ -53,14 +55,14 @@ class Problem:
 
 
 class Ready(NamedTuple):
-    """A call that returns the value and gradients, or whatever the floor has.
+    """A call that returns the value and the gradients, or the results of the floor.
 
     Parameters
     ----------
     call
-        Takes no arguments.
+        A function without arguments.
     temporary
-        Bytes that a compiler which knows has set aside for it.
+        Bytes of temporary memory, if the compiler reports them.
     """
 
     call: Callable[[], Any]
@@ -71,7 +73,7 @@ Candidate = Callable[[Problem], Ready | None]
 
 
 def numpy_candidates() -> dict[str, Candidate]:
-    """NumPy, which has no loss of its own: the textbook's. It has no bfloat16 products either."""
+    """NumPy with textbook formulas, since it has no loss. It has no bfloat16 products either."""
     import xentx
 
     arrays = functools.cache(Problem.arrays)
@@ -121,10 +123,10 @@ def numpy_candidates() -> dict[str, Candidate]:
 
 
 def torch_candidates() -> dict[str, Candidate]:  # noqa: C901 -- a list of functions
-    """PyTorch, eager and compiled, and its own loss by chunks.
+    """PyTorch, eager and compiled, and its own loss in chunks.
 
-    Where the processor has no products of bfloat16, PyTorch's are a hundred times slower than those
-    of float32: there its own losses, and the floor, get what has been widened.
+    On processors without bfloat16 products, PyTorch's are a hundred times slower than those of
+    float32. There its own losses and the floor get float32 arrays.
     """
     import torch
     import torch.nn.functional as F  # noqa: N812
@@ -198,7 +200,7 @@ def torch_candidates() -> dict[str, Candidate]:  # noqa: C901 -- a list of funct
 
 
 def jax_candidates() -> dict[str, Candidate]:  # noqa: C901
-    """JAX under jit: Optax's loss of all logits, and of a chunk at a time as one writes it."""
+    """JAX under jit: Optax's loss of all logits, and of one chunk at a time in a scan."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -209,7 +211,7 @@ def jax_candidates() -> dict[str, Candidate]:  # noqa: C901
 
     @functools.cache
     def arrays(problem: Problem) -> tuple[Any, ...]:
-        # Ready, or peak memory would be counted from amid the copy.
+        # Wait for the copy, which would otherwise change the peak memory.
         return jax.block_until_ready(tuple(map(jnp.asarray, problem.arrays())))
 
     def losses(hidden: Any, head: Any, target: Any) -> Any:
@@ -261,7 +263,7 @@ def jax_candidates() -> dict[str, Candidate]:  # noqa: C901
 
 
 def tensorflow_candidates() -> dict[str, Candidate]:
-    """TensorFlow eager and in tf.function."""
+    """TensorFlow, eager and in tf.function."""
     import tensorflow as tf
 
     import xentx
@@ -269,7 +271,7 @@ def tensorflow_candidates() -> dict[str, Candidate]:
     @functools.cache
     def tensors(problem: Problem) -> tuple[Any, ...]:
         found = tuple(map(tf.constant, problem.arrays()))
-        tf.constant(0) + 0  # It is in its next operation that TensorFlow lets NumPy's arrays go.
+        tf.constant(0) + 0  # TensorFlow frees NumPy's arrays in its next operation
         return found
 
     def naive(hidden: Any, head: Any, target: Any) -> Any:

@@ -1,7 +1,8 @@
-"""What speed.py compares: for each framework, xentx and all there is to compute the same with.
+"""Candidates of speed.py: for each framework, xentx and the other ways to compute the loss.
 
-A candidate takes a workload and returns a function to call: of the loss, or of the loss and its
-gradient, ready when it returns. Each is called as its framework's users call it.
+A candidate takes a workload and returns a function, which computes the loss, or the loss and its
+gradient. The results are ready when it returns. Each candidate is called as users of its framework
+call it.
 """
 
 import functools
@@ -18,7 +19,7 @@ Candidate = Callable[["Workload"], Call]
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits of a shape and dtype, and whether the gradient is wanted too."""
+    """Shape and dtype of the logits, and whether the gradient is computed too."""
 
     shape: tuple[int, ...]
     axis: int
@@ -31,12 +32,12 @@ class Workload:
 
     @property
     def bytes_moved(self) -> int:
-        """The least that memory has to move: the logits in, and the gradient out."""
+        """Bytes that must be moved: the logits are read, and the gradient is written."""
         size = int(np.prod(self.shape)) * (2 if self.dtype == "bfloat16" else 4)
         return 2 * size if self.gradient else size
 
     def arrays(self) -> tuple[Any, Any]:
-        """The same logits and targets for everybody."""
+        """Return logits and target, the same for all candidates."""
         rng = np.random.default_rng(0)
         rows = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         logits = rng.standard_normal(self.shape, np.float32)
@@ -46,7 +47,7 @@ class Workload:
 
 
 def numpy_candidates() -> dict[str, Candidate]:  # noqa: C901 -- a list of functions
-    """NumPy, which has no loss of its own: the textbook's, and SciPy's log_softmax."""
+    """NumPy with textbook formulas, since it has no loss, and with SciPy's log_softmax."""
     import xentx
     import xentx_numpy
 
@@ -63,7 +64,7 @@ def numpy_candidates() -> dict[str, Candidate]:  # noqa: C901 -- a list of funct
             return call
 
         def forgetting() -> Any:
-            xentx_numpy.reuse_memory(0)  # what the candidate below has kept
+            xentx_numpy.reuse_memory(0)  # free the memory that the candidate below keeps
             return call()
 
         return forgetting
@@ -129,7 +130,7 @@ def torch_candidates() -> dict[str, Candidate]:
 
     import xentx
 
-    # A function that has been compiled for eight workloads is left as it is for the ninth.
+    # By default, a function is no longer compiled after eight shapes and dtypes.
     torch.compiler.reset()
 
     def candidate(loss: Callable[..., Any], *, compiled: bool) -> Candidate:
@@ -187,7 +188,7 @@ def jax_candidates() -> dict[str, Candidate]:
 
     def candidate(loss: Callable[..., Any]) -> Candidate:
         def make(workload: Workload) -> Call:
-            # Ready, or peak memory would be counted from amid the copy.
+            # Wait for the copy, which would otherwise change the peak memory.
             x, t = jax.block_until_ready(list(map(jnp.asarray, workload.arrays())))
             function = functools.partial(loss, axis=workload.axis)
             step = jax.jit(jax.value_and_grad(function) if workload.gradient else function)
@@ -203,14 +204,14 @@ def jax_candidates() -> dict[str, Candidate]:
 
 
 def tensorflow_candidates() -> dict[str, Candidate]:  # noqa: C901
-    """TensorFlow eager, in tf.function and under XLA; Keras."""
+    """TensorFlow, eager, in tf.function and under XLA, and Keras."""
     import keras
     import tensorflow as tf
 
     import xentx
 
     def sparse(x: Any, t: Any, axis: int) -> Any:
-        if axis != x.shape.rank - 1:  # it knows no other axis
+        if axis != x.shape.rank - 1:  # it supports only the last axis
             order = [*(d for d in range(x.shape.rank) if d != axis), axis]
             x = tf.transpose(x, order)
         return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(t, x))
@@ -227,7 +228,7 @@ def tensorflow_candidates() -> dict[str, Candidate]:  # noqa: C901
         def make(workload: Workload) -> Call:
             logits, target = workload.arrays()
             x, t = tf.constant(logits), tf.constant(target)
-            tf.constant(0) + 0  # It is in its next operation that it lets NumPy's arrays go.
+            tf.constant(0) + 0  # TensorFlow frees NumPy's arrays in its next operation
 
             def step(x: Any, t: Any) -> Any:
                 if not workload.gradient:

@@ -1,4 +1,4 @@
-"""Figures from speed.py's JSON, for its tables, its plot and the documentation's page."""
+"""Results from speed.py's JSON, for its tables, its plot and the documentation."""
 
 import statistics
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 class Figure(NamedTuple):
-    """One way of xentx on one workload, beside the fastest peer."""
+    """One candidate of xentx on one workload, compared with the fastest peer."""
 
     framework: str
     workload: str
@@ -21,11 +21,11 @@ class Figure(NamedTuple):
     ratio: float
     lowest: float
     highest: float
-    limit: float  # seconds to move the bytes that must move
+    limit: float  # seconds to move the bytes that must be moved
 
 
 def figures(report: dict[str, Any]) -> Iterator[Figure]:
-    """Figures of all workloads: ratios of medians, round by round."""
+    """Yield the results of all workloads. A ratio is the median of the ratios of the rounds."""
     for framework, part in report["frameworks"].items():
         for result in part["results"]:
             rounds = result["seconds"]
@@ -52,7 +52,7 @@ def figures(report: dict[str, Any]) -> Iterator[Figure]:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Format a time with three digits and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -60,8 +60,8 @@ def duration(seconds: float) -> str:
 
 
 def row(figure: Figure) -> tuple[str, ...]:
-    """Cells of a table."""
-    # Small problems stay in the caches, and have no such limit.
+    """Cells of a row of a table."""
+    # Small problems fit in the caches, so this limit does not apply.
     far = figure.seconds / figure.limit
     return (
         figure.workload,
@@ -78,7 +78,7 @@ COLUMNS = ("workload", "", "time", "fastest peer", "time", "ratio (rounds)", "ti
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Make a table of each framework's figures, and one of peak memory."""
+    """Make a table for each framework, and one of peak memory."""
     found = []
     for framework in report["frameworks"]:
         table = Table(*COLUMNS, title=framework, box=box.SIMPLE)

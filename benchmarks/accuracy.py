@@ -1,10 +1,10 @@
-"""Print the largest error of every loss in every regime, xentx's beside the natives.
+"""Print the largest error of every loss in every regime, for xentx and native losses.
 
     python benchmarks/accuracy.py [--dtype float64] [--framework torch] [...]
 
-takes the options of ``xentx compare``, whose JSON it turns into two tables: errors of losses and
-of gradients, in units in the last place at the true value. xentx's bounds are asserted by
-tests/matrix/test_accuracy.py.
+It has the options of ``xentx compare``, and makes two tables of its JSON: errors of losses and of
+gradients, in units in the last place of the true value. tests/matrix/test_accuracy.py checks the
+bounds for xentx.
 """
 
 import json
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 COMMAND = ("xentx", "compare", "--regime", "all", "--no-time", "--json", "--fail-on", "none")
-WIDTH = 240  # of a table with a column for each regime
+WIDTH = 240  # for a table with a column for each regime
 
 
 def tables(report: dict) -> list[Table]:
-    """Make a table of losses by regimes for each kind of error."""
+    """Make a table with a row for each loss, for each kind of error."""
     found = []
     for kind in ("loss", "gradient"):
         title = f"Largest error of the {kind}, in ULP of {report['regimes'][0]['dtype']}"

@@ -2,14 +2,14 @@
 
     python benchmarks/bytes_moved.py [--targets cpu h100 tpu inductor] [--json FILE]
 
-Nothing runs, and nothing is timed: XLA compiles for this CPU, and by JAX's compile-only topologies
-for an H100 and a TPU v5e, which need not be there. On an accelerator a loss takes as long as its
-bytes do, so that the count is a benchmark without noise. `_hlo.py` counts it. For torch.compile it
-is the arrays of the logits' size that inductor's code for CPUs allocates, and its loops over
-classes; that code runs once, on few rows.
+XLA programs are compiled but not run. JAX's compile-only topologies allow compiling for an H100 and
+a TPU v5e without these devices. On an accelerator, moving the bytes takes most of the time of a
+loss, so the count is a benchmark without noise. `_hlo.py` counts the bytes. For torch.compile, the
+program counts the arrays with the size of the logits in inductor's code for CPUs, and its loops
+over classes. This code runs once, on few rows.
 
-A pass over float32 logits reads 4 bytes. A loss takes one for the maximum and one for the sum, and
-its gradient a third, which writes 4.
+One pass over float32 logits reads 4 bytes for each logit. A loss needs one pass for the maximum and
+one for the sum. The gradient needs a third pass, which also writes 4 bytes.
 
 The compilers for H100 and TPU are in wheels: `pip install --group accelerators`.
 `docs/generate_performance.py` makes tables of `benchmarks/bytes_moved.json`.
@@ -42,7 +42,7 @@ PASSES = ("forward", "forward + backward")
 
 SMOOTHING, Z_LOSS, CAP, TEMPERATURE = 0.1, 1e-4, 30.0, 0.7
 
-# What XLA's compiler asks of a GPU, in its GpuTargetConfigProto.
+# The GpuTargetConfigProto of XLA's compiler.
 H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -69,13 +69,13 @@ gpu_device_info {
 }
 """
 
-# Of logits, class indices, probabilities and class weights.
+# The arguments are logits, class indices, probabilities and class weights.
 Loss = Callable[[Any, Any, Any, Any], Any]
 Losses = dict[str, Loss]
 
 
 def losses_of_xentx() -> Losses:
-    """Every loss and option, in any framework."""
+    """Every loss and option, for all frameworks."""
     import xentx
 
     def cross_entropy(**options: float) -> Loss:
@@ -95,7 +95,7 @@ def losses_of_xentx() -> Losses:
 
 
 def losses_of_jax() -> dict[str, Losses]:
-    """Those of Optax, and the ones that are written with jax.nn.log_softmax."""
+    """Losses of Optax, and losses written with jax.nn.log_softmax."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -139,7 +139,7 @@ def losses_of_jax() -> dict[str, Losses]:
 
 
 def losses_of_torch() -> dict[str, Losses]:
-    """Those of torch.nn.functional."""
+    """Losses of torch.nn.functional."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -164,7 +164,7 @@ def losses_of_torch() -> dict[str, Losses]:
 
 
 def device_of(target: str) -> Any:
-    """The device to compile for, which may not be there."""
+    """Return the device to compile for. It need not be present."""
     import jax
     from jax.experimental.topologies import get_topology_desc
 
@@ -177,7 +177,7 @@ def device_of(target: str) -> Any:
 
 
 def count_xla(target: str, dtype: str, libraries: Sequence[str]) -> dict[str, Any]:
-    """Bytes for each logit, of each loss and library."""
+    """Bytes for each logit, for each loss and library."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
@@ -195,7 +195,8 @@ def count_xla(target: str, dtype: str, libraries: Sequence[str]) -> dict[str, An
             value, pull = jax.vjp(lambda x: loss(x, t, q, w), x)
             return value, pull(cotangent)[0]
 
-        # A scalar's cotangent is 1, which compilers know; that of an array is one more argument.
+        # The cotangent of a scalar is 1, which compilers know. That of an array is one more
+        # argument.
         def alone(x: Any, t: Any, q: Any, w: Any) -> Any:
             return both(x, t, q, w, jnp.ones((), x.dtype))
 
@@ -261,14 +262,14 @@ def count_inductor(dtype: str, libraries: Sequence[str]) -> dict[str, Any]:
 
 
 def measure(target: str, dtype: str, libraries: Sequence[str]) -> dict[str, Any]:
-    """Counts of a target, in this process."""
+    """Counts for a target, in this process."""
     if target == "inductor":
         return count_inductor(dtype, libraries)
     return count_xla(target, dtype, libraries)
 
 
 def cell(found: dict[str, float] | None) -> str:
-    """What is read and written, or inductor's arrays and loops."""
+    """Bytes read and written, or the numbers of arrays and loops of inductor."""
     if found is None:
         return ""
     if "arrays" in found:
@@ -277,23 +278,23 @@ def cell(found: dict[str, float] | None) -> str:
 
 
 def headings(counts: dict[str, Any]) -> tuple[str, ...]:
-    """Columns of a table of a target's counts in one dtype."""
+    """Columns of the table of a target and dtype."""
     return ("", *(f"{library}, {how}" for how in PASSES for library in counts))
 
 
 def rows(counts: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Rows of that table."""
+    """Rows of the table of a target and dtype."""
     for name in counts["xentx"]:
         libraries = counts.values()
         yield (name, *(cell(found.get(name, {}).get(how)) for how in PASSES for found in libraries))
 
 
 def is_missing(target: str) -> bool:
-    """Say what to install for a target that can't be compiled for, if it can't."""
+    """Return whether the compiler of a target is missing, and print how to install it."""
     module = PLUGINS[target]
     try:
         found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # the package around it
+    except ModuleNotFoundError:  # its parent package is missing
         found = None
     if found is None:
         group = "accelerators" if target in {"h100", "tpu"} else module
@@ -313,12 +314,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         found = measure(options.targets[0], options.dtypes[0], options.libraries)
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     os.environ |= {"XENTX_ENGINE": "portable", "JAX_PLATFORMS": "cpu"}
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # they would give no code to look at
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # Google's cloud is not asked which TPU there is
+    # with a cache, no code would be generated
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not query Google Cloud for the type of TPU
     targets = [target for target in options.targets if not is_missing(target)]
     fixed = ("--worker", "--libraries", *options.libraries)
     report = {

@@ -2,9 +2,9 @@
 
     python benchmarks/chunks.py [--framework numpy] [--rounds 3]
 
-One process for each value, in which the loss and its gradients with respect to hidden and head are
-computed. The time is the least of the rounds. Peak memory is what a call adds to the resident set,
-beyond the arguments and the two gradients.
+Each value runs in a new process, which computes the loss and its gradients with respect to hidden
+and head. The time is the minimum of the rounds. Peak memory is the increase of the resident set
+during a call, without the arguments and the two gradients.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from _linear_peers import Problem
 from _measure import added_peak, apart
 
 PROBLEM = Problem(2048, 768, 50257, "float32")
-FIRST = Problem(64, 64, 4000, "float32")  # loads and starts whatever is needed
+FIRST = Problem(64, 64, 4000, "float32")  # a first call loads libraries and starts threads
 CHUNKS = ("auto", "64", "16MB", "64MB", "256MB", "1GB")
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch"}
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(measure(*options.worker, options.rounds)))  # noqa: T201 -- to `apart`
+        print(json.dumps(measure(*options.worker, options.rounds)))  # noqa: T201 -- `apart` reads it
         return
     print(f"| {PROBLEM} | chunk | time / that of auto | peak memory |")  # noqa: T201
     print("| --- | --- | --- | --- |")  # noqa: T201

@@ -1,10 +1,10 @@
-"""Measure the peak memory and time of xentx.linear_kl_divergence and of the naive way.
+"""Measure the peak memory and time of xentx.linear_kl_divergence and of the naive computation.
 
     python benchmarks/divergence.py [--framework torch] [--shape 2048 768 50257]
 
-The naive way forms the logits of both layers. What is measured is the value, a mean, and its
-gradients by the student's hidden and head: one call in a fresh process. Peak memory is what the
-call adds to the resident set, beyond the arguments and the two gradients.
+The naive computation stores the logits of both layers. One call in a new process computes the
+value, a mean, and its gradients with respect to the student's hidden and head. Peak memory is the
+increase of the resident set during the call, without the arguments and the two gradients.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 
 from _measure import added_peak, apart
 
-TINY = (64, 8, 100)  # loads and starts whatever is needed
+TINY = (64, 8, 100)  # a first call loads libraries and starts threads
 Call = Callable[[], Any]
 
 
@@ -34,7 +34,7 @@ def arrays(rows: int, features: int, classes: int) -> list[Any]:
 
 
 def of_numpy(name: str, *given: Any) -> Call:
-    """NumPy: the textbook's formula and its gradient."""
+    """NumPy: the textbook formula and its gradient."""
     import xentx
 
     if name == "xentx":
@@ -117,7 +117,7 @@ def of_tensorflow(name: str, *given: Any) -> Call:
 
     loss = xentx.linear_kl_divergence if name == "xentx" else naive
     ready = tuple(map(tf.constant, given))
-    tf.constant(0) + 0  # only then does TensorFlow let NumPy's arrays go
+    tf.constant(0) + 0  # TensorFlow frees NumPy's arrays in its next operation
 
     def call() -> Any:
         with tf.GradientTape() as tape:

@@ -1,4 +1,4 @@
-"""Time every function and option of xentx beside each framework's own way to compute it.
+"""Time every function and option of xentx, and each framework's own way to compute it.
 
     python benchmarks/functions.py [--framework torch] [--engine portable] [--shape 512x32000]
         [--out benchmarks/functions.json]
@@ -6,8 +6,8 @@
 `benchmarks/speed.py` times the loss without options in more detail. For each case of `CASES`, this
 program times xentx and the framework's own functions in turns, in one process for each framework
 and engine. A ratio is the time of the framework divided by that of xentx: above 1, xentx is faster.
-Both are called in the same mode: eager, compiled, or compiled by XLA. Where a framework has several
-ways, the fastest counts. The median of the rounds is printed.
+Both are called in the same mode: eager, compiled, or compiled by XLA. If a framework has several
+ways, the fastest one is used. The median of the rounds is printed.
 
 `docs/generate_performance.py` makes tables of the stored results.
 """
@@ -39,7 +39,7 @@ CASES = (
     *("cross_entropy", *OPTIONS, "weight", "probabilities"),
     *("nll_loss", "log_softmax", "per_row", "kl_divergence"),
 )
-ENTROPY = 0.1  # `per_row` computes the loss minus so many entropies
+ENTROPY = 0.1  # `per_row` computes the loss minus this multiple of the entropy
 ROUNDS = 3
 BLOCK_SECONDS = 0.12
 
@@ -54,7 +54,7 @@ class Arrays(NamedTuple):
     target: Any  # class indices
     probabilities: Any  # a row of probabilities for each row of logits
     weight: Any  # one for each class
-    cotangent: Any  # of log_softmax
+    cotangent: Any  # for log_softmax
     other: Any  # the other logits of kl_divergence
 
 
@@ -98,7 +98,7 @@ def ours(case: str, mean: Callable[[Any], Any]) -> Loss:
 
 
 class Numpy:
-    """NumPy, which has no losses: the textbook's formulas. Gradients are written by hand."""
+    """NumPy with textbook formulas, since it has no losses. Gradients are written by hand."""
 
     modes = ("eager",)
 
@@ -112,7 +112,7 @@ class Numpy:
         if not gradient:
             loss = ours(case, np.mean)
             return {"eager": lambda: loss(data.logits, data)}
-        if case == "per_row":  # without a gradient in NumPy
+        if case == "per_row":  # it has no gradient in NumPy
             return {}
         if case == "log_softmax":
             options = {"cotangent": data.cotangent}
@@ -220,7 +220,7 @@ class Torch:
     def _calls(self, case: str, loss: Loss, data: Arrays, *, gradient: bool) -> dict[str, Call]:
         torch = self.torch
         found = {}
-        # The compiler takes seconds for each. Of small problems, most is the time of the call.
+        # Compiling takes seconds for each. For small problems, the call takes most of the time.
         compiles = data.logits.dtype == torch.float32 and data.logits.shape[0] in {256, 512}
         for mode in self.modes if compiles else self.modes[:1]:
             function = loss if mode == "eager" else torch.compile(loss, dynamic=False)
@@ -463,7 +463,7 @@ def rounds(calls: dict[str, Call]) -> dict[str, list[float]]:
 
 
 def agree(calls: dict[str, Call]) -> None:
-    """Check that all calls compute the same value: otherwise their times mean nothing."""
+    """Check that all calls compute the same value."""
     values = []
     for call in calls.values():
         found = call()
@@ -508,7 +508,7 @@ def ratio(seconds: dict[str, list[float]]) -> float:
 
 
 def tables(results: list[dict[str, Any]], dtype: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield a table of ratios for each mode: a row for each case, a column for shape and passes."""
+    """Yield a table for each mode: a row for each case, a column for each shape and pass."""
     for mode in dict.fromkeys(result["mode"] for result in results):
         chosen = [r for r in results if r["mode"] == mode and r["dtype"] == dtype]
         found = {

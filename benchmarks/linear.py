@@ -1,14 +1,14 @@
-"""Time xentx.linear_cross_entropy and its peers side by side, and measure their memory.
+"""Time xentx.linear_cross_entropy and its peers in turns, and measure their memory.
 
     python benchmarks/linear.py [--framework torch] [--only small] [--dtype float32] [--rounds 3]
 
-One process for each framework and problem, in which the candidates take turns, one call each in a
-round, in alternating order: ratios are of neighbours in time. What is timed is the value, a mean,
-and its gradients by hidden and head. The floor is three matrix products of the same sizes, by the
-framework's own BLAS and into memory that is there already.
+There is one process for each framework and problem. In each round every candidate is called once,
+in alternating order, and ratios are of calls in the same round. A call computes the value, a mean,
+and its gradients with respect to hidden and head. The floor is three matrix products of the same
+sizes, with the framework's own BLAS, written into existing memory.
 
-Peak memory is what a call adds to the resident set of a fresh process, beyond the arguments and the
-two gradients.
+Peak memory is the increase of the resident set during a call in a new process, without the
+arguments and the two gradients.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from _linear_peers import CANDIDATES, FLOOR, Problem, Ready
 from _measure import added_peak, apart, machine
 
 SHAPES = {
-    "tiny": (512, 64, 4000),  # for trying this program out
+    "tiny": (512, 64, 4000),  # to try this program
     "small": (2048, 768, 50257),
     "large": (4096, 1024, 128256),
 }
 DTYPES = ("float32", "bfloat16")
-# Logits rounded to bfloat16 make a mean that is off in its third digit; losses that are added up in
-# it, as in PyTorch's own chunks, one that is off in its second.
+# Logits rounded to bfloat16 change the third digit of the mean. Losses that are summed in bfloat16,
+# as in PyTorch's own chunks, change the second digit.
 AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def ready(framework: str, problem: Problem) -> dict[str, Ready]:
-    """Candidates that have run once, which compiles and touches memory, and that agree."""
+    """Return candidates that have run once and agree. The first run compiles and touches memory."""
     found = {}
     for name, make in CANDIDATES[framework]().items():
         candidate = make(problem)
@@ -68,14 +68,15 @@ def measure(framework: str, problem: Problem, rounds: int) -> dict[str, Any]:
 
 
 def peak(framework: str, name: str, problem: Problem) -> int:
-    """Bytes that a candidate's call adds to the peak of the resident set, without its results."""
+    """Bytes that a call adds to the peak of the resident set, without its results."""
     make = CANDIDATES[framework]()[name]
-    make(Problem(*SHAPES["tiny"], problem.dtype)).call()  # loads and starts whatever is needed
+    # a first call loads libraries and starts threads
+    make(Problem(*SHAPES["tiny"], problem.dtype)).call()
     return added_peak(make(problem).call) - problem.gradient_bytes
 
 
 def spread(above: list[float], below: list[float]) -> str:
-    """Median of the rounds' ratios, and their extremes."""
+    """Format the median, minimum and maximum of the ratios of the rounds."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
@@ -125,7 +126,7 @@ def main() -> None:
             if options.peak
             else measure(options.worker, problem, options.rounds)
         )
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     from rich.console import Console
@@ -138,12 +139,12 @@ def main() -> None:
         for size, dtype in itertools.product(sizes, dtypes):
             arguments = ("--worker", framework, "--only", size, "--dtype", dtype)
             result = apart(__file__, *arguments, "--rounds", str(options.rounds))
-            if not result["seconds"]:  # no products of this dtype
+            if not result["seconds"]:  # the framework has no products of this dtype
                 continue
             names = [name for name in result["seconds"] if name != FLOOR]
             result["peak"] = {n: apart(__file__, *arguments, "--peak", n) for n in names}
             results.append(result)
-            print(framework, result["problem"], file=sys.stderr)  # noqa: T201 -- a sign of life
+            print(framework, result["problem"], file=sys.stderr)  # noqa: T201 -- progress
             options.out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(*tables(report))

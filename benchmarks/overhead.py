@@ -1,10 +1,10 @@
-"""Where the time of a small problem goes: a call of xentx beside what its framework takes anyway.
+"""Time the parts of a call for a small problem: those of xentx, and those of the framework.
 
     python benchmarks/overhead.py [--framework torch] [--out benchmarks/overhead.json]
 
-For ten classes the loss is computed in a microsecond or two; the rest of a call is its framework's
-and xentx's way there. Each step is timed alone, in one process for each framework: the least of
-several repeats of `timeit`, since what disturbs only adds.
+For ten classes the kernel computes the loss in one or two microseconds. The rest of the time is
+overhead of the framework and of xentx. Each step is timed alone, in one process for each framework.
+The result is the minimum of several repeats of `timeit`, since disturbances only add time.
 
 `docs/generate_performance.py` makes a table of the JSON.
 """
@@ -26,7 +26,7 @@ Steps = dict[str, Callable[[], Any]]
 
 
 def arrays() -> tuple[Any, Any]:
-    """Logits and class indices."""
+    """Return logits and class indices."""
     rng = np.random.default_rng(0)
     return rng.standard_normal(SHAPE, np.float32), rng.integers(0, SHAPE[1], SHAPE[0])
 
@@ -45,7 +45,7 @@ def numpy_steps() -> Steps:
 
 
 def torch_steps() -> Steps:
-    """PyTorch: its allocation, its autograd and its compiled calls, without any loss in them."""
+    """PyTorch: its allocation, its autograd and its compiled calls, without a loss and with one."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -94,7 +94,7 @@ def torch_steps() -> Steps:
 
 
 def jax_steps() -> Steps:
-    """JAX: a compiled call of nothing, and the losses'."""
+    """JAX: compiled calls without a loss, and with one."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -127,7 +127,7 @@ def jax_steps() -> Steps:
 
 
 def tensorflow_steps() -> Steps:
-    """TensorFlow: a tape and a tf.function around one operation, and around the losses."""
+    """TensorFlow: a tape and a tf.function with one operation, and with the losses."""
     import tensorflow as tf
 
     import xentx
@@ -181,7 +181,7 @@ STEPS: dict[str, Callable[[], Steps]] = {
 
 
 def measure(call: Callable[[], Any]) -> float:
-    """Seconds a call."""
+    """Seconds of a call."""
     for _ in range(3):
         call()
     timer = timeit.Timer(call)
@@ -198,7 +198,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         found = {name: measure(call) for name, call in STEPS[options.worker]().items()}
-        print(json.dumps(found))  # noqa: T201 -- to `apart`
+        print(json.dumps(found))  # noqa: T201 -- `apart` reads it
         return
 
     from rich import box

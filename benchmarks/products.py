@@ -1,10 +1,11 @@
-"""How many rows a product needs: the three of a last layer, by each framework, at several sizes.
+"""Time the three products of a last layer in each framework, for several numbers of rows.
 
     python benchmarks/products.py [--framework tensorflow]
 
-`linear_cross_entropy` takes its rows by chunks: few of them make small products, which the
-frameworks' BLAS computes more slowly, and each adds to the head's gradient once. Many need memory
-for their logits. What this prints, on (rows, 1024) x (128256, 1024), is why it takes 512.
+`linear_cross_entropy` computes its rows in chunks. With few rows, the products are small, which are
+slower in the frameworks' BLAS, and each chunk adds to the gradient of the head. Many rows need
+memory for their logits. The results for (rows, 1024) x (128256, 1024) are the reason for chunks of
+512 rows.
 """
 
 import argparse
@@ -21,12 +22,12 @@ Products = tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]
 
 
 def numpy_products(hidden: Any, head: Any, slope: Any) -> Products:
-    """NumPy."""
+    """The products in NumPy."""
     return lambda: hidden @ head.T, lambda: slope @ head, lambda: slope.T @ hidden
 
 
 def torch_products(hidden: Any, head: Any, slope: Any) -> Products:
-    """PyTorch, which adds the last one up in place."""
+    """The products in PyTorch, which adds to the gradient of the head in place."""
     import torch
 
     hidden, head, slope = map(torch.from_numpy, (hidden, head, slope))
@@ -35,7 +36,7 @@ def torch_products(hidden: Any, head: Any, slope: Any) -> Products:
 
 
 def jax_products(hidden: Any, head: Any, slope: Any) -> Products:
-    """JAX under jit."""
+    """The products in JAX, under jit."""
     import jax
     import jax.numpy as jnp
 
@@ -51,7 +52,7 @@ def jax_products(hidden: Any, head: Any, slope: Any) -> Products:
 
 
 def tensorflow_products(hidden: Any, head: Any, slope: Any) -> Products:
-    """TensorFlow, eager."""
+    """The products in TensorFlow, eager."""
     import tensorflow as tf
 
     hidden, head, slope = map(tf.constant, (hidden, head, slope))

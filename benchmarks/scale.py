@@ -1,16 +1,16 @@
-"""What losses of sharded classes send, how long a step takes, and a model of many devices.
+"""Count the bytes that losses of sharded classes send, time a step, and model many devices.
 
     python benchmarks/scale.py
 
-1. Collectives and bytes a row: xentx's and those of PyTorch's `loss_parallel` are counted on four
-   gloo ranks. Megatron-LM's and TransformerEngine's are those of their algorithms, as their source
-   has them: `megatron/core/tensor_parallel/cross_entropy.py`,
+1. Collectives and bytes for each row. Those of xentx and of PyTorch's `loss_parallel` are counted
+   on four gloo ranks. Those of Megatron-LM and TransformerEngine are computed from their algorithms
+   in `megatron/core/tensor_parallel/cross_entropy.py`,
    `megatron/core/fusions/fused_cross_entropy.py` and
    `transformer_engine/pytorch/triton/cross_entropy.py`.
-2. The time of a step, forward and backward, on four ranks of this machine, xentx's and
-   `loss_parallel`'s in turns.
-3. A model of up to 10^4 devices and 10^6 classes. It is arithmetic with the constants below, not a
-   measurement.
+2. The time of a step, forward and backward, on four ranks of this machine. xentx and
+   `loss_parallel` are timed in turns.
+3. A model of up to 10^4 devices and 10^6 classes. It is computed from the constants below, not
+   measured.
 """
 
 import json
@@ -30,28 +30,28 @@ from _measure import machine
 
 RANKS, ROWS, CLASSES, ROUNDS = 4, 512, 4096, 30
 
-# Of the model: rows of a step, and a network and memory as of a GPU in a cluster.
+# Constants of the model: rows of a step, and the network and memory of a GPU in a cluster.
 MODEL_ROWS = 8192
 LATENCY = 5e-6  # seconds from one device to another
-BANDWIDTH = 50e9  # bytes a second, of a device's link
-MEMORY = 3e12  # bytes a second, of a device's memory
+BANDWIDTH = 50e9  # bytes per second of a device's link
+MEMORY = 3e12  # bytes per second of a device's memory
 FLOAT = 4  # bytes of a logit
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a loss sends.
+    """A loss, and what it sends.
 
     Parameters
     ----------
     name
-        Of the loss.
+        Name of the loss.
     reduced
-        Bytes a row of each all-reduce.
+        Bytes for each row of each all-reduce.
     gathered
-        Bytes a row that each rank gives to an all-gather.
+        Bytes for each row that each rank gives to an all-gather.
     exchanged
-        Bytes a row that each rank gives to an all-to-all. An all-gather of the sums follows.
+        Bytes for each row that each rank gives to an all-to-all. An all-gather of the sums follows.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Method:
     exchanged: tuple[int, ...] = ()
 
     def row(self) -> tuple[str, str, str]:
-        """Name, collectives and bytes a row."""
+        """Name, collectives and bytes for each row."""
         kinds = [f"all-reduce of {n}" for n in self.reduced]
         kinds += [f"all-gather of {n} x ranks" for n in self.gathered]
         kinds += [f"all-to-all of {n}, all-gather of {n} / ranks" for n in self.exchanged]
@@ -70,7 +70,7 @@ class Method:
         return self.name, ", ".join(kinds), total
 
     def seconds(self, ranks: int) -> float:
-        """Time of the model: trees of messages, and what passes a device's link."""
+        """Modelled time: a tree of messages, and the bytes on a device's link."""
         steps, share = math.ceil(math.log2(ranks)), (ranks - 1) / ranks
         reduced = (
             2 * steps * LATENCY + 2 * share * n * MODEL_ROWS / BANDWIDTH
@@ -88,11 +88,11 @@ TRANSFORMER_ENGINE = Method("TransformerEngine, parallel_cross_entropy", (), (12
 STATES = Method("partials that are gathered, then combine", (), (48,))
 
 
-# ---- On each rank.
+# ---- Functions that run on each rank.
 
 
 def losses(rank: int) -> dict[str, Callable[[Any], Any]]:
-    """Losses of logits, by name: the rank's own part of them, or a DTensor."""
+    """Losses by name, as functions of the logits of this rank or of a DTensor."""
     import torch
     import torch.nn.functional as F  # noqa: N812
     from torch.distributed.tensor.parallel import loss_parallel
@@ -122,7 +122,7 @@ def losses(rank: int) -> dict[str, Callable[[Any], Any]]:
 
 
 def step(loss: Callable[[Any], Any], logits: Any) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     from contextlib import nullcontext
 
     from torch.distributed.tensor.parallel import loss_parallel
@@ -138,7 +138,7 @@ def sent(loss: Callable[[Any], Any], logits: Any) -> dict[str, list[int]]:
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    # The place of the tensor that a rank gives.
+    # The index of the argument with the rank's input.
     places = {"allreduce_": 0, "alltoall_base_": 1, "_allgather_base_": 1}
     found: dict[str, list[int]] = {kind: [] for kind in places}
 
@@ -164,7 +164,7 @@ def sent(loss: Callable[[Any], Any], logits: Any) -> dict[str, list[int]]:
 
 
 def on_rank(rank: int, store: str) -> None:
-    """Count and time on one of the ranks; the first prints it."""
+    """Count and time on one of the ranks. The first rank prints the results."""
     import torch
     import torch.distributed as dist
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
@@ -190,11 +190,11 @@ def on_rank(rank: int, store: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        print(json.dumps(found))  # noqa: T201 -- to `measured`
+        print(json.dumps(found))  # noqa: T201 -- `measured` reads it
 
 
 def measured() -> dict[str, Any]:
-    """What the first of four ranks prints."""
+    """Run four ranks, and return the results of the first one."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", __file__]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -213,7 +213,7 @@ def measured() -> dict[str, Any]:
     return json.loads(printed[0])
 
 
-# ---- What is printed.
+# ---- Output.
 
 
 def main() -> None:
@@ -225,7 +225,7 @@ def main() -> None:
     found = measured()
     console = Console(width=None if sys.stdout.isatty() else 120)
 
-    # What goes along with a call, such as a flag, is no number of a row.
+    # Messages whose size does not depend on the rows, such as a flag, are not counted.
     counted = [
         Method(
             name,

@@ -1,17 +1,17 @@
-"""Time xentx and its peers side by side, and write what comes of it.
+"""Time xentx and its peers in turns, and write the results.
 
     python benchmarks/speed.py [--framework numpy] [--only large] [--out benchmarks/speed.json]
 
-One process for each framework. In it each workload's candidates are timed in blocks of calls, by
-`timeit`, in rounds of alternating order: machines drift, by up to a factor of two on shared ones,
-and neighbours in time can be compared where a morning's and an evening's runs can't. (pyperf and
-pytest-benchmark time one candidate to the end before they start the next.) A ratio is the fastest
-peer's median over xentx's, of each round; the one quoted is the rounds' median, beside their
-extremes.
+There is one process for each framework. For each workload, the candidates are timed in blocks of
+calls by `timeit`, in rounds of alternating order. The speed of a machine changes over time, on
+shared machines by up to a factor of two, so only times that are measured close together can be
+compared. (pyperf and pytest-benchmark finish one candidate before they start the next.) The ratio
+of a round is the median of the fastest peer divided by the median of xentx. The median of the
+rounds is reported, with the minimum and maximum.
 
-How far that is from what the machine can do at all is printed too: the time over that of moving the
-same bytes, at the bandwidth of two threads' sums or copies that are timed in the same process. Peak
-memory is what the first call adds to the resident set of a fresh process.
+The limit of the machine is printed too: the time divided by the time to move the same bytes, at the
+bandwidth of sums or copies in two threads, which are timed in the same process. Peak memory is the
+increase of the resident set during a first call in a new process.
 
 `docs/generate_performance.py` makes a page of the JSON.
 """
@@ -45,7 +45,7 @@ PEAK = Workload((2048, 50257), 1, "float32", gradient=True)
 
 
 def workloads(only: str) -> list[Workload]:
-    """All of them, or the large or the small ones."""
+    """Return all workloads, or only large or small ones."""
     found = []
     for shape, axis in SHAPES.items():
         large = int(np.prod(shape)) >= LARGE
@@ -57,7 +57,7 @@ def workloads(only: str) -> list[Workload]:
 
 
 def timed(call: Callable[[], Any], number: int) -> float:
-    """Seconds a call, in a block of so many."""
+    """Seconds of a call, in a block of `number` calls."""
     return timeit.timeit(call, number=number) / number
 
 
@@ -81,7 +81,7 @@ def measure(framework: str, workload: Workload) -> dict[str, Any]:
 
 
 def bandwidth() -> dict[str, float]:
-    """Bytes a second that two threads read, and that they read and write in a copy."""
+    """Bytes per second that two threads read in a sum, and that they read and write in a copy."""
     halves = np.ones((2, 1 << 26), np.float32)
     copies = np.empty_like(halves)
 
@@ -103,10 +103,10 @@ def bandwidth() -> dict[str, float]:
 
 
 def peak(framework: str, name: str) -> float | None:
-    """Size of what a first call adds to the peak of the resident set, over that of the logits."""
+    """Increase of the peak memory in a first call, divided by the size of the logits."""
     make = CANDIDATES[framework]()[name]
     small = make(Workload((64, 1000), 1, "float32", gradient=True))
-    if small is not None:  # loads and starts whatever is needed
+    if small is not None:  # a first call loads libraries and starts threads
         small()
     call = make(PEAK)
     if call is None:
@@ -124,13 +124,13 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print(json.dumps(peak(options.worker, options.peak)))  # noqa: T201 -- to `apart`
+        print(json.dumps(peak(options.worker, options.peak)))  # noqa: T201 -- `apart` reads it
         return
     if options.worker:
         found = []
         for workload in workloads(options.only):
             found.append(measure(options.worker, workload))
-            print(found[-1]["workload"], file=sys.stderr)  # noqa: T201 -- a sign of life
+            print(found[-1]["workload"], file=sys.stderr)  # noqa: T201 -- progress
         print(json.dumps({"bandwidth": bandwidth(), "results": found}))  # noqa: T201
         return
 

@@ -1,4 +1,4 @@
-"""What every test needs: the fixtures of `xentx.testing`, and a guard that one xentx is tested."""
+"""Fixtures of `xentx.testing`, and checks that the session tests one complete installation."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def pytest_sessionstart() -> None:
-    """Refuse to test roots that don't belong together, no route, or no kernel where it must be."""
+    """Exit if packages are from different installations, or if routes or the kernel are missing."""
     import xentx
     import xentx_numpy
 
@@ -33,8 +33,8 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"xentx is from {core[1]} but xentx_numpy from {adapter[1]}", returncode=3)
     if not CHOSEN:
         pytest.exit("no route to test: XENTX_TEST_BACKENDS names none", returncode=3)
-    # Without it everything passes, on the portable core: a kernel that was not built would be
-    # tested by nobody, and missed by nobody.
+    # Without this check, all tests would pass on the portable core if the kernel had not been
+    # built.
     if os.environ.get("XENTX_REQUIRE_KERNEL", "0") not in {"", "0"}:
         try:
             importlib.import_module("xentx._kernel")

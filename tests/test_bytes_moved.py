@@ -1,7 +1,7 @@
-"""The portable core moves no more bytes than it did, on this CPU under XLA.
+"""Upper bounds for the bytes that the portable core moves, on this CPU with XLA.
 
-What a compiler fuses is its own matter: the bounds hold for the pinned version of JAX. When the
-core or JAX moves less, lower them.
+The bounds hold for the pinned version of JAX, since they depend on what its compiler fuses. Lower
+them when the core or JAX moves fewer bytes.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.pinned
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PASSES = ("forward", "forward + backward")
 
-# Bytes for each float32 logit, read and written: forward, and with the gradient.
+# Bytes read and written for each float32 logit, without and with the gradient.
 BOUNDS = {
     "cross_entropy": ((16, 8), (20, 12)),
     "weight": ((16, 8), (20, 12)),
@@ -35,15 +35,15 @@ BOUNDS = {
 @pytest.fixture(scope="module", autouse=True)
 def _jax(frameworks):
     if "jax" not in frameworks:
-        pytest.skip("not asked for")
+        pytest.skip("not requested")
 
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory):
-    """What the benchmark counts, in a process whose engine is the portable core."""
+    """Results of the benchmark, in a process that uses the portable core."""
     path = tmp_path_factory.mktemp("bytes") / "moved.json"
     program = (sys.executable, BENCHMARKS / "bytes_moved.py")
-    # The program's folder is where its modules are, and not this directory.
+    # The program imports modules from its own folder.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     chosen = ("--targets", "cpu", "--dtypes", "float32", "--libraries", "xentx")
     command = (*program, *chosen, "--json", path)
@@ -65,14 +65,15 @@ def test_every_loss_is_bounded(counts):
 
 
 def test_no_array_but_one_has_the_size_of_the_logits(counts):
-    # The exponentials, which XLA's sum on CPUs takes from memory: the gradient takes their place.
+    # XLA stores the exponentials, since its sum on CPUs reads them from memory. With the gradient,
+    # they are stored in the gradient's buffer.
     plain = counts["cross_entropy"]
     assert plain["forward"]["temporary"] < 4.5
     assert plain["forward + backward"]["temporary"] < 0.5
 
 
 def moved(function, *arrays):
-    """Bytes that JAX's program for a function reads and writes."""
+    """Bytes that the program compiled by JAX reads and writes."""
     import jax
 
     spec = importlib.util.spec_from_file_location("_hlo", BENCHMARKS / "_hlo.py")
@@ -94,6 +95,6 @@ def test_each_array_in_memory_is_counted():
     assert moved(lambda x: x.astype(jnp.float32), narrow) == (size / 2, size)
     read, written = moved(lambda x: x.max(-1), x)
     assert (read, written) == (pytest.approx(size, abs=row), row)
-    # A lookup reads what it gives, also in the middle of a fusion.
+    # A gather reads only the elements that it returns, also inside a fusion.
     read, _ = moved(lambda x, i: jnp.take_along_axis(jnp.tanh(x), i, -1) + 1.0, x, index)
     assert read < 4 * row

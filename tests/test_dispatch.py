@@ -1,4 +1,4 @@
-"""Which backend gets an array: by its type, its type's ancestors, and by explicit request."""
+"""Which backend an array has: by its type, the type's base classes, and by explicit request."""
 
 import importlib
 import importlib.metadata
@@ -17,7 +17,7 @@ ENGINE = f"kernel ({KERNEL.instruction_set()})" if KERNEL else "portable"
 
 
 def engine_of(framework):
-    """The engine of arrays of this CPU, and what its reason starts with."""
+    """Expected engine for arrays on this CPU, and the start of the reason."""
     version = importlib.metadata.version("jax") if framework == "jax" else ""
     if KERNEL and version and tuple(map(int, version.split(".")[:2])) < (0, 7):
         return "portable", f"JAX {version} is older than 0.7"
@@ -28,7 +28,7 @@ def engine_of(framework):
 
 @pytest.fixture
 def eager(route):
-    """A route whose arrays are there to be asked."""
+    """A route that is not traced."""
     if route.traced:
         pytest.skip("its arrays are those of the eager route")
     return route
@@ -62,7 +62,7 @@ def test_backends_lists_what_is_installed(frameworks):
         assert (info.reason is not None) == (info.engine == "portable")
 
 
-def test_backends_that_are_loaded_say_what_their_arrays_say(eager):
+def test_loaded_backends_have_the_info_of_their_arrays(eager):
     listed = {info.name: info for info in xentx.backends(load=True)}
     if eager.name == "strict":
         assert "strict" not in listed
@@ -85,7 +85,7 @@ def test_subclass_defined_by_a_user():
 
 def test_subclass_of_a_tensor(frameworks):
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     import torch
 
     parameter = torch.nn.Parameter(torch.tensor(B))
@@ -94,7 +94,7 @@ def test_subclass_of_a_tensor(frameworks):
 
 
 def test_functions_bound_to_a_backend(eager):
-    """Each adapter's functions are xentx's, and refuse the arrays of the others."""
+    """Each adapter has the functions of xentx, which reject arrays of other frameworks."""
     if eager.name == "strict":
         pytest.skip("no backend of its own")
     bound = importlib.import_module(f"xentx_{eager.name}")
@@ -114,8 +114,8 @@ def test_functions_bound_to_a_backend(eager):
                 function([[1.0]], [0])
 
 
-def test_lists_and_numpy_are_at_home_everywhere(route):
-    """Indices as a list, probabilities and weights of NumPy, beside logits of any framework."""
+def test_lists_and_numpy_arrays_with_every_framework(route):
+    """Lists of indices and NumPy arrays are accepted with logits of any framework."""
     expected = xentx.cross_entropy(B, TARGET, weight=np.array([1, 2, 3]))
     for target in ([1, 2], TARGET, TARGET.astype(np.uint8)):
         value = route.value(

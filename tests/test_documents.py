@@ -1,8 +1,8 @@
-"""What the documents say is run: examples and commands, of the README, docs/ and the docstrings.
+"""Run the examples and commands in the README, docs/ and the docstrings.
 
-A document's blocks share a namespace, and run in order, and so do a notebook's cells. A section of
-them, which a heading begins, or a tab, or a block that imports, runs if all frameworks that it
-imports were asked for.
+The blocks of a document run in order and share a namespace, and so do the cells of a notebook. A
+section begins at a heading, a tab, or a block that imports. It runs if all frameworks that it
+imports are requested.
 """
 
 import bisect
@@ -28,7 +28,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 ROOT = Path(__file__).parents[1]
-# No framework to ask for: its examples run where it is installed.
+# dask is not a framework of XENTX_TEST_BACKENDS: its examples run if it is installed.
 HAS_DASK = importlib.util.find_spec("dask") is not None
 README = ROOT / "README.md"
 DOCUMENTS = (
@@ -52,7 +52,7 @@ FRAMEWORKS = {
 }
 IMPORT = re.compile(r"^(?:import|from) (\w+)", flags=re.MULTILINE)
 SECTION = re.compile(r"^(?:#+ |:::|```.*python\n(?:>>> )?(?:import|from) )", flags=re.MULTILINE)
-# README's are indented, and those of docs/ are typed at a prompt, or run for the page.
+# Commands are indented in the README. In docs/ they follow a prompt or are run by the page.
 COMMAND = re.compile(r"^(?:    |\$ |```\{command-output\} )(xentx .*)$", flags=re.MULTILINE)
 
 
@@ -69,7 +69,10 @@ PHRASES = {
     r"accumulated wide": "accumulated in a wider dtype",
     r"is the truth|the truth\b": "true value",
     r"\bmend(s|ed)?\b": "correct, solve",
-    r"\bbe had\b|\bnobody\b": "say who does what",
+    r"\bbe had\b|\b(no|any|every|some)body\b|\bwhoever\b": "say who does what",
+    r"\bas \w+ (has|have) (it|them)\b": "as in",
+    r"(?<!there )\b(is|are|was) no (array|class|module|name|number|package)\b": "is not a",
+    r"\banew\b": "again",
 }
 
 
@@ -78,13 +81,13 @@ def name(path):
 
 
 def documents():
-    """The README's examples hold with every version, others with those whose losses they call."""
+    """The README's examples hold with every version, others only with the pinned versions."""
     for path in DOCUMENTS:
         yield pytest.param(path, marks=() if path == README else pytest.mark.pinned, id=name(path))
 
 
 def sections(path):
-    """Group a document's examples."""
+    """Group the examples of a document by sections."""
     document = SYBIL.parse(path)
     examples = list(document.examples())
     spans = [(example.region.start, example.region.end) for example in examples]
@@ -128,11 +131,11 @@ def test_examples(path, tmp_path, monkeypatch):
                 example.evaluate()
                 count += 1
     if not count:
-        pytest.skip("no example, or none of what was asked for")
+        pytest.skip("no example for the requested frameworks")
 
 
 def anchors(path):
-    """GitHub's anchors of a document's headings, and those that it sets itself."""
+    """Anchors of a document: those that GitHub makes from headings, and explicit ones."""
     text = path.read_text("utf-8")
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     slugs = (re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings)
@@ -141,7 +144,7 @@ def anchors(path):
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *map(ROOT.joinpath, OTHERS)], ids=name)
 def test_links(path):
-    """Links to files of the repository lead somewhere."""
+    """Links to files of the repository have an existing target."""
     text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^()\s]+)\)", text):
         if not link.startswith("http"):
@@ -165,6 +168,13 @@ def test_the_check_of_phrases_can_fail():
 @pytest.mark.parametrize("path", [*DOCUMENTS, *map(ROOT.joinpath, OTHERS)], ids=name)
 def test_phrases_of_documents(path):
     assert_plain(path.read_text("utf-8"), name(path))
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "tests", "xentx/testing"])
+def test_phrases_of_tests_and_benchmarks(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        if path != Path(__file__):
+            assert_plain(path.read_text("utf-8"), name(path))
 
 
 def test_ci_runs_the_command_of_the_readme():
@@ -201,12 +211,12 @@ def commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_commands(line, tmp_path):
-    """The documents' examples of the command run; its report is tested in tests/report."""
+    """The commands in the documents run. tests/report checks the report."""
     if len(requested_frameworks()) < 4 and requested_frameworks() != ("numpy",):
         pytest.skip("they run with NumPy alone, and with all frameworks")
     rng = np.random.default_rng(0)
     batch = {"logits": rng.normal(size=(64, 10)), "target": rng.integers(10, size=64)}
-    np.savez(tmp_path / "batch.npz", **batch)  # as docs/howto/port_a_loss.md has it
+    np.savez(tmp_path / "batch.npz", **batch)  # the file of docs/howto/port_a_loss.md
     if "--html" in line:
         pytest.skip("tests/report writes one")
     here = {"torch", "tensorflow"} <= set(requested_frameworks())  # Keras comes with TensorFlow
@@ -214,7 +224,7 @@ def test_commands(line, tmp_path):
         pytest.skip("it compares losses of two frameworks")
     options = shlex.split(line)[1:]
     if options[0] == "compare":
-        options += ["--framework", "numpy"]  # all of them take minutes
+        options += ["--framework", "numpy"]  # all frameworks would take minutes
     done = subprocess.run(
         [sys.executable, "-P", "-c", "from xentx.cli import main; main()", *options],
         cwd=tmp_path,
@@ -226,7 +236,7 @@ def test_commands(line, tmp_path):
     assert done.stdout
 
 
-# The packages of a framework's users.
+# Packages for the users of each framework.
 SURFACES = {
     "torch": ("xentx_torch",),
     "jax": ("xentx_jax",),
@@ -239,11 +249,11 @@ def surfaces():
 
 
 def modules():
-    """Every module of xentx that imports no framework, and those of what was asked for."""
+    """Modules of xentx that import no framework, and the packages of the requested frameworks."""
     packages = map(importlib.import_module, ["xentx", *surfaces()])
     found = (pkgutil.walk_packages(p.__path__, f"{p.__name__}.") for p in packages)
     names = [module.name for module in itertools.chain(*found)]
-    # TensorFlow loads its operators from a library that is no module, and Triton is for GPUs.
+    # TensorFlow loads its operators from a library that is not a module, and Triton needs a GPU.
     others = re.compile(
         r"\.natives\.(calls|runtimes)\.|\._tensorflow_op$|\._triton\._(kernels|launch)$"
     )
@@ -288,7 +298,7 @@ def test_contributing_lists_the_places_of_an_option():
     section = text.split("## Add an option\n")[1].split("In the tests,")[0]
     listed = set(re.findall(r"`((?:xentx|backends|kernel)/[\w/]+\.\w+)`", section)) - {
         "xentx/_kernel_engine.py",
-        "xentx/_core/partials.py",  # by functions of `_softmax`
+        "xentx/_core/partials.py",  # uses functions of `_softmax`
     }
     sources = [
         path for folder in ("xentx", "backends", "kernel") for path in (ROOT / folder).rglob("*")

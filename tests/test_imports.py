@@ -1,4 +1,4 @@
-"""xentx never imports a framework to ask whether something is its array. And the proof can fail."""
+"""Finding the backend of an array imports no other framework. The check itself is tested."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ USE = """
 
 
 def imported_by(program: str) -> list[str]:
-    """Which of OTHERS a fresh interpreter has imported after `program`."""
+    """Modules of OTHERS that a new interpreter has imported after `program`."""
     program = textwrap.dedent(program) + (
         f"\nimport sys\nprint([m for m in {OTHERS} if m in sys.modules])"
     )
@@ -42,17 +42,17 @@ def test_numpy_needs_no_framework():
 
 
 @pytest.mark.parametrize("framework", OTHERS)
-def test_the_proof_can_fail(framework):
-    """The same program is seen to import a framework, or a module of its name."""
+def test_the_check_of_imports_can_fail(framework):
+    """A program that imports a module with the name of a framework is detected."""
     program = f"import sys, types\nsys.modules[{framework!r}] = types.ModuleType({framework!r})\n"
     assert framework in imported_by(textwrap.dedent(USE) + program)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS[1:])
 def test_one_framework_imports_no_other(framework, frameworks):
-    """None but what it imports by itself: TensorFlow's Keras imports whatever is there."""
+    """The only other imports are the framework's own: Keras imports any installed framework."""
     if framework not in frameworks:
-        pytest.skip(f"{framework} was not asked for")
+        pytest.skip(f"{framework} was not requested")
     make, array = {
         "torch": ("import torch", "torch.zeros(2, 3)"),
         "jax": ("import jax", "jax.numpy.zeros((2, 3))"),
@@ -65,7 +65,7 @@ def test_one_framework_imports_no_other(framework, frameworks):
 def test_torch_imports_no_compiler(frameworks):
     """Dynamo imports Triton, whose import can crash after TensorFlow's."""
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     program = """
         import sys
         import torch

@@ -1,7 +1,7 @@
-"""What the frameworks' own losses do where xentx does better, asserted in the versions pinned.
+"""Results of the frameworks' own losses that differ from xentx, in the pinned versions.
 
-Each test fails when a framework's release changes what it does: then the documentation of the
-deviations has news to tell. What xentx does in the same places is tested in xentx.testing.
+A test fails if a new release of a framework changes its results. The documentation of the
+deviations must then be updated. `xentx.testing` tests the results of xentx in the same cases.
 """
 
 import math
@@ -17,11 +17,11 @@ B = np.array([[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], np.float32)
 CONFIDENT = np.array([[20.0, 0.0]], np.float32)  # target 0: 2.06e-9
 MASKED = np.array([[1.0, 2.0, -np.inf]], np.float32)
 MASKED_TARGET = np.array([[0.25, 0.75, 0.0]], np.float32)
-HALF_ROWS = 20_000  # rows of loss ln 162 = 5.09, whose sum no float16 holds
+HALF_ROWS = 20_000  # rows with loss ln 162 = 5.09; the sum overflows in float16
 
 
 def needs(framework):
-    return pytest.mark.skipif(framework not in requested_frameworks(), reason="not asked for")
+    return pytest.mark.skipif(framework not in requested_frameworks(), reason="not requested")
 
 
 @needs("torch")
@@ -39,7 +39,7 @@ class TestTorch:
         loss, gradient = self.loss_and_gradient(CONFIDENT, [0])
         assert loss == 0
         assert gradient[0, 0] == 0
-        assert gradient[0, 1] > 0  # and so the row does not sum to 0
+        assert gradient[0, 1] > 0  # the row does not sum to 0
 
     def test_nan_in_an_ignored_row_reaches_its_gradient(self):
         logits = np.array([B[0], [np.nan] * 3], np.float32)
@@ -83,8 +83,8 @@ class TestTorch:
         np.testing.assert_allclose(hard, 0.3758147, rtol=1e-6)
         np.testing.assert_allclose(soft, 0.9395369, rtol=1e-6)
 
-    def test_time_is_taken_for_the_classes(self):
-        """(N, T, C) with T == C: the softmax runs over T, silently."""
+    def test_softmax_runs_over_time_instead_of_classes(self):
+        """The shape is (N, T, C) with T == C. The softmax runs over T, without an error."""
         logits = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
         target = np.array([[0, 1, 2], [2, 1, 0]])
         silent, _ = self.loss_and_gradient(logits, target)
@@ -190,7 +190,7 @@ class TestTensorFlowAndKeras:
         return loss, tape.gradient(loss, logits)
 
     def test_dense_gradient_takes_the_target_to_sum_to_one(self):
-        """``p - y`` where the derivative of its own loss is ``2 p - y``."""
+        """The gradient is ``p - y``. The derivative of the loss would be ``2 p - y``."""
         loss, gradient = self.dense(B[:1], np.array([[0.0, 2.0, 0.0]], np.float32))
         np.testing.assert_allclose(loss, [0.9287376], rtol=1e-6)
         np.testing.assert_allclose(gradient, [[0.231224, -1.371468, 0.140244]], atol=1e-6)
@@ -241,7 +241,7 @@ class TestTensorFlowAndKeras:
         assert abs(float(last) - float(first)) > 1e-3
 
     def test_keras_rounds_class_indices(self):
-        """In bfloat16 class 257 is scored as 256."""
+        """In bfloat16, class 257 is rounded to 256."""
         import keras
 
         logits = np.zeros((1, 300), np.float32)

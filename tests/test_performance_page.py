@@ -1,4 +1,4 @@
-"""docs/performance.md is what its generator makes of the benchmarks' figures."""
+"""docs/performance.md is the output of its generator for the stored benchmark results."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""A backend of another package: found by its entry point, and imported when its arrays come."""
+"""A backend of another package is found by its entry point, and imported for its arrays."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ FILES = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a program where the package is installed, and return what it prints."""
+    """Run a program that can import the package, and return its output."""
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_its_routes(run):
 
 
 def test_gaps_that_it_declares(run):
-    """What is declared may fail, and must."""
+    """Declared gaps are expected failures, and passing is an error."""
     program = """
         import pytest
         options = ["-q", "-rA", "-p", "no:cacheprovider", "-k", "test_gradient or test_loss"]

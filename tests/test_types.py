@@ -1,6 +1,6 @@
-"""The types that users' type checkers see. mypy and pyright check this file: `nox -s typing`.
+"""Types of the public functions. mypy and pyright check this file: `nox -s typing`.
 
-At run time `assert_type` does nothing, and these tests check what is returned.
+At run time `assert_type` does nothing, and these tests check the types of the results.
 """
 
 from typing import TYPE_CHECKING, Any, assert_type
@@ -27,9 +27,9 @@ TARGET = np.asarray([1, 0])
 
 
 def check(value: object, like: type) -> None:
-    """Check that the arrays of a result, if it is a tuple, are of one type."""
+    """Check that a result, or each array of a tuple, has the type `like`."""
     for array in value if isinstance(value, tuple) else (value,):
-        # NumPy's functions return scalars and no arrays of 0 dimensions; the types say arrays.
+        # NumPy's functions return scalars instead of arrays with no dimensions.
         assert array is None or isinstance(array, (like, np.generic))
 
 
@@ -102,7 +102,7 @@ def test_bound_functions_keep_their_types() -> None:
 
 
 def test_wrong_arguments_are_errors() -> None:
-    # A type checker reports a comment that ignores nothing.
+    # Type checkers report unused ignore comments, so each call below must be a type error.
     with pytest.raises(TypeError):
         xentx.cross_entropy(LOGITS, TARGET, smoothing=0.1)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="reduction"):
@@ -126,7 +126,7 @@ def test_overloads_have_the_options_of_the_function(function: Any, others: set[s
 
 def test_torch(frameworks: tuple[str, ...]) -> None:
     if "torch" not in frameworks:
-        pytest.skip("torch was not asked for")
+        pytest.skip("torch was not requested")
     import torch
 
     import xentx_torch
@@ -150,7 +150,7 @@ def test_torch(frameworks: tuple[str, ...]) -> None:
 
 def test_jax(frameworks: tuple[str, ...]) -> None:
     if "jax" not in frameworks:
-        pytest.skip("jax was not asked for")
+        pytest.skip("jax was not requested")
     import jax
     import jax.numpy as jnp
 
@@ -170,7 +170,7 @@ def test_jax(frameworks: tuple[str, ...]) -> None:
 
 
 if TYPE_CHECKING:
-    # Functions that need several devices: their types alone.
+    # Functions that need several devices: only their types are checked.
     import xentx_jax.parallel
     import xentx_torch.parallel
 

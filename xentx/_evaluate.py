@@ -130,13 +130,9 @@ def several_row_stats(problem: Problem) -> tuple[Array, ...]:
     backend = problem.kind.backend
     xp = backend.namespace(logits)
     with backend.evaluating():
-        lse, log_prob, entropy, *others = per_row.of_several(
-            xp, prepared.bound, *prepared.arrays[:2]
-        )
-        lse, log_prob, entropy = (
-            xp.astype(field, logits.dtype, copy=False) for field in (lse, log_prob, entropy)
-        )
-        return 0.0 - log_prob, lse, log_prob, entropy, *others
+        *fields, correct, prediction = per_row.of_several(xp, prepared.bound, *prepared.arrays[:2])
+        rounded = (xp.astype(field, logits.dtype, copy=False) for field in fields)
+        return *rounded, correct, prediction
 
 
 def value_shape(problem: Problem) -> tuple[int | None, ...]:

@@ -419,6 +419,21 @@ def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
     return tf.transpose(x, axes)
 
 
+def moveaxis(
+    x: Array, source: int | tuple[int, ...], destination: int | tuple[int, ...], /
+) -> Array:
+    """Move dimensions to new places. The others stay in their order."""
+    rank = x.shape.rank
+    moved, places = (
+        [axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)]
+        for axes in (source, destination)
+    )
+    order = [axis for axis in range(rank) if axis not in moved]
+    for place, axis in sorted(zip(places, moved, strict=True)):
+        order.insert(place, axis)
+    return tf.transpose(x, order)
+
+
 def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     """Join arrays along `axis`, or all their elements if it is None."""
     arrays = _promoted(*arrays)

@@ -986,8 +986,8 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
-    deterministic: bool = False,
     chunk: int | str = "auto",
+    deterministic: bool = False,
 ) -> Any:
     """`xentx.linear_cross_entropy` of a head whose classes are sharded over the ranks of a group.
 

@@ -1,6 +1,6 @@
-"""The library at work: handwritten digits, in whichever frameworks are installed.
+"""Classify handwritten digits with the library, in all installed frameworks.
 
-``python examples/agnostic/digits.py`` prints what each of them finds.
+``python examples/agnostic/digits.py`` prints the loss and the accuracy for each of them.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from softmax_regression import Coefficients, Score, cross_validate, fit, k_folds
 
 
 class Report(NamedTuple):
-    """The coefficients of all rows, as NumPy's, and the scores of each fold."""
+    """The coefficients from all rows, as NumPy arrays, and the score of each fold."""
 
     coefficients: Coefficients
     scores: list[Score]
@@ -38,7 +38,7 @@ def _tensorflow() -> Callable[..., Any]:
     return tf.constant
 
 
-# The one thing that differs: how a NumPy array becomes the framework's.
+# Only the conversion from NumPy arrays depends on the framework.
 FRAMEWORKS: dict[str, Callable[[], Callable[..., Any]]] = {
     "numpy": lambda: np.asarray,
     "torch": _torch,

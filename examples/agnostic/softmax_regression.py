@@ -1,8 +1,8 @@
-"""A small library on xentx: softmax regression and k-fold evaluation, of any framework's arrays.
+"""Softmax regression with k-fold evaluation on top of xentx, for arrays of any framework.
 
-It imports no framework and asks for none. What it needs of arrays are Python's operators; losses,
-gradients and each row's statistics are xentx's. A fold is a vector of sample weights, so that
-nothing is indexed, which not all frameworks can.
+The library imports no framework and does not distinguish between them. It uses only Python's
+operators on arrays. xentx computes losses, gradients and statistics of rows. A fold is a vector of
+sample weights, since indexing is not the same in all frameworks.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ Array = Any
 
 
 class Coefficients(NamedTuple):
-    """What is fitted: a row of `head`, and a number of `bias`, for each class."""
+    """The fitted parameters: for each class, a row of `head` and an element of `bias`."""
 
     head: Array
     bias: Array
 
 
 class Score(NamedTuple):
-    """How well rows are predicted: mean loss, and share of right answers."""
+    """Mean loss, and the fraction of correct predictions."""
 
     loss: float
     accuracy: float
@@ -42,7 +42,8 @@ def fit(
 ) -> Coefficients:
     """Minimise the mean cross-entropy and `penalty` / 2 times the squares of the head.
 
-    By gradients with Nesterov's momentum, from `start`, whose arrays say where to compute.
+    Uses gradients with Nesterov's momentum. The framework and device are those of the arrays in
+    `start`.
     """
     loss_and_gradients = xentx.value_and_grad(xentx.linear_cross_entropy)
     now = previous = start
@@ -64,7 +65,7 @@ def fit(
 def score(
     features: Array, labels: Array, fitted: Coefficients, *, weights: Array | None = None
 ) -> Score:
-    """Evaluate rows, those of weight 0 left out."""
+    """Evaluate rows. Rows with weight 0 are not counted."""
     rows = xentx.linear_per_row(features, fitted.head, labels, bias=fitted.bias)
     counted = None if weights is None else np.asarray(weights)
     loss, correct = (
@@ -80,7 +81,7 @@ def cross_validate(
     folds: Iterable[tuple[Array, Array]],
     **options: Any,
 ) -> list[Score]:
-    """Fit on each fold's first weights, and score by its second."""
+    """Fit with the first weights of each fold, and evaluate with the second."""
     return [
         score(features, labels, fit(features, labels, start, weights=training, **options),
               weights=held_out)
@@ -89,6 +90,6 @@ def cross_validate(
 
 
 def k_folds(rows: int, k: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights of the rows to train on and to hold out, in each of `k` folds of NumPy's."""
+    """Weights of the training and the held-out rows of each of `k` folds, as NumPy arrays."""
     fold = np.random.default_rng(seed).permutation(rows) % k
     return [((fold != i).astype(np.float32), (fold == i).astype(np.float32)) for i in range(k)]

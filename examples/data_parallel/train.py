@@ -1,7 +1,7 @@
-"""Train on sequences that are spread over the ranks, in micro-batches.
+"""Train on sequences that are distributed over the ranks, in micro-batches.
 
-``torchrun --nproc-per-node 4 examples/data_parallel/train.py`` prints the loss of each step. Any
-number of ranks prints the same, although each has another number of tokens.
+``torchrun --nproc-per-node 4 examples/data_parallel/train.py`` prints the loss of each step. The
+losses do not depend on the number of ranks, although each rank has a different number of tokens.
 """
 
 from contextlib import nullcontext
@@ -22,11 +22,11 @@ def backward(model: DistributedDataParallel, batches: Batches) -> torch.Tensor:
     """Differentiate the mean over the tokens of all micro-batches of all ranks, and return it."""
     items = torch.stack([(target != IGNORED).sum() for _, target in batches]).sum()
     dist.all_reduce(items)
-    # The model averages the gradients of the ranks, where their sum is wanted.
+    # DistributedDataParallel averages the gradients of the ranks, but their sum is needed.
     normalizer = items / dist.get_world_size()
     total = torch.zeros(())
     for left, (inputs, target) in zip(reversed(range(len(batches))), batches, strict=True):
-        with model.no_sync() if left else nullcontext():  # reduce gradients once a step
+        with model.no_sync() if left else nullcontext():  # reduce gradients once for each step
             loss = xentx.cross_entropy(model(inputs), target, axis=-1, normalizer=normalizer)
             loss.backward()
         total += loss.detach()
@@ -35,7 +35,7 @@ def backward(model: DistributedDataParallel, batches: Batches) -> torch.Tensor:
 
 
 def main() -> None:
-    """Train, and print."""
+    """Train, and print the losses."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)  # the same arrays on every rank
     inputs = torch.randn(SEQUENCES, TOKENS, FEATURES)

@@ -1,4 +1,4 @@
-"""The text, its batches and the first weights: NumPy's, and so the same in every framework."""
+"""Text, batches and initial weights as NumPy arrays, the same for every framework."""
 
 import re
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-CONTEXT = 8  # The tokens that the next one is guessed from,
-WIDTH = 32  # the numbers that each of them becomes,
-FEATURES = 128  # and those that the last layer sees.
-RATE = 2.0  # of plain gradient descent
+CONTEXT = 8  # number of tokens from which the next one is predicted
+WIDTH = 32  # size of the embedding of a token
+FEATURES = 128  # size of the hidden layer
+RATE = 2.0  # learning rate of gradient descent
 
 Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Weights(NamedTuple):
-    """Arrays of any framework."""
+    """The weights of the model, as arrays of any framework."""
 
     embedding: Any  # (classes, WIDTH)
     inner: Any  # (CONTEXT * WIDTH, FEATURES)
@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 def read() -> tuple[int, np.ndarray]:
     """Return the size of the vocabulary, and the text as indices into it.
 
-    It is what Python's `help` has to say, word by word and sign by sign.
+    The text is that of Python's `help`. A token is a word or a symbol.
     """
     tokens = re.findall(r"\w+|[^\w\s]", " ".join(topics.values()))
     vocabulary, text = np.unique(tokens, return_inverse=True)
@@ -43,7 +43,7 @@ def batches(text: np.ndarray, steps: int, rows: int) -> Iterator[Batch]:
 
 
 def weights(classes: int) -> Weights:
-    """Draw the weights to start from."""
+    """Draw the initial weights."""
     rng = np.random.default_rng(1)
 
     def normal(*shape: int, scale: float) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python examples/language_model/train.py [--framework torch] [--steps 60]
 
-Each run has a process of its own, so that its memory is its own. The last layer has a few thousand
-classes: with a framework's own loss, all its logits are in memory at once.
+Each run has its own process, so that its memory can be measured. The last layer has a few thousand
+classes. A framework's own loss stores all its logits in memory at once.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROWS = 4096
 
 
 def curve(framework: str, loss: str, steps: int, rows: int = ROWS) -> list[float]:
-    """Train in this process, and return each step's loss."""
+    """Train in this process, and return the loss of each step."""
     model = importlib.import_module(f"with_{framework}")
     classes, tokens = text.read()
     weights, batches = text.weights(classes), text.batches(tokens, steps, rows)
@@ -34,8 +34,8 @@ def curve(framework: str, loss: str, steps: int, rows: int = ROWS) -> list[float
 
 
 def run(framework: str, loss: str, steps: int) -> dict[str, Any]:
-    """Train, and take the seconds and the most megabytes that it added to this process."""
-    curve(framework, loss, steps=1, rows=512)  # loads and starts whatever is needed
+    """Train, and measure the time and the increase of the peak memory of this process."""
+    curve(framework, loss, steps=1, rows=512)  # a first call loads libraries and starts threads
     before, start = resident(), time.perf_counter()
     losses = curve(framework, loss, steps)
     seconds = time.perf_counter() - start
@@ -51,21 +51,21 @@ def run_apart(framework: str, loss: str, steps: int) -> dict[str, Any]:
 
 
 def resident(key: str = "VmRSS") -> float:
-    """Return the megabytes that this process has, or (VmHWM) the most since it was last asked.
+    """Return the memory of this process in megabytes, or with VmHWM its peak since the last call.
 
-    Linux alone says so.
+    The value is NaN on systems other than Linux.
     """
     process = Path("/proc/self")
     if not (process / "clear_refs").exists():
         return math.nan
     lines = (process / "status").read_text().splitlines()
     if key == "VmRSS":
-        (process / "clear_refs").write_text("5")  # the most from now on
+        (process / "clear_refs").write_text("5")  # reset the peak
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
 def difference(native: list[float], ours: list[float]) -> float:
-    """Return how far two curves are apart where they are farthest."""
+    """Return the largest difference between two curves."""
     return max(abs(a - b) for a, b in zip(native, ours, strict=True))
 
 
@@ -76,7 +76,7 @@ def row(result: dict[str, Any], apart: str) -> tuple[str, ...]:
 
 
 def draw(curves: dict[tuple[str, str], list[float]], path: Path) -> None:
-    """Write a page with all curves: xentx's as dots on the others' lines."""
+    """Write a page with all curves: lines for the frameworks' own losses, dots for xentx."""
     import plotly.graph_objects as go  # noqa: PLC0415 -- not in the processes that train
 
     figure = go.Figure(layout={"xaxis_title": "step", "yaxis_title": "loss"})
@@ -87,7 +87,7 @@ def draw(curves: dict[tuple[str, str], list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is asked for, or what is installed; print a table and draw the curves."""
+    """Run the chosen or the installed frameworks, print a table and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--framework", action="append", choices=FRAMEWORKS)
     parser.add_argument("--steps", type=int, default=60)

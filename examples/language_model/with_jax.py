@@ -11,20 +11,20 @@ from text import RATE, Batch, Weights
 
 
 def native(hidden: jax.Array, head: jax.Array, bias: jax.Array, target: jax.Array) -> jax.Array:
-    """Optax's loss, of all logits."""
+    """Optax's loss, which stores all logits."""
     logits = hidden @ head.T + bias
     return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
 
 def ours(hidden: jax.Array, head: jax.Array, bias: jax.Array, target: jax.Array) -> jax.Array:
-    """The same by xentx, for some rows' logits at a time."""
+    """The same loss with xentx, which stores the logits of 256 rows."""
     return xentx.linear_cross_entropy(hidden, head, target, bias=bias, chunk=256)
 
 
 def train(
     start: Weights, batches: Iterable[Batch], loss: Callable[..., jax.Array]
 ) -> Iterator[float]:
-    """Descend, and yield each step's loss."""
+    """Run gradient descent, and yield the loss of each step."""
 
     def value_of(weights: Weights, context: jax.Array, target: jax.Array) -> jax.Array:
         embedded = weights.embedding[context].reshape(len(context), -1)

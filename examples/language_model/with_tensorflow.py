@@ -9,20 +9,20 @@ from text import RATE, Batch, Weights
 
 
 def native(hidden: tf.Tensor, head: tf.Tensor, bias: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """TensorFlow's own loss, of all logits."""
+    """TensorFlow's own loss, which stores all logits."""
     logits = tf.matmul(hidden, head, transpose_b=True) + bias
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, logits))
 
 
 def ours(hidden: tf.Tensor, head: tf.Tensor, bias: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """The same by xentx, for some rows' logits at a time."""
+    """The same loss with xentx, which stores the logits of 256 rows."""
     return xentx.linear_cross_entropy(hidden, head, target, bias=bias, chunk=256)
 
 
 def train(
     start: Weights, batches: Iterable[Batch], loss: Callable[..., tf.Tensor]
 ) -> Iterator[float]:
-    """Descend, and yield each step's loss."""
+    """Run gradient descent, and yield the loss of each step."""
 
     @tf.function
     def step(weights: Weights, context: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, Weights]:

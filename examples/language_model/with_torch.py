@@ -12,17 +12,17 @@ Tensor = torch.Tensor
 
 
 def native(hidden: Tensor, head: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-    """PyTorch's own loss, of all logits."""
+    """PyTorch's own loss, which stores all logits."""
     return F.cross_entropy(F.linear(hidden, head, bias), target)
 
 
 def ours(hidden: Tensor, head: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-    """The same by xentx, for some rows' logits at a time."""
+    """The same loss with xentx, which stores the logits of 256 rows."""
     return xentx.linear_cross_entropy(hidden, head, target, bias=bias, chunk=256)
 
 
 def train(start: Weights, batches: Iterable[Batch], loss: Callable[..., Tensor]) -> Iterator[float]:
-    """Descend, and yield each step's loss."""
+    """Run gradient descent, and yield the loss of each step."""
     weights = Weights(*(torch.from_numpy(array).requires_grad_() for array in start))
     for batch in batches:
         context, target = map(torch.from_numpy, batch)

@@ -1,4 +1,4 @@
-"""MLX's own transformations of the losses: the suite of `xentx.testing` knows nothing of them."""
+"""MLX's own transformations of the losses, which `xentx.testing` does not test."""
 
 import mlx.core as mx
 import numpy as np

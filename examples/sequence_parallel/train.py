@@ -1,7 +1,7 @@
-"""Train a model whose tokens, and the classes of its last layer, are spread over the ranks.
+"""Train a model whose tokens and last-layer classes are distributed over the ranks.
 
 ``torchrun --nproc-per-node 4 examples/sequence_parallel/train.py`` prints the loss of each step.
-Any number of ranks that divides the number of tokens prints the same.
+The losses do not depend on the number of ranks, which must divide the number of tokens.
 """
 
 import torch
@@ -15,12 +15,12 @@ TOKENS, FEATURES, VOCABULARY, STEPS = 64, 16, 50, 20
 
 
 def all_tokens(hidden: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
-    """Gather the tokens of all ranks. Its derivative takes this rank's tokens, and sums nothing."""
+    """Gather the tokens of all ranks. The pullback takes this rank's tokens without a sum."""
     return DTensor.from_local(hidden, mesh, [Shard(0)]).full_tensor()
 
 
 def main() -> None:
-    """Train, and print."""
+    """Train, and print the losses."""
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (ranks,))
@@ -37,7 +37,7 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         for parameter in body.parameters():
-            dist.all_reduce(parameter.grad)  # of this rank's tokens
+            dist.all_reduce(parameter.grad)  # sum the gradients of all ranks' tokens
         optimizer.step()
         if rank == 0:
             print(f"{loss.item():.6f}")

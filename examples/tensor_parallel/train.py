@@ -1,7 +1,7 @@
-"""Train a model whose last layer is spread over the ranks.
+"""Train a model whose last layer is distributed over the ranks.
 
-``torchrun --nproc-per-node 4 examples/tensor_parallel/train.py`` prints the loss of each step. Any
-number of ranks prints the same.
+``torchrun --nproc-per-node 4 examples/tensor_parallel/train.py`` prints the loss of each step. The
+losses do not depend on the number of ranks.
 """
 
 import torch
@@ -13,12 +13,12 @@ TOKENS, FEATURES, VOCABULARY, STEPS = 64, 16, 50, 20
 
 
 def own_part(head: torch.Tensor) -> torch.Tensor:
-    """Take the classes of this rank: as many as of any other, or one more."""
+    """Return the classes of this rank. The numbers of classes differ by at most one."""
     return head.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
 def main() -> None:
-    """Train, and print."""
+    """Train, and print the losses."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)  # the same arrays on every rank
     inputs, target = torch.randn(TOKENS, FEATURES), torch.randint(VOCABULARY, (TOKENS,))

@@ -1,7 +1,7 @@
-"""The public functions on libraries of the Array API standard for which there is no backend.
+"""The public functions with libraries of the Array API standard that have no backend in xentx.
 
-Run by ``nox -s array_api_libraries``. Each library makes the arrays of a problem, and gives back
-NumPy's. What it computes is compared with what NumPy does.
+Run by ``nox -s array_api_libraries``. For each library there are functions that convert from and to
+NumPy. The results are compared with NumPy's.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import pytest
 
 import xentx
 
-# Infinities are made on purpose, and NumPy warns of them in the threads of these libraries.
+# Infinities are intended. NumPy warns about them in the threads of these libraries.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ OPTIONS = {
 
 
 class Subclass(np.ndarray):
-    """What many packages derive."""
+    """A subclass of NumPy's array, as many packages define."""
 
 
 def memmap(array):
@@ -52,13 +52,13 @@ def marray():
 
 
 def in_chunks(module, convert):
-    """Split arrays of a library that computes what it is asked for in the end."""
+    """Arrays in chunks, of a library that computes lazily."""
     xp = importlib.import_module(module)
     return (lambda a: convert(xp, a)), lambda a: np.asarray(a.compute())
 
 
 def of_namespace(module, back=np.asarray):
-    """Arrays of a namespace that takes NumPy's."""
+    """Arrays of a namespace whose `asarray` accepts NumPy arrays."""
     return importlib.import_module(module).asarray, back
 
 
@@ -101,7 +101,7 @@ CALLS = {
 
 
 def gradient(function, *arrays, **options):
-    """Gradients that xentx forms itself."""
+    """Gradients from `value_and_grad`."""
     return xentx.value_and_grad(function)(*arrays, **options)[1]
 
 
@@ -114,7 +114,7 @@ def test_as_numpy(library, call):
 
 @pytest.mark.parametrize("name", ["Dask", "Cubed"])
 def test_lazy_arrays_are_not_computed(name, monkeypatch):
-    """A graph is built without computing values; a wrong index makes its row NaN when it runs."""
+    """A graph is built without computing values. A target out of range gives NaN in its row."""
     make, back = LIBRARIES[name]()
     logits, target = make(LOGITS), make(np.array([0, 9, 2, 1]))
 
@@ -130,7 +130,7 @@ def test_lazy_arrays_are_not_computed(name, monkeypatch):
 
 
 def test_a_loss_is_exported_to_onnx():
-    """A model of ndonnx's placeholders, run by ONNX Runtime on any number of rows."""
+    """A model with placeholders of ndonnx. ONNX Runtime runs it with any number of rows."""
     ndx = importlib.import_module("ndonnx")
     runtime = importlib.import_module("onnxruntime")
     logits = ndx.argument(shape=("rows", 5), dtype=ndx.float32)

@@ -1,4 +1,4 @@
-"""What array-api-tests does not see of the TensorFlow namespace: traced calls, and some corners."""
+"""Tests of the TensorFlow namespace that array-api-tests lacks: traced calls and special cases."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,8 @@ def test_gradient_with_unknown_batch(mode, dtype):
 @in_each_mode
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_differences_stay_error_free(mode, dtype):
-    # What is zero but for rounding must not be simplified. Were `m` a literal, tf.function would.
+    # Terms that would be 0 without rounding must not be simplified. tf.function would do this if
+    # `m` were a literal.
     def two_diff(xp, m, x):
         gap = xp.subtract(m, x)
         back = xp.subtract(gap, m)
@@ -93,7 +94,7 @@ def test_differences_stay_error_free(mode, dtype):
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 @pytest.mark.parametrize("dtype", [xp.int8, xp.int32, xp.int64, xp.uint8], ids=str)
 def test_along_an_axis(mode, axis, dtype):
-    """Picking and placing, with sizes that are unknown, and the gradient of what was picked."""
+    """Take and put with unknown sizes, and the gradient of take."""
     rng = np.random.default_rng(0)
     x, indices = rng.normal(size=(2, 3, 4)), rng.integers(0, 2, (2, 3, 4)).take([1], axis)
     if dtype in (xp.int8, xp.int32, xp.int64):

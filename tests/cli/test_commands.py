@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit status, and what it does without what it needs."""
+"""The command: output, exit status, and messages about missing packages."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def run(*arguments):
 
 
 def run_apart(*arguments, program=MAIN, **environment):
-    """Run it in a process of its own."""
+    """Run the command in a new process."""
     return subprocess.run(
         [sys.executable, "-P", "-c", program, *arguments],
         capture_output=True,
@@ -53,7 +53,7 @@ def test_all_losses_have_their_gradients():
     assert "-0.185734" in done.output
 
 
-def test_the_digits_are_there_by_default():
+def test_the_digits_are_a_default_regime():
     pytest.importorskip("sklearn")
     done = run("compare", "--framework", "numpy", "--no-time")
     assert done.exit_code == 0, done.output
@@ -80,7 +80,7 @@ def test_json_is_all_that_standard_output_gets():
     assert len(report["corners"]) > 50
 
 
-def test_frameworks_chatter_is_not_seen(frameworks):
+def test_messages_of_frameworks_are_hidden(frameworks):
     done = run_apart("compare", "-r", "worked-example", "--no-time", "-n", "scipy:*")
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
@@ -108,7 +108,7 @@ def test_ones_own_data(tmp_path):
 
 
 def compared(path, *arguments):
-    """Compare NumPy's losses on a file, and return the report on it."""
+    """Compare NumPy's losses on a file. Return the report on it, and the printed output."""
     arguments = ("-f", "numpy", "--no-time", "--logits", str(path), *arguments)
     done = run("compare", *arguments, "--json")
     assert done.exit_code == 0, done.output
@@ -121,7 +121,7 @@ def test_ones_own_rows_to_ignore(tmp_path):
     np.savez(tmp_path / "mine.npz", logits=rows, target=np.asarray([1, -100, 2]))
     regime, printed = compared(tmp_path / "mine.npz")
     assert regime["rows"] == 2
-    assert regime["truth"] == pytest.approx(0.390574, abs=1e-6)  # as the worked example
+    assert regime["truth"] == pytest.approx(0.390574, abs=1e-6)  # the worked example
     assert "without 1 of 3 rows, whose target is -100" in " ".join(printed.split())
 
 
@@ -134,7 +134,7 @@ def test_ones_own_class_axis(tmp_path):
 
 
 def test_rows_that_are_nan_are_counted(tmp_path):
-    """They make the mean NaN, beside losses that are accurate."""
+    """NaN rows make the mean NaN, and the report counts them."""
     rows = np.asarray([[1.0, 2.0, 0.5], [np.nan, 0.5, 2.0], [-np.inf] * 3], np.float32)
     np.savez(tmp_path / "mine.npz", logits=rows, target=np.asarray([1, 2, 0]))
     regime, printed = compared(tmp_path / "mine.npz")
@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_is_explained(option, monkeypatch, tmp_path):
     more = () if option == "--notebook" else ("-r", "worked-example", "--no-corners")
     done = run(*command, "-f", "numpy", *more, option, str(tmp_path / "page"))
     assert done.exit_code == 2
-    # The terminal may break the line anywhere.
+    # The terminal may break lines anywhere.
     assert "no space left on device" in " ".join(done.output.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +254,7 @@ def test_info_of_a_framework_that_fails_to_import(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MAIN}"
     done = run_apart("info", program=program)
     assert done.returncode == 0, done.stderr
-    # Keras imports JAX where it is installed, and TensorFlow imports Keras.
+    # TensorFlow imports Keras, which imports JAX if it is installed.
     assert "jax is not available" in done.stdout
     assert "it fails to be imported: RuntimeError: no such driver" in done.stdout
 
@@ -278,7 +278,7 @@ def test_natives_and_regimes_are_listed():
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_its_libraries_the_command_says_how_to_install_them(missing):
+def test_without_its_libraries_the_command_prints_how_to_install_them(missing):
     done = run_apart("info", program=f"import sys; sys.modules[{missing!r}] = None; {MAIN}")
     assert done.returncode == 1
     assert done.stderr == f"The xentx command needs {missing}: pip install 'xentx[cli]'\n"

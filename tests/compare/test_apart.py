@@ -1,4 +1,4 @@
-"""A comparison in several processes: the same report, whatever becomes of the processes."""
+"""A comparison in several processes gives the same report, also if a process fails."""
 
 import dataclasses
 import importlib.util
@@ -70,7 +70,7 @@ def test_a_fitted_regime_is_fitted_once(tmp_path):
     assert described["path"].startswith(str(tmp_path))
 
 
-def test_processes_find_what_this_one_finds():
+def test_several_processes_give_the_same_report():
     plan = dataclasses.replace(PLAN, frameworks=("numpy", "torch"), losses=("scipy:*",))
     steps = []
     report = compare_apart(plan, lambda *step: steps.append(step), jobs=2)
@@ -96,7 +96,7 @@ def test_a_crash_costs_a_framework_its_own_rows(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no signals")
-def test_a_signal_is_told_by_its_name(monkeypatch):
+def test_a_signal_is_named(monkeypatch):
     command = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(_apart, "_COMMAND", command)
     plan = dataclasses.replace(PLAN, frameworks=("numpy", "torch"), losses=("scipy:*",))
@@ -164,7 +164,7 @@ def test_keras_is_measured_on_each_backend(frameworks):
     rows = {found.loss: found for found in report.regimes[0].measurements}
     assert list(rows) == [f"keras[{backend}]:{name}" for backend in backends]
     assert {row.verdict for row in rows.values()} == {"accurate"}
-    # One process has one backend, and says so of the rest.
+    # A process has one Keras backend. In the report, losses of other backends have a problem.
     alone = compare(plan)
     assert len(alone.keras_backends) <= 1
     assert any(
@@ -172,7 +172,7 @@ def test_keras_is_measured_on_each_backend(frameworks):
     )
 
 
-def test_a_worker_ends_with_who_asked(tmp_path):
+def test_a_worker_ends_with_its_parent(tmp_path):
     plan = dataclasses.replace(PLAN, regimes=(REGIMES["normal-50257"],) * 9)
     ids = [native.id for native in plan.chosen()]
     command = (sys.executable, "-P", "-m", "xentx.compare._worker")

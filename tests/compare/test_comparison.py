@@ -1,4 +1,4 @@
-"""A comparison: verdicts, tolerances, failures, and xentx within its own."""
+"""Comparisons: verdicts, tolerances, failures, and the results of xentx."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ EVERY_CORNER = CORNERS | BINARY_CORNERS
 
 
 def stand_in(function, **changes):
-    """Record of a loss of tests/support/stand_ins.py."""
+    """Record of a loss in tests/support/stand_ins.py."""
     record = Native(
         id=f"numpy:{function}",
         name=function,
@@ -54,7 +54,7 @@ def test_verdicts(function, verdict, truth):
     assert measure(stand_in(function), truth).verdict == verdict
 
 
-def test_an_error_is_told_in_one_line(truth):
+def test_an_error_is_reported_in_one_line(truth):
     found = measure(stand_in("raises"), truth)
     assert found.message == "ArithmeticError: nothing is good enough"
     assert found.loss_errors is None
@@ -65,7 +65,7 @@ def test_a_loss_of_the_wrong_shape_is_an_error(truth):
     assert found.message == "ValueError: returned losses of shape () for 2 rows"
 
 
-def test_a_loss_that_only_reduces_is_asked_row_by_row(truth):
+def test_a_loss_that_only_reduces_is_called_row_by_row(truth):
     found = measure(stand_in("reduces", reductions={"mean": "mean"}), truth)
     assert found.verdict == "accurate"
     assert found.row_losses == measure(stand_in("right"), truth).row_losses
@@ -88,7 +88,7 @@ def test_row_by_row_takes_the_extreme_rows_and_the_mean_is_of_all(monkeypatch):
         ({"max_classes": 2}, "at most 2 classes"),
     ],
 )
-def test_what_a_native_cannot_be_asked_is_not_applicable(changes, text, truth):
+def test_unsupported_calls_of_a_native_are_not_applicable(changes, text, truth):
     found = measure(stand_in("right", **changes), truth)
     assert (found.verdict, text in found.message) == ("not applicable", True)
 
@@ -161,7 +161,7 @@ def test_naive_is_wrong_where_exp_overflows():
 
 @pytest.mark.parametrize("name", EVERY_CORNER)
 def test_xentx_obeys_its_rules(name, frameworks):
-    """Eager, on every framework; the compilers' turn is in tests/matrix."""
+    """Eager mode, on every framework. Compiled functions are tested in tests/matrix."""
     corner = EVERY_CORNER[name]
     for record in xentx_records(corner.case.loss):
         if record.framework in frameworks and not record.compiled:
@@ -180,7 +180,7 @@ def test_a_corner_sees_each_kind_of_difference():
         assert visit(stand_in(function), CORNERS[corner]).differences == differences, corner
 
 
-def test_of_xentx_a_corner_wants_the_very_error():
+def test_xentx_must_raise_the_expected_error():
     found = visit(stand_in("raises", id="xentx:numpy"), CORNERS["target-too-high"])
     assert found.differences == ("error",)
     assert visit(stand_in("raises"), CORNERS["target-too-high"]).verdict == "agrees"
@@ -231,15 +231,15 @@ DEVIATIONS = [
 @pytest.mark.pinned
 @pytest.mark.parametrize(("corner", "native", "differences"), DEVIATIONS)
 def test_known_deviations(corner, native, differences, frameworks):
-    """A release that changes one is noticed."""
+    """Detect releases that change one of these deviations."""
     record = NATIVES[native]
     framework = "tensorflow" if record.framework == "keras" else record.framework
     if framework not in frameworks or record.missing():
-        pytest.skip(f"{native} was not asked for")
+        pytest.skip(f"{native} was not requested")
     assert visit(record, EVERY_CORNER[corner]).differences == differences
 
 
-def test_a_report_says_what_was_found():
+def test_a_report_has_all_results():
     plan = Plan(frameworks=("numpy",), regimes=(REGIMES["worked-example"],), timed=False)
     report = compare(plan)
     assert report.passed
@@ -254,7 +254,7 @@ def test_a_report_says_what_was_found():
     )
 
 
-def test_progress_is_told_of_each_step():
+def test_progress_is_reported_for_each_step():
     steps = []
     plan = Plan(frameworks=("numpy",), regimes=(REGIMES["worked-example"],), timed=False)
     compare(plan, lambda done, total, what: steps.append((done, total, what)))
@@ -312,12 +312,12 @@ def test_patterns_choose_natives():
         ),
     ],
 )
-def test_what_does_not_exist_is_refused(plan, text):
+def test_unknown_names_are_errors(plan, text):
     with pytest.raises(ValueError, match=text):
         plan.chosen()
 
 
-def test_slow_losses_wait_to_be_named():
+def test_slow_losses_run_only_if_named():
     slow = stand_in("right", slow=True)
     assert "--native with its id" in Plan().skips(slow)
     assert Plan(losses=("numpy:*",)).skips(slow) is None
@@ -332,7 +332,7 @@ def test_a_users_soft_targets():
     assert verdicts["scipy:log_softmax + gather"] == "not applicable"
 
 
-def test_a_missing_library_of_a_regime_is_said():
+def test_a_missing_library_of_a_regime_is_reported():
     regime = dataclasses.replace(REGIMES["gap"], needs="no_such_library")
     report = compare(Plan(frameworks=("numpy",), regimes=(regime,)))
     assert "pip install" in report.regimes[0].problem

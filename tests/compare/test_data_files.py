@@ -1,4 +1,4 @@
-"""A user's own data: every kind of file, and no pickle ever."""
+"""Data files of users: every kind of file. Pickles are never loaded."""
 
 import json
 import os
@@ -18,14 +18,14 @@ TARGET = np.asarray([1, 2])
 
 
 class Bomb:
-    """Unpickled, it would be noticed."""
+    """A class that fails the test if it is unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("a pickle was loaded",))
 
 
 def safetensors(path, **tensors):
-    """Write the format by hand: {name: (dtype, shape, bytes)}."""
+    """Write a file in the safetensors format, from {name: (dtype, shape, bytes)}."""
     header, buffer = {"__metadata__": {"by": "hand"}}, b""
     for name, (dtype, shape, data) in tensors.items():
         offsets = [len(buffer), len(buffer) + len(data)]
@@ -104,7 +104,7 @@ def test_safetensors_of_a_dtype_that_numpy_lacks(tmp_path):
         target=("I64", [2], TARGET.astype("<i8").tobytes()),
         other=("F8_E4M3", [2], b"\0\0"),
     )
-    check(load(path))  # what is not asked for may be anything
+    check(load(path))  # dtypes of tensors that are not loaded do not matter
     path = safetensors(path, logits=("F8_E4M3", [2, 3], b"\0" * 6))
     with pytest.raises(DataError, match="got logits of dtype F8_E4M3; expected one of F16, BF16"):
         load(path)
@@ -193,13 +193,13 @@ ONE_HOT = np.asarray([[0, 1, 0], [0, 0, 1]])
         ),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path, arrays, text):
+def test_shapes_that_do_not_fit_are_errors(tmp_path, arrays, text):
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=re.escape(text)):
         load(tmp_path / "data.npz")
 
 
-def test_the_file_at_fault_is_named(tmp_path):
+def test_the_wrong_file_is_named(tmp_path):
     np.save(tmp_path / "x.npy", LOGITS)
     np.save(tmp_path / "t.npy", np.asarray([1, 7]))
     with pytest.raises(DataError, match=r"^t\.npy: got a target of 7; expected 0 <= target < 3"):
@@ -207,7 +207,7 @@ def test_the_file_at_fault_is_named(tmp_path):
 
 
 def test_rows_to_ignore(tmp_path):
-    """A language model's batch has targets of -100, where nothing is to be predicted."""
+    """A batch of a language model has targets of -100 at positions without a prediction."""
     logits = np.concatenate([LOGITS, [[np.nan, 0.0, 0.0]], LOGITS]).astype(np.float32)
     target = np.asarray([1, 2, -100, 0, 0])
     np.savez(tmp_path / "data.npz", logits=logits, target=target)
@@ -257,12 +257,13 @@ def test_the_class_axis_of_square_logits(tmp_path):
     np.savez(tmp_path / "data.npz", logits=SQUARE, target=target)
     values, _, _ = load(tmp_path / "data.npz", axis=1)
     np.testing.assert_array_equal(values, SQUARE.transpose(0, 2, 1))
-    np.savez(tmp_path / "two.npz", logits=SQUARE[0], target=target[0])  # of 2 dimensions: the last
+    # with 2 dimensions, the class axis is the last one
+    np.savez(tmp_path / "two.npz", logits=SQUARE[0], target=target[0])
     np.testing.assert_array_equal(load(tmp_path / "two.npz")[0], SQUARE[0])
 
 
 @pytest.mark.parametrize("axis", [3, -4])
-def test_a_class_axis_that_is_none(tmp_path, axis):
+def test_a_class_axis_out_of_range(tmp_path, axis):
     np.savez(tmp_path / "data.npz", logits=CUBE, target=np.zeros((2, 4), int))
     text = f"--axis: got {axis} for logits of shape (2, 3, 4); expected -3 <= axis < 3"
     with pytest.raises(DataError, match=re.escape(text)):
@@ -290,7 +291,7 @@ def test_a_class_axis_that_is_none(tmp_path, axis):
         ("data.safetensors", b"\x02" + b"\0" * 7 + b"[]", "is damaged, or is no"),
     ],
 )
-def test_a_broken_file_is_said(tmp_path, name, content, text):
+def test_a_broken_file_is_an_error(tmp_path, name, content, text):
     if name.endswith("safetensors"):
         pytest.importorskip("safetensors")
     (tmp_path / name).write_bytes(content)
@@ -300,7 +301,7 @@ def test_a_broken_file_is_said(tmp_path, name, content, text):
 
 
 def written(tmp_path, kind):
-    """Write a file of each kind; return its path and the targets that go with it."""
+    """Write a file of each kind. Return its path, and the file with the targets."""
     path = tmp_path / f"data.{kind}"
     if kind == "npy":
         np.save(path, LOGITS)
@@ -318,7 +319,7 @@ def written(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "csv", "safetensors"])
 def test_a_file_cut_short_anywhere(tmp_path, kind):
-    """It raises a DataError or, of text, loads what is left; and leaves no file open."""
+    """Loading raises a DataError, or loads the rest of a text file. It leaves no file open."""
     if kind == "safetensors":
         pytest.importorskip("safetensors")
     path, target = written(tmp_path, kind)
@@ -352,7 +353,7 @@ def test_a_file_with_bytes_of_chance(tmp_path, kind):
     assert refused > 100
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     for name in ("x.npy", "folder/x.npz", "x.txt"):
         with pytest.raises(DataError, match=f"{name}: there is no such file or folder$"):
             load(tmp_path / name)
@@ -374,12 +375,12 @@ def test_a_folder(tmp_path):
         (OSError("what a library says"), "what a library says"),
     ],
 )
-def test_what_the_system_says_is_in_words(error, text):
+def test_errors_of_the_system_are_texts(error, text):
     assert reason(error) == text
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-def test_a_file_that_may_not_be_read(tmp_path):
+def test_a_file_without_read_permission(tmp_path):
     np.save(tmp_path / "x.npy", LOGITS)
     (tmp_path / "x.npy").chmod(0)
     with pytest.raises(DataError, match=r"x\.npy: permission denied$"):
@@ -401,7 +402,7 @@ def test_a_suffix_in_capitals(tmp_path):
 
 
 def test_csv_with_the_mark_that_spreadsheets_write(tmp_path):
-    """The first row is none of column names."""
+    """The byte order mark does not turn the first row into column names."""
     lines = "\n".join(f"{','.join(map(str, x))},{t}" for x, t in zip(LOGITS, TARGET, strict=True))
     (tmp_path / "a.csv").write_text(lines, encoding="utf-8-sig")
     check(load(tmp_path / "a.csv"), LOGITS.astype(str).astype(float))

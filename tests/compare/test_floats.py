@@ -1,4 +1,4 @@
-"""Formats against NumPy's own, and what a distance counts."""
+"""Formats of floats against NumPy's, and distances in units in the last place."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_neighbours_are_one_apart():
     np.testing.assert_array_equal(distance(up.astype(float), x.astype(float), form), 1.0)
 
 
-def test_what_hardware_may_flush_is_equal():
+def test_numbers_that_hardware_may_flush_are_equal():
     form = FORMATS["float32"]
     truth = np.asarray([1e-40, 1e-40, 0.0, 1e-38 * 2])
     got = np.asarray([0.0, 1.0, 1e-30, 0.0])

@@ -1,4 +1,4 @@
-"""Regimes: what the table promises."""
+"""Properties of the regimes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_logits_are_of_the_dtype(name, dtype):
     assert ((case.target >= 0) & (case.target < case.logits.shape[1])).all()
 
 
-def test_a_seed_says_it_all():
+def test_a_seed_determines_a_regime():
     first, again, other = (REGIMES["normal-10"].case("float32", seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.logits, again.logits)
     assert (first.logits != other.logits).any()

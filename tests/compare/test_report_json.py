@@ -1,4 +1,4 @@
-"""The JSON of a report: stable, documented, and read back as it was."""
+"""Reports as JSON: stable, documented, and equal after reading."""
 
 import ast
 import dataclasses
@@ -24,9 +24,9 @@ def report():
     return compare(plan)
 
 
-def test_it_is_read_back_as_it_was(report):
+def test_it_is_equal_after_reading(report):
     text = _json.dumps(report)
-    # Through the text once more, since NaN is unequal to itself.
+    # The texts are compared, since NaN is unequal to itself.
     assert _json.dumps(_json.loads(text)) == text
     assert type(_json.loads(text).corners[0].results[0].outcome) is schema.Outcome
 
@@ -48,7 +48,7 @@ def test_numbers_that_json_lacks_come_back(report):
 
 
 def test_text_stays_text(report):
-    """A message that reads like a number is none."""
+    """A message that looks like a number remains a string."""
     outcome = schema.Outcome(error="E", message="NaN", loss=math.nan, dtype=None, gradient=None)
     corner = dataclasses.replace(report.corners[0], expected=outcome)
     back = _json.loads(_json.dumps(dataclasses.replace(report, corners=(corner,))))

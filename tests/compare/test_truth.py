@@ -1,4 +1,4 @@
-"""The truth is true: against mpmath with 700 digits, and against what is known by hand."""
+"""True values against mpmath with 700 digits, and against values computed by hand."""
 
 import mpmath
 import numpy as np
@@ -36,7 +36,7 @@ def exact(x, q):
 
 
 def wide(values):
-    """Numbers of mpmath as longdouble, all of whose bits a sum of two doubles has."""
+    """Convert mpmath numbers to longdouble, as a sum of two doubles."""
     high = np.asarray([float(v) for v in values])
     low = np.asarray([float(v - mpmath.mpf(h)) for v, h in zip(values, high, strict=True)])
     return high.astype(np.longdouble) + low
@@ -106,7 +106,7 @@ def test_infinities():
     assert np.isnan(gradient[2:]).all()
 
 
-def test_a_class_that_is_none_makes_its_row_nan():
+def test_a_target_out_of_range_makes_its_row_nan():
     loss, gradient = loss_and_gradient(np.zeros((3, 2)), np.asarray([0, 2, -1]))
     np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
     np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), [False, True, True])
@@ -124,7 +124,7 @@ def test_the_class_axis():
 
 @pytest.mark.parametrize("scale", [1e-4, 3.0, 300.0])
 def test_the_binary_loss(scale):
-    """Two classes, whose logits are x and 0."""
+    """The binary loss is a loss of two classes with logits x and 0."""
     rng = np.random.default_rng(3)
     x = scale * rng.standard_normal(20)
     target = np.where(rng.random(20) < 0.5, rng.integers(0, 2, 20), rng.random(20))
@@ -137,7 +137,7 @@ def test_the_binary_loss(scale):
             loss, (gradient, _) = exact([x[row], 0.0], q)
             wanted = wide([loss, gradient])
         np.testing.assert_allclose(losses[row], wanted[0], rtol=TOLERANCE)
-        # Its two terms may cancel.
+        # The two terms of the gradient may cancel.
         np.testing.assert_allclose(gradients[row], wanted[1], rtol=TOLERANCE, atol=TOLERANCE)
 
 

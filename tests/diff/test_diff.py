@@ -1,4 +1,4 @@
-"""Calls as users spell them, what differs between two, and the equal call, run to be sure."""
+"""`xentx diff`: parsing calls, differences between two losses, and equal calls."""
 
 import dataclasses
 import importlib
@@ -16,12 +16,12 @@ from xentx.diff._meaning import _full_divisor
 from xentx.diff._plan import CLASSES, ROWS, Data
 from xentx.natives import natives, runtime_of
 
-# TensorFlow and Keras, when they are imported.
+# TensorFlow and Keras raise these warnings when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
 def usable(native, frameworks):
-    """Whether this run tests what a native needs."""
+    """Whether this run tests the frameworks that a native needs."""
     needed = {requirement.module for requirement in native.needs} & {
         "torch",
         "jax",
@@ -29,7 +29,7 @@ def usable(native, frameworks):
         "keras",
     }
     if "keras" in needed:
-        # It runs on the first of these that is installed, and imports no other.
+        # Keras runs on the first of these frameworks that is installed, and imports no other.
         needed = (needed - {"keras"}) | {"tensorflow"}
     if "optax" in {requirement.module for requirement in native.needs}:
         needed |= {"jax"}
@@ -40,10 +40,10 @@ def needs(frameworks, *calls):
     for call in calls:
         native = parse(call).native
         if not usable(native, frameworks):
-            pytest.skip(f"this run has not what {native.id} needs")
+            pytest.skip(f"this run lacks a requirement of {native.id}")
 
 
-# Reading calls.
+# Parsing calls.
 
 
 def test_a_call_is_read_by_the_record_s_spelling():
@@ -137,13 +137,13 @@ def test_every_id_is_a_call(native):
         ("torch:F.cross_entropy(1)", "cannot be parsed"),
     ],
 )
-def test_errors_say_what_was_got_and_what_is_near(text, words):
+def test_errors_name_the_call_and_similar_ones(text, words):
     with pytest.raises(CallError) as caught:
         parse(text)
     assert words in str(caught.value)
 
 
-# What differs.
+# Differences.
 
 
 def rows(comparison):
@@ -209,7 +209,7 @@ def test_the_kind_of_target_changes_the_mean():
 
 @pytest.fixture
 def few_corners(monkeypatch):
-    """Some of the corners: JAX compiles for each shape."""
+    """Use only some of the corners: JAX compiles for each shape."""
     module = importlib.import_module("xentx.diff._diff")
     names = ("target-minus-one", "confident-20", "smoothing-negative", "weight-mean")
     dtypes = ("logits-float16", "logits-bfloat16", "logits-float64")
@@ -238,11 +238,11 @@ def test_the_wrapped_label_is_found(frameworks):
     assert corner.b.loss[0] == pytest.approx(1.964369, abs=1e-6)
 
 
-# Divisors, measured.
+# Measured divisors.
 
 
 def measured_divisor(native, reduction):
-    """What a mean divides by: the sum of the rows' weighted losses over the mean."""
+    """Divisor of a mean: the sum of the weighted losses of the rows, divided by the mean."""
     ignored = -100 if "ignore_index" in native.options else None
     data = Data.random("indices", ignored)
     options = {
@@ -301,7 +301,7 @@ def test_divisors_are_as_declared(native, reduction, frameworks):
     assert divisor == pytest.approx(candidates[expected], rel=1e-5)
 
 
-# The equal call.
+# Equal calls.
 
 PAIRS = [
     (
@@ -362,7 +362,7 @@ def test_the_equal_call_is_equal(a, b, frameworks):
 
 
 def namespace(native, data):
-    """Names that suggested code uses."""
+    """Names that the suggested code uses."""
     names = {"C": CLASSES, "np": np}
     for module, alias in {
         "xentx": "xentx",
@@ -400,7 +400,7 @@ def test_the_code_computes_what_was_verified(a, b, frameworks):
     plan = _plan.plan(call, parse(b).native, call.native.targets[0])
     data = Data.random(plan.kind, plan.wanted.ignored)
     names = namespace(plan.native, data)
-    exec(_plan.code(plan), names)  # noqa: S102 -- what is suggested has to run
+    exec(_plan.code(plan), names)  # noqa: S102 -- the suggested code has to run
     loss = runtime_of(plan.native.framework).values(names["loss"])
     expected, _ = _plan.evaluate(call, data)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
@@ -426,7 +426,7 @@ def test_the_code_computes_what_was_verified(a, b, frameworks):
             "loss = w[target] * "
             "optax.softmax_cross_entropy_with_integer_labels(logits, target, axis=1)",
         ),
-        # It has the classes on axis 1 by itself.
+        # torch:F.cross_entropy has the classes on axis 1 by default.
         ("xentx:numpy(axis=1)", "torch:F.cross_entropy", "cross_entropy(logits, target, reduction"),
         (
             "xentx:numpy",
@@ -441,7 +441,7 @@ def test_an_axis_that_is_given_is_in_the_code(a, b, code):
     assert code in _plan.code(plan)
 
 
-def test_a_wrong_suggestion_would_be_seen(frameworks):
+def test_a_wrong_suggestion_would_be_detected(frameworks):
     needs(frameworks, "torch:F.cross_entropy")
     call = parse("torch:F.cross_entropy(weight=w)")
     plan = _plan.plan(call, parse("xentx:torch").native, "indices")
@@ -467,7 +467,7 @@ def test_a_wrong_suggestion_would_be_seen(frameworks):
         ("torch:F.cross_entropy", "numpy:naive softmax, then log", "is a bad example"),
     ],
 )
-def test_where_there_is_no_equal_call_it_says_why(a, b, reason):
+def test_the_reason_if_there_is_no_equal_call(a, b, reason):
     found = diff(a, b, corners=False).suggestions
     assert not found[0].code
     assert reason in found[0].reason
@@ -483,7 +483,7 @@ def test_classes_on_another_axis_have_no_code():
     )
 
 
-def test_what_is_not_installed_is_said_and_not_run(monkeypatch):
+def test_missing_frameworks_are_reported_and_not_run(monkeypatch):
     from xentx.natives import Native
 
     missing = "needs torch: pip install torch"

@@ -1,4 +1,4 @@
-"""Let Keras's own tests of its two cross-entropies run on xentx's (``pytest -p keras_suite``)."""
+"""Run Keras's own tests of its two cross-entropies with xentx's (``pytest -p keras_suite``)."""
 
 import keras
 import pytest
@@ -8,7 +8,7 @@ import xentx_keras
 
 CLASSES = {"CategoricalCrossentropyTest", "SparseCategoricalCrossentropyTest"}
 
-# What must fail, and why: each would be an error of this list if it passed.
+# Expected failures and their reasons. It is an error if one of them passes.
 AXES = "classes on any axis: an error of Keras's, but on PyTorch, where xentx computes"
 DEVIATIONS = {
     "CategoricalCrossentropyTest.test_shape_mismatch": "errors: xentx's words, which name target",
@@ -21,7 +21,7 @@ if keras.backend.backend() in {"tensorflow", "jax"}:
         f"SparseCategoricalCrossentropyTest.test_{kind}_segmentation_different_axis": AXES
         for kind in ("binary", "multi_class")
     }
-# Of a function of Keras's, which keeps its place.
+# Tests of a function that xentx does not replace.
 OTHERS = {"test_warning_for_invalid_shape"}
 
 for name in xentx_keras.__all__:

@@ -1,7 +1,7 @@
-"""Let Optax's own tests of its softmax losses run on xentx's (``pytest -p optax_suite``).
+"""Run Optax's own tests of its softmax losses with xentx's (``pytest -p optax_suite``).
 
-Other losses of Optax's call these by name in their module, and so get xentx's too: their tests stay
-out, as they are not what is shown.
+Other losses of Optax call these functions by name in their module, and so call those of xentx.
+Their tests are not run.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ for name in NAMES:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of these losses, and fail where there are none."""
+    """Keep the tests of these losses. It is an error if there are none."""
     kept = [item for item in items if item.cls is not None and item.cls.__name__ in CLASSES]
     assert {item.cls.__name__ for item in kept} == CLASSES
     items[:] = kept
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """Draw the same numbers each time; some draws leave a loss without a class, which is an error.
+    """Draw the same numbers each time.
 
-    Optax masks out classes at random, all of them once in 32 times. No classes: ValueError.
+    Optax masks classes at random. In one of 32 draws it masks all of them, which is a ValueError.
     """
-    np.random.seed(0)  # noqa: NPY002 -- that is what Optax draws from
+    np.random.seed(0)  # noqa: NPY002 -- Optax draws from this generator

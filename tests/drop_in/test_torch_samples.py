@@ -1,8 +1,8 @@
-"""The cases that PyTorch ships for its own losses, with xentx's in their place.
+"""PyTorch's own test cases for its losses, run with xentx's functions and modules.
 
-They are those of the operators and of the modules in torch.testing._internal: samples, and calls
-that must fail. Values and gradients, for a cotangent that is not uniform, are PyTorch's; where
-xentx deviates it is by one of its rules, and each of these is met.
+The cases are in torch.testing._internal: samples for operators and modules, and calls that must
+fail. Values and gradients for a non-uniform cotangent must be those of PyTorch, except for
+deviations by a rule of xentx. Each of these rules must occur.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import pytest
 from xentx.testing import requested_frameworks
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 
@@ -32,13 +32,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERATORS = ("log_softmax", "nll_loss", "cross_entropy", "linear_cross_entropy")
 MODULES = ("LogSoftmax", "NLLLoss", "CrossEntropyLoss", "LinearCrossEntropyLoss")
 
-# PyTorch has hundreds of samples of its last layer. Here some of them are enough, and one dtype of
-# each width; `nox -s drop_in` takes them all.
+# PyTorch has hundreds of samples of its linear loss. Here only some of them are run, with one dtype
+# of each size. `nox -s drop_in` runs all of them.
 EVERY = os.environ.get("XENTX_DROP_IN") == "all"
 STEP = 1 if EVERY else 29
 DTYPES = FLOATS if EVERY else (torch.bfloat16, torch.float32)
 
-# What is an error in xentx alone: the case in the table of its rules, and the words of the error.
+# Errors that only xentx raises: the case in the table of its rules, and the start of the message.
 DEVIATIONS = {
     "shapes": "logits: got a 0-dimensional array",
     "C = 0": "logits: got shape .* with 0 classes",
@@ -50,7 +50,7 @@ MET = {
 
 
 def samples(name):
-    """What PyTorch's own tests call an operator, or a module, with."""
+    """Return the inputs of PyTorch's own tests for an operator or a module."""
     module = name in MODULES
     kind = "modules" if module else "methods_invocations"
     found = importlib.import_module(f"torch.testing._internal.common_{kind}")
@@ -90,7 +90,7 @@ def both_modules(name, sample, dtype):
 
 
 def derived(function, args, kwargs, dtype=None):
-    """Value and gradients by all arguments that ask for one, possibly in another dtype."""
+    """Value and gradients of all arguments that require one, possibly in another dtype."""
 
     def leaf(value):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
@@ -112,7 +112,7 @@ def derived(function, args, kwargs, dtype=None):
 
 
 def assert_as_good(found, native, truth):
-    """Hold narrow results to the truth: no farther from it than PyTorch's, but for a rounding."""
+    """Check that errors of narrow results are at most those of PyTorch, plus one rounding error."""
     eps = torch.finfo(native[0].dtype).eps
     for ours, theirs, true in zip(found, native, truth, strict=True):
         assert ours.shape == theirs.shape == true.shape
@@ -125,7 +125,7 @@ def assert_as_good(found, native, truth):
 
 
 def compare(calls, dtype):
-    """Compare all calls; return the rules by which xentx's fail alone, and how many calls went."""
+    """Compare all calls. Return the rules by which only xentx fails, and the number of calls."""
     rules, count = set(), 0
     for ours, theirs, args, kwargs in calls:
         native = derived(theirs, args, kwargs)
@@ -137,12 +137,12 @@ def compare(calls, dtype):
         count += 1
         if native[0].dtype.itemsize == 2:
             exact = theirs.double() if isinstance(theirs, torch.nn.Module) else theirs
-            # PyTorch's options say how narrow to be.
+            # PyTorch's options select narrow dtypes.
             given = {k: v for k, v in kwargs.items() if k != "options"}
             assert_as_good(found, native, derived(exact, args, given, torch.float64))
         else:
             torch.testing.assert_close(found, native, equal_nan=True)
-        # Narrow operands of a last layer have a loss in float32: that is linear_cross_entropy's.
+        # The linear loss of narrow arguments is float32, as in linear_cross_entropy.
         linear = "inear" in repr(ours)
         assert found[0].dtype == (native[0].dtype if not linear else wide(native[0].dtype))
     return rules, count
@@ -189,7 +189,7 @@ def fails(call):
 
 @pytest.mark.parametrize("name", ["linear_cross_entropy"])  # the others have none
 def test_calls_of_operators_that_must_fail(name):
-    """They do, with the errors of xentx's own."""
+    """Both functions fail. The message of xentx is its own."""
     errors = [(op.op, e) for op in samples(name) for e in op.error_inputs("cpu")]
     assert len(errors) >= 6
     for theirs, error in errors:

@@ -1,4 +1,4 @@
-"""The example of a library without a framework: the same coefficients and scores in each."""
+"""The example of a framework-agnostic library has the same results in each framework."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def expected(digits):
 
 
 def test_it_learns(expected):
-    """Most of the digits that it has not seen."""
+    """It predicts most of the held-out digits correctly."""
     accuracy = np.mean([score.accuracy for score in expected.scores])
     assert 0.94 < accuracy < 0.99
     assert len(expected.scores) == 2

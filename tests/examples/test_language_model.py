@@ -1,4 +1,4 @@
-"""The example trains alike with each framework's own loss and with xentx."""
+"""The example has nearly equal losses with each framework's own loss and with xentx."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The path from logits to the gradient: its figures, what it says of them, and its renderers."""
+"""`xentx explain`: the numbers of each step, the notes on them, and the output formats."""
 
 import importlib
 import io
@@ -12,7 +12,7 @@ from xentx.compare import truth
 from xentx.explain import Correction, explain, markdown
 from xentx.explain._explanation import shortest
 
-# TensorFlow's, when it is imported.
+# TensorFlow raises these warnings when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 ROWS, CLASSES = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], [1, 2]
@@ -20,7 +20,7 @@ ROWS, CLASSES = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], [1, 2]
 
 @pytest.fixture(scope="module")
 def article():
-    """The worked example in every framework of this run."""
+    """The worked example in every requested framework."""
     from xentx.testing import requested_frameworks
 
     return explain(ROWS, CLASSES, frameworks=requested_frameworks())
@@ -31,7 +31,7 @@ def step(explanation, key):
 
 
 def values(explanation, key, quantity, way):
-    """What each framework has for a quantity."""
+    """The rows that each framework has for a quantity."""
     found = {}
     for figure in step(explanation, key).figures:
         if (figure.quantity, figure.way) == (quantity, way):
@@ -63,7 +63,7 @@ EXACT = {
 @pytest.mark.parametrize("key", EXACT, ids=lambda key: key[1])
 def test_the_truth_of_the_worked_example(article, key):
     got = values(article, *key, "truth")["truth"]
-    # 0.1 is no float32, which moves the truth by less than this.
+    # 0.1 is not a float32 number, which changes the true value by less than this.
     np.testing.assert_allclose(got, EXACT[key], atol=6e-7)
 
 
@@ -134,12 +134,12 @@ def test_other_rows_are_not_the_article_s():
     assert not explain([[1.0, 2.0, 0.25]], [1], frameworks=["numpy"]).corrections
 
 
-def test_a_figure_that_is_right_is_said_to_be_right():
+def test_correct_figures_are_described_as_correct():
     right = Correction(quantity="it", printed="0.46", value=0.464368784)
     assert right.text.endswith("this is 0.46, right.")
 
 
-# What overflows, and what is lost.
+# Overflow, underflow and lost digits.
 
 
 def test_the_naive_softmax_overflows(frameworks):
@@ -150,7 +150,7 @@ def test_the_naive_softmax_overflows(frameworks):
     assert "exp overflows float32 above 88.72284" in text
     assert "inf / inf is nan" in text
     for array in values(found, "cross-entropy", "one step", "xentx.cross_entropy").values():
-        assert array[0, 0] == 0.0  # exp(-1000) is below every float32
+        assert array[0, 0] == 0.0  # exp(-1000) is smaller than any float32 number
     assert "fails" in notes(found, "choice")
 
 
@@ -181,7 +181,7 @@ def test_the_target_underflows():
     )
 
 
-def test_a_confident_row_shows_the_native_s_0_beside_the_truth(frameworks):
+def test_a_confident_row_shows_the_native_s_0_and_the_true_value(frameworks):
     found = explain([[20.0, 0.0]], [0], frameworks=frameworks)
     true = 2.061153620314381e-09
     cross_entropy = step(found, "cross-entropy")
@@ -208,7 +208,7 @@ def test_an_ordinary_row_has_no_such_notes(article):
     assert "The textbook formula works for row 0" in notes(article, "naive softmax")
 
 
-# Rows at the edge, and errors.
+# Special values and errors.
 
 
 def test_minus_infinity_elsewhere_and_at_the_target():
@@ -249,14 +249,14 @@ def test_errors(arguments, error, words):
         explain(*arguments, frameworks=["numpy"])
 
 
-def test_names_that_there_are_not():
+def test_unknown_names():
     with pytest.raises(ValueError, match=r"dtype: got 'float8'; expected one of float16"):
         explain(ROWS, CLASSES, dtype="float8")
     with pytest.raises(ValueError, match=r"framework: got 'mxnet'; expected some of numpy"):
         explain(ROWS, CLASSES, frameworks=["mxnet"])
 
 
-def test_a_broken_framework_is_left_out_or_raises_where_it_was_asked_for(monkeypatch):
+def test_a_broken_framework_is_skipped_or_raises_if_requested(monkeypatch):
     steps = importlib.import_module("xentx.explain._steps")
     measure = steps.measure
 
@@ -275,7 +275,7 @@ def test_a_broken_framework_is_left_out_or_raises_where_it_was_asked_for(monkeyp
         explain(ROWS, CLASSES, frameworks=["torch"])
 
 
-# Numbers and renderers.
+# Numbers and output formats.
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -1,4 +1,4 @@
-"""The notebook: valid, the same as the Markdown, written whole, and run in a fresh kernel."""
+"""The notebook is valid, has the content of the Markdown, and runs in a new Jupyter kernel."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from xentx.explain import explain, markdown
 
 nbformat = pytest.importorskip("nbformat")
 
-# TensorFlow's, when it is imported, and those of Jupyter's clients.
+# TensorFlow and Jupyter's clients raise these warnings when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 ROWS, CLASSES = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]], [1, 2]
@@ -25,7 +25,7 @@ def books():
 
 
 def run(book):
-    """Run a notebook; return what each cell of code printed."""
+    """Run a notebook. Return the output of each code cell."""
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     nbclient.NotebookClient(book, timeout=300, kernel_name="python3").execute()
@@ -37,7 +37,7 @@ def run(book):
 
 
 def block(book, modules):
-    """Make a notebook that can't import some modules."""
+    """Make importing some modules fail in a notebook."""
     source = "import sys\n" + "\n".join(f"sys.modules[{name!r}] = None" for name in modules)
     book.cells.insert(0, nbformat.v4.new_code_cell(source))
     return book
@@ -75,7 +75,7 @@ def test_its_code_computes_the_explanation_s_numbers(books, row, dtype, capsys):
     try:
         for cell in books.notebook(explanation).cells:
             if cell.cell_type == "code":
-                exec(cell.source, names)  # noqa: S102 -- what is under test
+                exec(cell.source, names)  # noqa: S102 -- code of the notebook
     finally:
         np.seterr(**state)
         np.set_printoptions(floatmode="maxprec")
@@ -83,7 +83,7 @@ def test_its_code_computes_the_explanation_s_numbers(books, row, dtype, capsys):
     for variable, (key, quantity) in VARIABLES.items():
         step = next(step for step in explanation.steps if step.key == key)
         figure = next(f for f in step.figures if (f.quantity, f.way) == (quantity, "as written"))
-        # The gradient is by log_p here and by softmax there.
+        # The notebook computes the gradient from log_p, and the explanation with softmax.
         rounding = 4.0 * FORMATS[dtype].eps if key == "gradient" else 0.0
         np.testing.assert_allclose(
             names[variable].astype(float), figure.rows, rtol=0.0, atol=rounding
@@ -96,7 +96,7 @@ def test_it_runs_in_every_framework_and_prints_the_explanation_s_numbers(books, 
     text = "\n".join(run(book))
     assert "left out" not in text
     assert text.count("two steps:") == len(frameworks)
-    # Some print a float32's own digits and some a double's: the same number all the same.
+    # Some frameworks print the digits of a float32 and some those of a float64.
     numbers = {np.float32(number) for number in re.findall(r"-?\d+\.\d+(?:e[-+]\d+)?", text)}
     for key in ("cross-entropy", "mean"):
         step = next(step for step in explanation.steps if step.key == key)
@@ -126,7 +126,7 @@ def test_it_is_the_same_each_time(books, tmp_path):
     assert nbformat.read(paths[0], as_version=4).cells
 
 
-def test_a_failure_leaves_what_was_there(books, tmp_path, monkeypatch):
+def test_a_failure_keeps_the_old_file(books, tmp_path, monkeypatch):
     path = tmp_path / "it.ipynb"
     path.write_text("before")
     explanation = explain(ROWS, CLASSES, frameworks=["numpy"])

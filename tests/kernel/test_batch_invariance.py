@@ -1,4 +1,4 @@
-"""A row has the same bits in every batch, in every framework that the kernel serves."""
+"""The bits of a row do not depend on the batch, in every framework."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ BATCHES = {
 
 
 def rows(logits, target):
-    """Log-probabilities and losses, in one array."""
+    """Combine log-probabilities and losses in one array."""
     log_prob = xentx.per_row(logits, target).log_prob
     return log_prob + 2 * xentx.cross_entropy(logits, target, reduction="none")
 

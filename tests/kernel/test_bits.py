@@ -1,4 +1,4 @@
-"""One kernel behind every framework: the same problem has the same bits in all of them."""
+"""All frameworks call the same kernel and get the same bits."""
 
 import functools
 import hashlib
@@ -18,14 +18,14 @@ from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    # A thousand problems take a minute, and need be solved once.
-    pytest.mark.skipif(len(requested_frameworks()) < 2, reason="one framework was asked for"),
+    # A thousand problems take a minute. It is enough to run them once, with all frameworks.
+    pytest.mark.skipif(len(requested_frameworks()) < 2, reason="only one framework is requested"),
 ]
 
 PROBLEMS = 1000
-AT_ONCE = 50  # in one compiled function
-# One in so many of what is compiled, which takes long. Primes, so that those have every dtype,
-# option and kind of target.
+AT_ONCE = 50  # problems in one compiled function
+# Compiling is slow, so a route tests one of this many problems. The numbers are primes, so that
+# each dtype, option and kind of target is tested.
 EVERY = {"jax": 7, "jax:jit": 5, "tensorflow:function": 17}
 DTYPES = list(oracle.DTYPES.values())
 OTHERS = [
@@ -35,7 +35,7 @@ OTHERS = [
 
 
 def problem(seed):
-    """A problem of random shape, dtype and options; some are large enough for several threads."""
+    """Draw a problem of random shape, dtype and options. Some use several threads."""
     rng = np.random.default_rng(seed)
     rows = tuple(rng.integers(1, 12, rng.integers(1, 3)))
     axis = int(rng.integers(len(rows) + 1))
@@ -54,12 +54,12 @@ def problem(seed):
 
 
 def loss_of(target, options, logits):
-    """The loss as a function of the logits."""
+    """Compute the loss as a function of the logits."""
     return xentx.cross_entropy(logits, target, **options)
 
 
 def digests(route, seeds):
-    """The bits of the losses and gradients of some problems, in one call of the framework."""
+    """Digests of the losses and gradients of several problems, in one call of the framework."""
     arrays, static = {}, {}
     for seed in seeds:
         logits, target, options, cotangent = problem(seed)
@@ -94,7 +94,7 @@ def digests(route, seeds):
 
 
 def many(route, count=PROBLEMS):
-    """The digests of so many problems, those of a dtype together."""
+    """Digests of `count` problems. Problems with the same dtype are computed together."""
     found = {}
     step = EVERY.get(route.name, 1)
     for dtype in range(4):
@@ -106,7 +106,7 @@ def many(route, count=PROBLEMS):
 
 @pytest.fixture(scope="module")
 def expected():
-    """NumPy's bits."""
+    """Digests of NumPy's results."""
     return many(REFERENCE())
 
 

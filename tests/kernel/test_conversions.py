@@ -1,8 +1,8 @@
-"""Every conversion between dtypes in the kernel, over the whole range of its source.
+"""All conversions between dtypes in the kernel, over the whole range of the source dtype.
 
-A conversion is to round once, to nearest, ties to even, with subnormal numbers and the sign of
-zero: as NumPy and ml_dtypes do, but for ml_dtypes' float64 to bfloat16, which rounds twice. The
-truth is therefore computed from the definition, in long double.
+A conversion must round once, to nearest with ties to even. It must support subnormal numbers and
+the sign of zero. NumPy and ml_dtypes do the same, except that ml_dtypes rounds twice from float64
+to bfloat16. The expected results are therefore computed from the definition, in long double.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from xentx.testing import requested_frameworks
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 PAIRS = list(itertools.product(oracle.DTYPES, repeat=2))
-# What the formula does 16 numbers at a time, on processors that have instructions for it.
+# Conversions with vector instructions, for 16 numbers at a time.
 BY_VECTORS = {
     ("float16", "float32"),
     ("bfloat16", "float32"),
@@ -39,7 +39,7 @@ SIZES = {"float32": (23, 8), "float64": (52, 11)}
 
 
 def numbers(name):
-    """All numbers of 16 bits; of others all signs and exponents, with the mantissas that matter."""
+    """All 16-bit numbers. For wider dtypes all signs and exponents, with selected mantissas."""
     dtype = oracle.DTYPES[name]
     if dtype.itemsize == 2:
         return np.arange(1 << 16, dtype=np.uint16).view(dtype)
@@ -47,8 +47,8 @@ def numbers(name):
     every = (1 << bits) - 1
     mantissas = {0, 1, every, every - 1, *np.random.default_rng(0).integers(0, every, 40).tolist()}
     for low in range(bits):
-        # One bit, which is a tie for a shorter mantissa, and its neighbours; above it an odd bit,
-        # and all bits set, which round to even upwards.
+        # A single bit, which is a tie for a shorter mantissa, and its neighbours. Above it an odd
+        # bit, or all bits set, which round up to even.
         for high in (0, 2 << low, every ^ ((2 << low) - 1)):
             tie = high | 1 << low
             mantissas |= {tie & every, (tie - 1) & every, (tie + 1) & every}
@@ -59,7 +59,7 @@ def numbers(name):
 
 
 def rounded(values, name):
-    """The definition: the nearest multiple of the unit in the last place, the even one of two."""
+    """Round to the nearest multiple of the unit in the last place, with ties to even."""
     info = ml_dtypes.finfo(oracle.DTYPES[name])
     x = np.abs(values.astype(oracle.LONG))
     finite = np.where(np.isfinite(x), x, 0)
@@ -71,7 +71,7 @@ def rounded(values, name):
 
 
 def converted(values, name, *, vectors):
-    """What the kernel makes of numbers; None where it has no such conversion."""
+    """Convert numbers with the kernel. Return None if it does not have the conversion."""
     to = np.zeros(values.shape, oracle.DTYPES[name])
     there = _kernel_engine.KERNEL.convert(
         source=values.dtype.name,
@@ -85,7 +85,7 @@ def converted(values, name, *, vectors):
 
 
 def check_all():
-    """Check all conversions by the instruction set in use."""
+    """Check all conversions with the instruction set in use."""
     known = {source: numbers(source) for source in oracle.DTYPES}
     for source, destination in PAIRS:
         values = known[source]
@@ -126,11 +126,11 @@ test_conversions.check_all()
 
 @pytest.mark.parametrize(("source", "destination"), PAIRS)
 def test_the_definition_is_that_of_numpy(source, destination):
-    """But for the one conversion that rounds twice there."""
+    """NumPy rounds once, except in one conversion."""
     if (source, destination) == ("float64", "bfloat16"):
         pytest.skip("ml_dtypes rounds to float32 first")
     values = numbers(source)
-    with np.errstate(all="ignore"):  # of signalling NaNs, and of what overflows
+    with np.errstate(all="ignore"):  # signalling NaNs, and overflow
         theirs = values.astype(oracle.DTYPES[destination]).astype(oracle.LONG)
         expected = rounded(values, destination)
     np.testing.assert_array_equal(theirs, expected)

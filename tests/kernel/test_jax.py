@@ -1,6 +1,6 @@
-"""The kernel as JAX's primitives: every transformation, against the truth and the portable core.
+"""The kernel as primitives of JAX, with every transformation, against the portable core.
 
-`solve` is called here and not the public functions, so that nothing chooses between the two.
+The tests call `solve` instead of public functions, since these choose between the two engines.
 """
 
 import functools
@@ -23,7 +23,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "jax" not in requested_frameworks():
-    pytest.skip("JAX is not asked for", allow_module_level=True)
+    pytest.skip("JAX is not requested", allow_module_level=True)
 
 import jax
 import jax.export
@@ -41,12 +41,12 @@ GRADIENT_UNITS = 12
 
 
 def solve(problem):
-    """Value by the kernel."""
+    """Value from the kernel."""
     return _evaluate.value(problem)
 
 
 def solve_portably(problem):
-    """Value by the core."""
+    """Value from the portable core."""
     return _evaluate.portable(*problem)
 
 
@@ -82,7 +82,7 @@ SAMPLE_WEIGHT = RNG.uniform(0.5, 2, 4)
 
 
 def calls(function, *arrays):
-    """How often the compiled function calls the kernel."""
+    """Number of calls of the kernel in the compiled function."""
     return jax.jit(function).lower(*arrays).as_text().count("@xentx(")
 
 
@@ -106,7 +106,7 @@ def pulled(logits, target, cotangent, **options):
 
 
 def check_truth(problem, wrap):
-    """Compare with the truth, twice: for the cotangent and for ones."""
+    """Compare with true values for the cotangent and for ones."""
     logits, target, options, cotangent = problem
     arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
     static = {k: v for k, v in options.items() if k not in arrays}
@@ -216,7 +216,7 @@ def test_log_softmax(dtype, axis):
         assert_bits([x[..., 1] for x in mapped], ours(2 * logits, 2 * seed))
 
 
-# Transformations. Each makes of a loss of the logits a function of them.
+# Transformations. Each converts a loss of the logits to another function of the logits.
 
 
 def scales(x):
@@ -306,7 +306,7 @@ def test_transformations(name, wrap, target):
 
 
 def row_stats(logits, target, *, by=_evaluate.row_stats, **options):
-    """Sum of the fields that have derivatives, weighted."""
+    """Weighted sum of the fields that have derivatives."""
     fields = by(cross_entropy_problem(logits, target, reduction="none", **options))[:4]
     return sum(jnp.vdot(f, seed) for f, seed in zip(fields, SEEDS, strict=True))
 
@@ -369,7 +369,7 @@ def test_calls_of_row_statistics():
     [(False, "mean"), (True, "none"), (True, "mean"), (True, "weighted_mean")],
 )
 def test_by_every_array(soft, reduction):
-    """Derivatives by targets and weights, reverse and forward over reverse."""
+    """Derivatives with respect to targets and weights, in reverse and forward-over-reverse mode."""
     with enable_x64():
         arrays = [jnp.asarray(a) for a in (LOGITS, WEIGHT, SAMPLE_WEIGHT)]
         arrays += [jnp.asarray(SOFT)] if soft else []
@@ -409,7 +409,7 @@ def test_log_softmax_to_second_order():
             assert_near(ours(logits), core(logits), 1e-11, 1e-12)
 
 
-# How often the kernel is called, and what for.
+# Number and arguments of the calls of the kernel.
 
 
 def test_what_is_compiled():
@@ -424,7 +424,7 @@ def test_what_is_compiled():
     assert text(loss, logits).count("@xentx(") == 1
     for transform in (jax.grad, jax.value_and_grad):
         program = text(transform(loss), logits)
-        assert program.count("@xentx(") == 1  # for a cotangent of 1 there is nothing to pull back
+        assert program.count("@xentx(") == 1  # a cotangent of 1 needs no pullback
         assert program.count("wanted = 3") == 1
     program = text(jax.grad(lambda x: 3 * loss(x)), logits)
     assert program.count("@xentx(") == 2
@@ -435,13 +435,13 @@ def test_what_is_compiled():
     rows = functools.partial(cross_entropy, target=target, reduction="none")
     program = text(lambda x, u: jax.vjp(rows, x)[1](u), logits, jnp.ones(4))
     assert program.count("@xentx(") == 1
-    assert program.count("wanted = 2") == 1  # the value is not asked for
+    assert program.count("wanted = 2") == 1  # the value is not used
     chain = jax.checkpoint(lambda x: jnp.sin(loss(x)))
     assert text(jax.grad(chain), logits).count("wanted = 3") == 0
 
 
 def test_other_platforms():
-    """Programs for another device, and those to be stored, don't know the kernel."""
+    """Programs for other devices and exported programs do not call the kernel."""
     logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
     step = jax.jit(jax.value_and_grad(cross_entropy))
     traced = step.trace(logits, target)
@@ -468,7 +468,7 @@ def test_ahead_of_time():
 
 
 def test_memory():
-    """The gradient is written where it is returned: nothing of its size beside it."""
+    """The gradient is written into the output, without temporary memory of its size."""
     logits, target = jnp.zeros((64, 1000)), jnp.zeros(64, int)
     for function in (cross_entropy, lambda x, t: 2 * cross_entropy(x, t)):
         compiled = jax.jit(jax.value_and_grad(function)).lower(logits, target).compile()
@@ -505,20 +505,20 @@ def test_arguments_stay_as_they_are():
 
 
 def test_modes_agree_in_every_bit():
-    """Eager and compiled, the gradient kept or computed anew."""
+    """Eager and compiled, with a stored and with a recomputed gradient."""
     logits, target = jnp.asarray(LOGITS, jnp.float32), jnp.asarray(TARGET)
     for seed in (1.0, 0.37, 3e-5):
         u = jnp.float32(seed)
         expected = pulled(logits, target, u)
         assert_bits(jax.jit(pulled)(logits, target, u), expected)
-        anew = jax.vjp(jax.checkpoint(lambda x: cross_entropy(x, target)), logits)[1](u)
-        assert_bits(anew, expected[1:])
+        recomputed = jax.vjp(jax.checkpoint(lambda x: cross_entropy(x, target)), logits)[1](u)
+        assert_bits(recomputed, expected[1:])
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES.values(), ids=oracle.DTYPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_same_bits_as_numpy(dtype, reduction):
-    """One kernel: the framework makes no difference, nor whether the gradient comes beside."""
+    """The bits are NumPy's, also if value and gradient are computed together."""
     rng = np.random.default_rng(RNG_SEED)
 
     def beside(x, t, w, u=None):
@@ -545,8 +545,8 @@ def test_same_bits_as_numpy(dtype, reduction):
                     assert_bits(function(*converted), expected)
 
 
-def test_gradient_beside_the_value():
-    """Itself differentiable, and one call of the kernel."""
+def test_value_and_gradient_together():
+    """Value and gradient together are differentiable, and need one call of the kernel."""
     with enable_x64():
         target, seed = jnp.asarray(TARGET), jnp.asarray([1.0, 2.0, 3.0, 4.0])
 
@@ -566,7 +566,7 @@ def test_gradient_beside_the_value():
         assert_bits([a[1] for a in mapped], beside(2 * arrays[0], seed))
 
 
-def test_wrong_index_is_seen():
+def test_wrong_index_is_an_error():
     logits = jnp.zeros((2, 3))
     for function in (cross_entropy, jax.grad(cross_entropy)):
         with pytest.raises(IndexError, match="got 3 at position 1; expected 0 <= target < 3"):
@@ -721,7 +721,7 @@ def test_nested_vmap():
 
 
 def test_gradient_of_mapped_losses():
-    """The usual mean of per-example losses, and its derivatives."""
+    """The mean of mapped losses of single examples, and its derivatives."""
     with enable_x64():
         logits, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
 
@@ -749,7 +749,7 @@ def test_vmap_over_nothing():
 
 
 def test_two_threads():
-    """Callers share XLA's threads and nothing else."""
+    """Several threads call the kernel, which uses XLA's thread pool."""
     rng = np.random.default_rng(RNG_SEED)
     logits, target = rng.normal(size=(2, 200, 999)), rng.integers(0, 999, (2, 200))
     arrays = [(jnp.asarray(logits[i], jnp.float32), jnp.asarray(target[i])) for i in range(2)]
@@ -773,7 +773,7 @@ def test_two_threads():
 
 
 def test_without_threads():
-    """XLA may have no pool to lend."""
+    """The kernel works if XLA has no thread pool."""
     run(
         """
     import jax, jax.numpy as jnp, numpy as np
@@ -788,7 +788,7 @@ def test_without_threads():
 
 
 def run(program, **environment):
-    """Run a program in an interpreter of its own, beside this module."""
+    """Run a program in a new interpreter that can import this module."""
     path = [str(Path(__file__).parent), *sys.path]
     head = f"import sys; sys.path[:0] = {path!r}\n"
     done = subprocess.run(
@@ -821,7 +821,7 @@ DEVICES = """
 
 
 def test_sharded_arrays():
-    """XLA partitions the portable core, and need not gather the rows for the kernel."""
+    """XLA partitions the portable core. With the kernel it would have to gather the rows."""
     run(
         DEVICES
         + """
@@ -849,7 +849,7 @@ def test_sharded_arrays():
     )
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_explicit_mesh():
     run(
         DEVICES
@@ -904,7 +904,7 @@ def test_shard_map():
 
 
 def test_pmap():
-    """More callers at once than XLA has threads."""
+    """More threads call the kernel at once than XLA has threads."""
     run(
         DEVICES
         + """
@@ -965,12 +965,12 @@ REGISTER = "return register(name, handler, **options)"
     ids=["as it is", "newer kernel", "older XLA", "unknown XLA", "no kernel", "refused"],
 )
 def test_version_guard(fake, register, outcome):
-    """Where XLA might refuse the kernel it isn't offered, and JAX works."""
+    """If XLA might reject the kernel, it is not registered, and JAX uses the portable core."""
     assert run(GUARD.format(fake=fake, register=register)).split("\n")[-2] == outcome
 
 
 def test_registered_late():
-    """Nothing is registered before the CPU backend has started."""
+    """Nothing is registered before the CPU backend is initialized."""
     run("""
     import jax
     from jax._src import xla_bridge

@@ -1,4 +1,4 @@
-"""The kernel itself, through NumPy, which adds nothing: bits, accuracy, odd input, threads."""
+"""The kernel, called with NumPy arrays: bits, accuracy, unusual input, threads."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from xentx_numpy import _memory
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")] + [
@@ -44,13 +44,13 @@ both = xentx.value_and_grad(xentx.cross_entropy)
 
 
 def portable(*args, **kwargs):
-    """The same by the core."""
+    """Value and gradient from the portable core."""
     with portable_core(xentx_numpy.BACKEND):
         return both(*args, **kwargs)
 
 
 def problem(seed, *, most=40, widest=300):
-    """A problem of random shape, dtype and options, and its cotangent."""
+    """Draw a problem of random shape, dtype and options, and its cotangent."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, most, rng.integers(1, 4)))
     axis = int(rng.integers(len(shape)))
@@ -69,12 +69,12 @@ def problem(seed, *, most=40, widest=300):
 
 
 def digest(results):
-    """The bits of a value and a gradient."""
+    """Digest of the bits of a value and a gradient."""
     return hashlib.sha256(b"".join(np.asarray(r).tobytes() for r in results)).hexdigest()
 
 
 def errors(name, dtype, **options):
-    """Largest error of a loss and of a gradient's entry in a regime, in units in the last place."""
+    """Largest errors of the losses and of the gradient in a regime, in units in the last place."""
     case = REGIMES[name].case(dtype, RNG_SEED)
     logits = case.logits.astype(oracle.DTYPES[dtype])
     truth = oracle.cross_entropy(logits, case.target, reduction="none")
@@ -110,7 +110,7 @@ def test_narrow_floats_are_correctly_rounded_as_they_come(name, dtype):
 
 
 def shared_out(kind, logits, target, seed=RNG_SEED):
-    """A target and options in which every class has a share of q."""
+    """Return a target and options for which every class has a part of q."""
     rng = np.random.default_rng(seed)
     classes = logits.shape[-1]
     options = {}
@@ -130,13 +130,14 @@ SHARED_OUT = ["smoothing", "smoothing, weights", "soft", "soft, smoothing", "sof
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("262144")])
 @pytest.mark.parametrize("kind", SHARED_OUT)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_shares_of_every_class_are_as_accurate(name, kind, dtype):
+def test_losses_with_terms_of_every_class_are_as_accurate(name, kind, dtype):
     case = REGIMES[name].case(dtype, RNG_SEED)
     logits = case.logits.astype(oracle.DTYPES[dtype])[:400]
     target, options = shared_out(kind, logits, case.target[:400])
     truth = oracle.cross_entropy(logits, target, reduction="none", **options)
     value, gradient = both(logits, target, reduction="none", **options)
-    # All terms of a loss have one sign. Those of a gradient cancel where the model is right.
+    # All terms of a loss have the same sign. Terms of a gradient cancel if the prediction is
+    # correct.
     assert oracle.ulps(value, truth.value).max() <= (1 if dtype == "float32" else 0.501)
     oracle.assert_within(gradient, truth.gradient, truth.gradient_scale, 2)
 
@@ -150,7 +151,7 @@ CHANGES = {
 
 
 def truth_of_changed(logits, target, *, logit_softcap=None, temperature=1.0, axis=-1, **options):
-    """The truth, with the scale of a loss alone: the change is to add no error of its own."""
+    """True values with the scale of the plain loss: the softcap and temperature add no error."""
     x, slope = logits.astype(np.longdouble), np.longdouble(1)
     if logit_softcap is not None:
         x, slope, _ = oracle.softcap(x, np.longdouble(logit_softcap))
@@ -207,7 +208,7 @@ def test_a_misled_row_has_no_probability_above_one():
     "change", [{}, CHANGES["temperature"], CHANGES["cap, temperature"]], ids=str
 )
 @pytest.mark.parametrize("seed", range(60))
-def test_a_row_has_its_bits_in_any_batch_and_layout(seed, change):
+def test_bits_of_a_row_do_not_depend_on_batch_and_layout(seed, change):
     logits, target, options, _ = problem(seed)
     options = {**options, "reduction": "none", **change}
     options.pop("normalizer", None)
@@ -231,7 +232,7 @@ def test_a_row_has_its_bits_in_any_batch_and_layout(seed, change):
 
 
 def block(seed):
-    """What the kernel and the core make of a block of random logits: its states and gradient."""
+    """States and gradients of a block of random logits, from the kernel and from the core."""
     rng = np.random.default_rng(seed)
     rows, width = int(rng.integers(0, 9)), int(rng.integers(1, 40))
     first, after = (int(n) for n in rng.integers(0, 9, 2))
@@ -265,7 +266,7 @@ def block(seed):
     with np.errstate(all="ignore"):
         expected = core.state(logits.astype(np.float64), *exact)
         state = kernel.state(logits.copy(), *given)
-        # Of more than this block.
+        # Combine with the states of another block.
         others = core.state(rng.normal(0, 4, (rows, width)), *exact)
         known = monoid.combine(np, expected, others)
         cotangent = rng.normal(size=rows)
@@ -277,7 +278,7 @@ def block(seed):
 @pytest.mark.parametrize("seed", range(200))
 def test_blocks_are_as_the_core_has_them(seed):
     (state, gradient), (expected, slope) = block(seed)
-    # Where a row is NaN in the end, it matters not in which of its sums it is.
+    # If a row becomes NaN, it does not matter which of its sums is NaN.
     spoilt = np.isnan(np.stack(expected)).any(0) | np.isinf(expected.top) & (expected.top > 0)
     for got, true in zip(state, expected, strict=True):
         np.testing.assert_allclose(got[~spoilt], true[~spoilt], rtol=1e-13, atol=1e-300)
@@ -288,14 +289,14 @@ def test_blocks_are_as_the_core_has_them(seed):
 
 
 def refused(*_, **__):
-    """Stand in the place of the core's expressions where the kernel has to compute."""
+    """Replace the portable core where the kernel must be used."""
     raise AssertionError
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_public_blocks_take_the_kernel(dtype, axis, monkeypatch):
-    """Whatever the strides, and with the same numbers as the core's."""
+    """Blocks with any strides use the kernel, and the results are close to those of the core."""
     rng = np.random.default_rng(RNG_SEED)
     x = rng.normal(size=(12, 12)).astype(dtype)[1:9:2, 1:9:2]
     target, cotangent = rng.integers(0, 9, 4), rng.normal(size=4)
@@ -338,19 +339,19 @@ print([test_kernel.digest([*state, gradient]) for state, gradient in blocks])
 
 
 def log_softmax_of(logits, cotangent):
-    """A value and a gradient."""
+    """Value and gradient of log_softmax."""
     return xentx.value_and_grad(xentx.log_softmax)(logits, cotangent=cotangent)
 
 
 def wide():
-    """Enough for threads, with classes for several blocks."""
+    """Draw a problem large enough for several threads, with classes for several blocks."""
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 5, (70, 5001)).astype(np.float32)
     return logits, rng.integers(0, 5001, 70)
 
 
 def run(program, **environment):
-    """What a program of its own prints, in an environment."""
+    """Run a program with environment variables, and return the lines that it prints."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "kernel", **environment}
     done = subprocess.run(
@@ -362,7 +363,7 @@ def run(program, **environment):
 
 @functools.cache
 def own_digests():
-    """The digests of one thread, with the instruction set of this machine."""
+    """Digests with one thread and the default instruction set."""
     return run(PROGRAM, XENTX_NUM_THREADS="1")[1:]
 
 
@@ -438,7 +439,7 @@ def test_a_portable_engine_has_a_reason(environment, break_it, reason):
         (NOT_LOADING, "the CPU kernel of this installation does not load: undefined symbol"),
     ],
 )
-def test_a_kernel_that_is_asked_for_and_fails_is_an_error(break_it, reason):
+def test_a_requested_kernel_that_fails_is_an_error(break_it, reason):
     program = WHY.format(break_it=break_it).replace(
         "import numpy, xentx",
         "try:\n    import xentx\nexcept ImportError as error:\n    sys.exit(print(error))",
@@ -488,8 +489,8 @@ def test_odd_logits_come_out_as_the_core_has_them(
     pairs = ((value, expected_value), (gradient, expected_gradient))
     for got, expected in (map(np.float64, pair) for pair in pairs):
         finite = np.abs(expected[np.isfinite(expected)])
-        # A sum of what overflows may overflow a little earlier or later; so may the distance of two
-        # logits, which the core forms in their dtype.
+        # A sum that overflows in one may not overflow in the other. The same is true for the
+        # difference of two logits, which the core computes in their dtype.
         given = np.abs(np.float64(logits[np.isfinite(logits)]))
         largest = max(finite.max(initial=0), given.max(initial=0))
         if largest < 1e38 or dtype == np.float64:
@@ -526,7 +527,8 @@ def test_sizes_at_the_edges_of_vectors_and_blocks(rows, classes, axis):
 def test_changed_logits_at_the_edges_of_vectors_and_blocks(classes, axis, change):
     rng = np.random.default_rng(RNG_SEED)
     x = rng.normal(0, 3, (17, classes)).astype(np.float32)
-    # Infinities, of which a cap makes numbers; and rows of nothing else in their first block.
+    # Infinite logits, which a softcap makes finite, and rows whose first block has only such
+    # logits.
     infinite = rng.random(x.shape) < 0.1
     infinite[3] = infinite[5, :2048] = True
     x[infinite] = -np.inf
@@ -548,7 +550,7 @@ def test_changed_logits_at_the_edges_of_vectors_and_blocks(classes, axis, change
 @pytest.mark.parametrize("kind", ["", *SHARED_OUT])
 @pytest.mark.parametrize("change", ["", *CHANGES])
 def test_maxima_that_rise_from_block_to_block(kind, change):
-    """Each block has a maximum of its own, so that what came before is put over another power."""
+    """Each block has a larger maximum than the previous ones, so the sums are rescaled."""
     rising = np.linspace(-300, 300, 20_000, dtype=np.float32)[None, :]
     masked = np.where(np.arange(20_000) < 5000, -np.inf, rising).astype(np.float32)
     for x, index in ((rising, 19_990), (rising[:, ::-1].copy(), 9), (masked, 19_990)):
@@ -565,7 +567,7 @@ def test_maxima_that_rise_from_block_to_block(kind, change):
 @pytest.mark.parametrize("change", ["", "temperature", "cap"])
 @pytest.mark.parametrize("kind", ["", *SHARED_OUT])
 def test_gradients_past_the_caches_have_the_same_bits(kind, change):
-    """Of 16 MB and more a gradient is streamed, but for its entries of higher accuracy."""
+    """Gradients of 16 MB and more are written with streaming stores, except accurate entries."""
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (900, 5003)).astype(np.float32)
     leaders = rng.integers(0, 5003, 900)
@@ -592,7 +594,7 @@ def test_cotangents_at_the_ends_of_the_range(cotangent):
     assert np.all(np.abs(gradient.astype(np.longdouble) - truth.gradient) <= tolerance)
 
 
-def test_arrays_that_are_read_as_they_lie_and_those_that_are_not():
+def test_memory_layouts_of_arrays():
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (33, 40)).astype(np.float32)
     target = rng.integers(0, 40, 33)
@@ -617,7 +619,7 @@ def test_arrays_that_are_read_as_they_lie_and_those_that_are_not():
         np.asfortranarray(logits),
     ):
         assert digest(both(variant, target)) == expected
-        # Twice: what has been prepared for one array must not be taken for another.
+        # Again with a copy: the cache for one array must not be used for another.
         assert digest(both(variant.copy(), target)) == expected
     strided = np.repeat(target, 2)[::2]
     for variant in (strided, target.astype(np.uint8), target.astype(">i4"), list(target)):
@@ -657,26 +659,26 @@ print(found == [expected] * 4)
 
 
 def again(_):
-    """The bits of a wide problem, in another process."""
+    """Digest of a wide problem, in another process."""
     return digest(both(*wide()))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="cannot fork")
-def test_a_forked_child_has_threads_of_its_own():
-    """The parent's threads are not there in the child: waiting for them would be forever."""
+def test_a_forked_child_starts_new_threads():
+    """The parent's threads do not exist in the child, which must not wait for them."""
     assert run(FORK, XENTX_NUM_THREADS="3", PYTHONWARNINGS="ignore") == ["True"]
 
 
 @pytest.fixture
 def kept_memory():
-    """What is kept of memory for gradients, with a limit of 8 MB."""
+    """Memory that is kept for gradients, with a limit of 8 MB."""
     xentx_numpy.reuse_memory(8 << 20)
-    yield _memory._free  # noqa: SLF001 -- what is kept shows nowhere else
+    yield _memory._free  # noqa: SLF001 -- there is no public access to it
     xentx_numpy.reuse_memory(0)
     assert not _memory._free  # noqa: SLF001
 
 
-def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
+def test_memory_is_reused_when_no_array_refers_to_it(kept_memory):
     logits = np.zeros((512, 1024), np.float32)
     target = np.zeros(512, np.int64)
     _, gradient = both(logits, target)
@@ -684,7 +686,7 @@ def test_memory_is_used_again_when_nobody_sees_it(kept_memory):
     expected = view.copy()
     address = gradient.ctypes.data
     del gradient
-    assert not kept_memory  # the view still sees it
+    assert not kept_memory  # the view still refers to it
     _, other = both(logits + 1, target + 1)
     assert other.ctypes.data != address
     np.testing.assert_array_equal(view, expected)

@@ -1,6 +1,6 @@
-"""The kernel's row statistics: accuracy, corners, and the same bits wherever they are computed.
+"""Row statistics in the kernel: accuracy, special values, and bits that do not depend on the batch.
 
-The gradients are asked of the kernel itself, which NumPy's arrays reach without a framework.
+Gradients are computed by calling the kernel directly.
 """
 
 import functools
@@ -24,7 +24,7 @@ from xentx.testing._problems import OPTIONS, RNG_SEED, draw_problem
 
 pytestmark = [
     pytest.mark.skipif(_kernel_engine.KERNEL is None, reason="xentx is without a kernel here"),
-    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not asked for"),
+    pytest.mark.skipif("numpy" not in requested_frameworks(), reason="NumPy was not requested"),
 ]
 
 DTYPES = list(oracle.DTYPES.values())
@@ -33,13 +33,13 @@ NAMES = [
     for name, regime in REGIMES.items()
     if regime.needs is None and name != "gap" and not name.endswith("262144")
 ]
-# By which of loss, lse, log_prob and entropy there are cotangents.
+# The fields that have cotangents: some of loss, lse, log_prob and entropy.
 GIVEN = ["loss", "lse", "log_prob", "entropy", "loss, log_prob", "loss, lse, log_prob, entropy"]
 FIELDS = xentx.RowStats._fields[:4]
 
 
 def layout(array, *axes):
-    """Describe an array whose axes are those of (group, outer, classes, inner)."""
+    """Describe an array whose axes are some of (group, outer, classes, inner)."""
     strides = [0, 0, 0, 0]
     for axis, stride in zip(axes, array.strides, strict=True):
         strides[axis] = stride // array.itemsize
@@ -47,7 +47,7 @@ def layout(array, *axes):
 
 
 def pull(logits, target, cotangents, *, axis=-1, weight=None, ignore_index=-100, **options):
-    """Pull four cotangents, each of which may be None, back to the logits; not in place."""
+    """Pull four cotangents back to the logits. Each may be None."""
     axis %= logits.ndim
     shape = logits.shape
     full = (int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
@@ -83,7 +83,7 @@ def pull(logits, target, cotangents, *, axis=-1, weight=None, ignore_index=-100,
 
 
 def seeds(given, rows, dtype, seed=RNG_SEED):
-    """Cotangents of the fields that are named."""
+    """Draw cotangents of the given fields. The others are None."""
     rng = np.random.default_rng(seed)
     drawn = [rng.normal(size=rows).astype(dtype) for _ in FIELDS]
     names = given.split(", ")
@@ -102,7 +102,7 @@ def gradient_truth(
     logit_softcap=None,
     temperature=1.0,
 ):
-    """Pull cotangents back, with the classes on the last axis: the truth and its scale."""
+    """True pullback of cotangents, with the classes on the last axis, and its scale."""
     x = logits.astype(oracle.LONG)
     slope, wobble, blur = oracle.LONG(1), oracle.LONG(1), 0
     if logit_softcap is not None:
@@ -128,7 +128,7 @@ def gradient_truth(
     size = np.abs(by_loss) * q + np.abs(by_log_prob) * y
     by_all = 2 * by_loss * oracle.LONG(z_loss) * lse + by_lse
 
-    # A p - r with A p - r = (A - r) - A (1 - p) where p is above one half.
+    # A p - r = (A - r) - A (1 - p), which is used if p > 0.5.
     mass, terms = r.sum(-1, keepdims=True), size.sum(-1, keepdims=True)
     gradient = np.where(p > 0.5, mass - r - mass * complement, mass * p - r)
     scale = np.where(p > 0.5, terms - size + terms * complement, terms * p + size)
@@ -136,7 +136,7 @@ def gradient_truth(
     extra = 2 * np.abs(by_loss) * z_loss * (np.abs(top) + losses.min(-1, keepdims=True))
     scale = scale + p * (extra + np.abs(by_lse))
     scale = scale + np.abs(by_entropy) * oracle.times(p, losses + mean)
-    # An error of the logits is one of p, and of the gap that the entropy has.
+    # An error of the logits changes p, and the gap in the entropy's derivative.
     scale = scale * (1 + blur) + blur * p * np.abs(by_entropy)
     kept = np.ones(x.shape[:-1], bool) if soft else target != ignore_index
     return tuple(
@@ -161,7 +161,7 @@ def test_fields_are_as_accurate_as_the_loss(name, dtype):
     assert stats.loss.tobytes() == xentx.cross_entropy(logits, target, reduction="none").tobytes()
     np.testing.assert_array_equal(stats.prediction, logits.argmax(-1))
     np.testing.assert_array_equal(stats.correct, logits.argmax(-1) == target)
-    # Of these fields all terms have one sign.
+    # All terms of these fields have the same sign.
     loss, entropy = {"float32": (1, 2), "float64": (3, 4)}.get(dtype, (0.501, 0.501))
     for field, units in (("loss", loss), ("log_prob", loss), ("entropy", entropy)):
         true = truth.fields[FIELDS.index(field)]
@@ -204,7 +204,7 @@ def test_options(name, soft, dtype, classes):
 
 
 def problem(seed):
-    """A problem of random shape, dtype and options, and cotangents."""
+    """Draw a problem of random shape, dtype and options, and cotangents."""
     rng = np.random.default_rng(seed)
     rows = tuple(rng.integers(1, 9, rng.integers(1, 3)))
     axis = int(rng.integers(len(rows) + 1))
@@ -232,12 +232,12 @@ def results(seed):
 
 
 def digest(arrays):
-    """The bits of arrays."""
+    """Digest of the bits of arrays."""
     return hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays)).hexdigest()
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_row_has_its_bits_in_any_batch_and_layout(seed):
+def test_bits_of_a_row_do_not_depend_on_batch_and_layout(seed):
     logits, target, options, cotangents = problem(seed)
     axis = options.pop("axis")
     *fields, gradient = results(seed)
@@ -272,7 +272,7 @@ def test_a_gradient_by_the_loss_alone_has_the_bits_of_cross_entropy(seed):
 
 
 def test_gradients_past_the_caches_have_the_same_bits():
-    """Of 16 MB and more a gradient is streamed, but for its entries of higher accuracy."""
+    """Gradients of 16 MB and more are written with streaming stores, except accurate entries."""
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (900, 5003)).astype(np.float32)
     leaders = rng.integers(0, 5003, 900)
@@ -289,11 +289,11 @@ def test_gradients_past_the_caches_have_the_same_bits():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [4, 40, 3000])
 def test_corners(dtype, classes):
-    """Ignored rows are 0, damaged ones NaN, and a class at -inf has no share in anything."""
+    """Ignored rows are 0, damaged rows are NaN, and a class at -inf does not contribute."""
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(size=(8, classes)).astype(dtype)
     target = np.array([0, 1, -100, 1, 2, 3, 1, -100])
-    logits[0, 1:] = -np.inf  # alone
+    logits[0, 1:] = -np.inf  # all others masked
     logits[1, 1] = -np.inf  # the target
     logits[2] = np.nan  # ignored
     logits[3, 2] = np.nan
@@ -321,8 +321,11 @@ def test_corners(dtype, classes):
             assert gradient[1, 1] == 0
 
 
-def test_a_target_that_is_no_class():
-    """Its row's loss and log-probability are NaN, and the gradient only by the loss."""
+def test_a_target_out_of_range():
+    """Loss and log-probability of its row are NaN.
+
+    The gradient is NaN only if the loss has a cotangent.
+    """
     logits = np.random.default_rng(RNG_SEED).normal(size=(2, 50)).astype(np.float32)
     bad, good = np.array([50, 3]), np.array([4, 3])
     with pytest.raises(IndexError, match="target: got 50 at position 0"):
@@ -346,14 +349,14 @@ def test_a_capped_logit_has_all_its_digits_however_small(dtype):
     exponents = np.concatenate([rng.uniform(lowest, -3, 500), rng.uniform(-3, 2, 500)])
     logits = (10.0**exponents).astype(dtype)[:, None] * rng.choice([-1, 1], (1000, 1)).astype(dtype)
     for cap in (0.3, 30.0):
-        # Of one class, lse is the capped logit.
+        # For one class, lse is the capped logit.
         found = xentx.per_row(logits, np.zeros(1000, np.int64), logit_softcap=cap).lse
         truth, _, _ = oracle.softcap(logits.astype(np.longdouble), np.longdouble(cap))
         assert oracle.ulps(found, truth[:, 0]).max() <= (0.6 if dtype == np.float32 else 4)
 
 
 def test_extreme_cotangents_and_logits():
-    """Where floats can't hold a factor, doubles do."""
+    """Factors that overflow or underflow in float32 are computed in float64."""
     logits = np.array([[0.0, 1.0, -2.0], [1e6, 1e6 + 1, 5.0], [-3e38, -3e38, 0.0]], np.float32)
     target = np.array([1, 0, 0])
     for scale in (1e-30, 1e30):
@@ -372,7 +375,7 @@ print([test_row_stats.digest(test_row_stats.results(seed)) for seed in range(80)
 
 
 def run(**environment):
-    """What the program prints in an environment."""
+    """Run the program with environment variables, and return the lines that it prints."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = {**os.environ, "PYTHONPATH": path, "XENTX_ENGINE": "kernel", **environment}
     done = subprocess.run(
@@ -396,7 +399,8 @@ def test_every_instruction_set_and_number_of_threads_has_the_same_bits():
 OTHERS = [
     route for route in routes(*requested_frameworks()) if route.name not in {"numpy", "strict"}
 ]
-# One in so many of what is compiled, which takes long. Primes, for every dtype and option.
+# Compiling is slow, so a route tests one of this many problems. The numbers are primes, so that
+# every dtype and option is tested.
 EVERY = {"jax": 7, "jax:jit": 5, "tensorflow:function": 5}
 
 
@@ -406,7 +410,7 @@ def field_of(field, target, options, logits):
 
 
 def weighted(target, options, cotangents, logits):
-    """The fields' sums, weighted by their cotangents."""
+    """Sum of the fields, weighted by their cotangents."""
     stats = xentx.per_row(logits, target, **options)
     fields = [(f, c) for f, c in zip(stats[:4], cotangents, strict=True) if c is not None]
     total = 0
@@ -415,7 +419,7 @@ def weighted(target, options, cotangents, logits):
     return total
 
 
-@pytest.mark.skipif(not OTHERS, reason="one framework was asked for")
+@pytest.mark.skipif(not OTHERS, reason="only one framework is requested")
 @pytest.mark.parametrize("make", OTHERS, ids=lambda route: route.name)
 def test_every_framework_has_the_same_bits(make):
     route = make()

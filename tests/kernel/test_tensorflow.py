@@ -1,8 +1,8 @@
-"""TensorFlow's tensors on the CPU kernel: eager and in graphs, wherever those may run.
+"""TensorFlow tensors on the CPU kernel, eager and in graphs.
 
-That the bits are those of the other frameworks is shown in test_bits, and that derivatives of every
-order are right in tests/matrix, which runs on the kernel where there is one. Here is what
-TensorFlow could do to operators that it does not know.
+`test_bits` compares the bits with other frameworks. The tests in tests/matrix also run on the
+kernel, and check derivatives of every order. The tests here check that the operators work wherever
+TensorFlow may place or transform them.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ from xentx.testing._engines import portable_core
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "tensorflow" not in requested_frameworks():
-    pytest.skip("TensorFlow is not asked for", allow_module_level=True)
+    pytest.skip("TensorFlow is not requested", allow_module_level=True)
 
 import tensorflow as tf
 
@@ -48,7 +48,7 @@ def loss(logits, target=TARGET, **options):
 
 
 def portable(function):
-    """The same by the core."""
+    """Return the same function, computed by the portable core."""
 
     def by_the_core(*args, **kwargs):
         with portable_core(BACKEND):
@@ -58,7 +58,7 @@ def portable(function):
 
 
 def both(function):
-    """Value and gradient by the first argument, for a cotangent."""
+    """Return a function for the value, and the gradient with respect to the first argument."""
 
     def value_and_gradient(logits, *args, cotangent=None):
         with tf.GradientTape() as tape:
@@ -78,7 +78,7 @@ def tensor(array, dtype=None):
 
 
 def operators_in(function, *args):
-    """Names of our operators in a function's graph, and in those it calls."""
+    """Names of xentx's operators in a function's graph, and in the functions that it calls."""
     graph = tf.function(function).get_concrete_function(*args).graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
     return {node.op for node in nodes if node.op.startswith("Xentx")}
@@ -86,7 +86,7 @@ def operators_in(function, *args):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the operators that are called, whether in a graph or at once."""
+    """Names of the operators that are called eagerly or while a graph is built."""
     called = []
     loaded = _kernel.operators()
     names = [name for name in dir(loaded) if name.startswith("xentx_")]
@@ -99,7 +99,7 @@ def calls(monkeypatch):
     return called
 
 
-# ---- which operators, and that the kernel is theirs
+# ---- Which operators are called, and that they call the kernel.
 
 
 def test_a_tape_that_watches_the_logits_has_the_gradient_formed_with_the_loss(calls):
@@ -192,9 +192,9 @@ def test_log_softmax(traced):
     assert function(tensor(LOGITS[0]), tensor(SEED[0]))[0].shape == (5,)
 
 
-def test_a_cotangent_of_another_dtype_than_the_value_is_taken_as_it_is():
+def test_a_cotangent_with_another_dtype_is_not_rounded():
     logits = tensor(LOGITS, tf.float16)
-    seed = np.float32(1.0001)  # which float16 does not have
+    seed = np.float32(1.0001)  # not a float16 number
     ours = xentx_tensorflow.value_and_grad(xentx_tensorflow.cross_entropy)
     mine = xentx_numpy.value_and_grad(xentx_numpy.cross_entropy)
     _, found = ours(logits, TARGET, cotangent=seed)
@@ -202,8 +202,7 @@ def test_a_cotangent_of_another_dtype_than_the_value_is_taken_as_it_is():
 
 
 def test_small_gradients_survive_in_float16():
-    # What a loss scaled down by 2^-14 pulls back, which the gradient for a cotangent of 1, rounded
-    # to float16 and scaled only then, would have lost.
+    # A loss scaled by 2^-14: the gradient must be scaled before it is rounded to float16.
     logits = tensor(LOGITS, tf.float16)
     seed = tensor(np.float16(2.0**-14))
     for function in (both(loss), tf.function(both(loss))):
@@ -236,10 +235,11 @@ def test_memory_at_any_address_is_read_and_aligned_memory_handed_out():
         np.testing.assert_array_equal(value, again[0])
         np.testing.assert_array_equal(found, again[1])
         assert address(found) % 64 == 0
-        tf.exp(found) + tf.exp(xentx_tensorflow.log_softmax(part))  # would stop the process
+        # unaligned memory would end the process
+        tf.exp(found) + tf.exp(xentx_tensorflow.log_softmax(part))
 
 
-def test_nothing_is_written_over_an_argument():
+def test_arguments_are_not_overwritten():
     logits, target = tensor(RNG.normal(size=(64, 128)), tf.float32), tensor(np.arange(64))
     before = logits.numpy().copy()
 
@@ -258,7 +258,7 @@ def test_nothing_is_written_over_an_argument():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_logits_that_are_the_target_too():
+def test_logits_as_the_target():
     probs = tf.nn.softmax(tensor(LOGITS))
 
     def function(x):
@@ -274,7 +274,7 @@ def test_logits_that_are_the_target_too():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("wrong", [5, -1])
-def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
+def test_a_wrong_index_is_the_same_error_as_without_the_kernel(wrong, reduction):
     target = tensor(np.where(np.arange(6) == 2, wrong, TARGET))
     message = rf"target: got {wrong} at position 2; expected 0 <= target < 5"
     for function in (
@@ -292,7 +292,7 @@ def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
     assert np.isfinite(found[:2]).all()
 
 
-def test_operators_fail_where_a_graph_is_wrong_and_harm_nobody():
+def test_operators_raise_errors_for_wrong_graphs():
     operators = _kernel.operators()
     logits, target = tensor(LOGITS), tensor(TARGET)
     for arguments, message in (
@@ -306,7 +306,7 @@ def test_operators_fail_where_a_graph_is_wrong_and_harm_nobody():
             operators.xentx_loss(*arguments)
 
 
-# ---- derivatives that the operators lack
+# ---- derivatives without operators
 
 
 def second(function):
@@ -409,11 +409,11 @@ def test_every_derivative_is_the_one_of_the_core(name, reduction, traced, caplog
     derived = derivative(function)
     found = (tf.function(derived) if traced else derived)(tensor(LOGITS))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    assert "Using a while_loop" not in caplog.text  # a warning that nobody can do anything about
+    assert "Using a while_loop" not in caplog.text  # a warning that users cannot avoid
 
 
 def row_stats(x, target=TARGET, **options):
-    """Sum of the fields that have derivatives, weighted."""
+    """Weighted sum of the fields that have derivatives."""
     fields = xentx_tensorflow.per_row(x, target, label_smoothing=0.1, **options)[:4]
     return sum(field * seed for field, seed in zip(fields, SEED.T, strict=False))
 
@@ -448,7 +448,7 @@ def test_operators_of_row_statistics():
 
 
 def test_a_graph_has_gradients_by_an_eager_tensor():
-    # So large that a graph takes it as a capture, and not as a constant.
+    # The tensor is so large that a graph captures it instead of storing a constant.
     x, target = tensor(np.tile(LOGITS, (10, 1))), np.tile(TARGET, 10)
 
     def entropy(x):
@@ -513,7 +513,7 @@ def test_an_operator_remembers_all_options_to_the_last_bit(options):
     np.testing.assert_array_equal(second(function)(tensor(LOGITS)), expected)
 
 
-# ---- graphs, and where they may run
+# ---- graphs, and the devices that run them
 
 
 def close(found, expected=None):
@@ -542,7 +542,7 @@ def test_unknown_shapes(soft, reduction):
 
 
 def nested(inner):
-    """A function compiled by XLA that calls one which was traced, and ran, before."""
+    """Return a function compiled by XLA, which calls one that was traced and run before."""
     return tf.function(lambda *args: tf.nest.map_structure(lambda y: y * 1.0, inner(*args)), **xla)
 
 
@@ -570,7 +570,7 @@ def test_functions_that_xla_compiles(name):
     close(XLA[name]()(tensor(LOGITS, tf.float32)))
 
 
-def test_the_choice_is_no_operator_of_ours_once_xla_is_known():
+def test_no_operator_in_a_graph_for_xla():
     @tf.function(**xla)
     def function(x):
         return both(loss)(x)
@@ -687,7 +687,7 @@ def test_other_devices_take_the_core(monkeypatch):
     assert "device:GPU:0" in _kernel.declines(elsewhere)
     remote = SimpleNamespace(device="/job:worker/replica:0/task:1/device:CPU:0")
     assert "job:worker" in _kernel.declines(remote)
-    # A graph goes where TensorFlow places it: the choice in it is made by kind of device.
+    # TensorFlow places a graph later: the graph chooses the engine by the kind of device.
     devices = [SimpleNamespace(name=f"/device:{name}") for name in ("CPU:0", "GPU:0")]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)
     assert operators_in(loss, tensor(LOGITS)) == {"XentxLoss"}
@@ -696,7 +696,7 @@ def test_other_devices_take_the_core(monkeypatch):
 
 
 def run(program, *args):
-    """Run a program in a process of its own, and return what it prints."""
+    """Run a program in a new process, and return the words that it prints."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, *args], capture_output=True, text=True, check=False
     )
@@ -726,7 +726,7 @@ for function in (loaded.both, tape, tf.function(tape), tf.function(tape, jit_com
 """
 
 
-def test_a_saved_model_in_a_process_of_its_own(tmp_path):
+def test_a_saved_model_in_a_new_process(tmp_path):
     signature = [tf.TensorSpec([None, 5], tf.float32), tf.TensorSpec([None], tf.int64)]
     module = tf.Module()
     module.loss = tf.function(loss, input_signature=signature)

@@ -1,7 +1,7 @@
-"""PyTorch's tensors on the CPU kernel: known calls, values, gradients, layouts and cotangents.
+"""PyTorch tensors on the CPU kernel: cached calls, values, gradients, layouts and cotangents.
 
-That the bits are those of the other frameworks is shown in test_bits too, and that derivatives of
-every order are right in tests/matrix, which runs on the kernel where there is one.
+`test_bits` also compares the bits with other frameworks. The tests in tests/matrix also run on the
+kernel, and check derivatives of every order.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 
@@ -43,7 +43,7 @@ from xentx_torch import _kernel as adapter
 
 @pytest.fixture
 def never_the_core(monkeypatch):
-    """Makes an error of every way to the core."""
+    """Fail if the portable core is called."""
 
     def fail(*args, **kwargs):
         pytest.fail("the core was called")
@@ -52,12 +52,12 @@ def never_the_core(monkeypatch):
     monkeypatch.setattr(_evaluate, "portable_with_gradient", fail)
 
 
-# ---- calls that are known
+# ---- cached calls
 
 
 @pytest.mark.usefixtures("never_the_core")
-def test_a_known_call_is_told_from_all_others(monkeypatch):
-    """Each twice, among others of the same shape: by function, dtype, strides and options."""
+def test_a_cached_call_is_distinguished_from_all_others(monkeypatch):
+    """Calls of one shape with different functions, dtypes, strides and options, each twice."""
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
     logits, target = torch.randn(6, 4, generator=torch.manual_seed(0)), torch.tensor([0, 1, 2] * 2)
     wide, turned = torch.cat([logits] * 2, 1), logits.T.contiguous().T
@@ -150,7 +150,7 @@ def test_every_axis(shape, soft):
 
 
 def misaligned(x):
-    """Memory of which not even the elements are aligned."""
+    """Copy to memory at an odd address."""
     raw = bytearray(1 + x.numel() * x.element_size())
     whole = torch.frombuffer(raw, dtype=torch.uint8)
     whole[1:] = x.contiguous().reshape(-1).view(torch.uint8)
@@ -211,8 +211,8 @@ def test_every_layout(name, soft):
     assert_bits(found, expected_bits(arrays[0], None, cotangent, axis=1))
 
 
-def test_each_array_may_lie_as_it_likes():
-    # What is prepared for one layout must not be taken for another.
+def test_layouts_of_each_array():
+    # The cache for one layout must not be used for another.
     arrays = {"target": TARGET, "weight": WEIGHT, "sample_weight": SAMPLE_WEIGHT}
     expected = both(lambda x: loss(x, **arrays))(LOGITS)
     soft = both(lambda x: loss(x, SOFT))(LOGITS)
@@ -225,7 +225,7 @@ def test_each_array_may_lie_as_it_likes():
             assert_bits(both(lambda x, lay=lay: loss(x, lay(SOFT)))(LOGITS), soft)
 
 
-def test_a_gradient_lies_as_its_logits_do():
+def test_a_gradient_has_the_layout_of_its_logits():
     images = torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last)
     target = torch.zeros(2, 3, 4, dtype=torch.int64)
     for logits in (images, images.contiguous(), images.permute(0, 2, 3, 1)):
@@ -292,7 +292,8 @@ def test_every_cotangent_of_a_reduced_loss(cotangent, dtype):
             both(lambda x, r=reduction: loss(x, reduction=r))(logits, cotangent=seed), expected
         )
         for given in (seed, cotangent, np.float64(seed.item())):
-            if given is not cotangent or dtype == "float64":  # which others may lack
+            # not every number is exact in the other dtypes
+            if given is not cotangent or dtype == "float64":
                 assert_bits(own(logits, cotangent=given, reduction=reduction), expected)
 
 
@@ -321,7 +322,7 @@ def test_every_cotangent_of_rows(name):
 
 
 def test_sums_of_unreduced_losses():
-    # Their cotangent is one number, expanded.
+    # The cotangent is an expanded scalar.
     for dtype in (torch.float16, torch.float32, torch.float64):
         logits = LOGITS.to(dtype)
         ones = torch.ones(6, dtype=dtype)
@@ -349,8 +350,7 @@ def test_cotangents_of_another_dtype_than_the_value(dtype, watched):
 
 
 def test_small_gradients_survive_in_float16():
-    # What a loss scaled down by 2^-14 pulls back, which the gradient for a cotangent of 1, rounded
-    # to float16 and scaled only then, would have lost.
+    # A loss scaled by 2^-14: the gradient must be scaled before it is rounded to float16.
     seed = torch.tensor(2.0**-14, dtype=torch.float16)
     _, found = both(loss)(LOGITS.half(), cotangent=seed)
     truth = oracle.cross_entropy(
@@ -364,7 +364,7 @@ def test_small_gradients_survive_in_float16():
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("wrong", [5, -1])
-def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
+def test_a_wrong_index_is_the_same_error_as_without_the_kernel(wrong, reduction):
     target = torch.where(torch.arange(6) == 2, wrong, TARGET)
     stacked = torch.stack([LOGITS, LOGITS])
 
@@ -381,7 +381,7 @@ def test_a_wrong_index_is_the_same_error_as_ever(wrong, reduction):
     ):
         with pytest.raises(IndexError, match=rf"target: got {wrong} at position 2; expected 0 <= "):
             call()
-    # Where nobody can look at it, the row is NaN.
+    # In vmap the index is not checked, and the row is NaN.
     rows = torch.arange(6) == 2
     mapped = torch.vmap(loss)(LOGITS.float()[:, None], target[:, None])
     assert torch.equal(mapped.isnan(), rows)

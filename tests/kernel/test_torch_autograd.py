@@ -1,4 +1,4 @@
-"""PyTorch's autograd and torch.func on the CPU kernel: what is saved, and every derivative."""
+"""PyTorch's autograd and torch.func on the CPU kernel: saved tensors, and every derivative."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS, RNG_SEED
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 import torch.utils.checkpoint
@@ -41,7 +41,7 @@ from xentx_torch import _operators
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What each call of the kernel is asked for, in letters: cotangent, value, gradient."""
+    """Outputs and inputs of each call of the kernel, as letters: cotangent, value, gradient."""
     made = []
     plan = _kernel_engine.KERNEL.plan
 
@@ -55,7 +55,7 @@ def calls(monkeypatch):
 
         return called
 
-    # Plans are kept.
+    # The caches contain plans.
     monkeypatch.setattr(_validation, "_KINDS", {})
     monkeypatch.setattr(_operators, "_KNOWN", {})
     monkeypatch.setattr(adapter, "_calls", adapter.no_calls())
@@ -63,10 +63,10 @@ def calls(monkeypatch):
     return made
 
 
-# ---- the Function: what is formed, saved, and handed over
+# ---- autograd.Function: what is computed and saved
 
 
-def test_what_the_kernel_is_asked_for(calls):
+def test_arguments_of_the_kernel_s_calls(calls):
     logits = leaf(LOGITS)
     loss(LOGITS)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_what_the_kernel_is_asked_for(calls):
     value = loss(logits)
     assert calls == ["v", "v", "vg"]
     value.backward(retain_graph=True)
-    assert calls == ["v", "v", "vg"]  # the gradient for a cotangent of 1 was there
+    assert calls == ["v", "v", "vg"]  # the gradient for a cotangent of 1 is stored
     value.backward()
     assert calls == ["v", "v", "vg", "cg"]
     calls.clear()
@@ -92,8 +92,8 @@ def test_what_the_kernel_is_asked_for(calls):
     assert calls == ["v"]
 
 
-def test_a_gradient_that_is_there_is_no_constant():
-    """Second derivatives of a loss are not 0 because its gradient was formed in the forward."""
+def test_a_stored_gradient_is_not_a_constant():
+    """The gradient that the forward pass computes is not treated as a constant."""
     expected = torch.autograd.functional.hessian(portable(loss), LOGITS)
     assert expected.abs().max() > 0.01
     assert_near([torch.autograd.functional.hessian(loss, LOGITS)], [expected])
@@ -118,7 +118,7 @@ def test_a_second_backward_adds_the_same_again():
 
 
 @pytest.mark.parametrize("function", [loss, lambda x: loss(x, reduction="none").sum(), log_softmax])
-def test_a_graph_that_was_freed_says_so(function):
+def test_a_graph_that_was_freed_is_an_error(function):
     value = function(leaf(LOGITS)).sum()
     value.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
@@ -173,7 +173,7 @@ def test_two_losses_of_one_array():
     assert torch.equal(logits.grad, expected[0] + expected[1] + expected[1])
 
 
-def test_logits_that_are_the_target_too():
+def test_logits_as_the_target():
     probabilities = LOGITS.softmax(-1)
 
     def function(x):
@@ -243,7 +243,7 @@ def test_parts_of_a_graph():
     assert not loss(logits.detach(), target.detach()).requires_grad
 
 
-# ---- derivatives that the kernel lacks
+# ---- derivatives that the kernel does not compute
 
 
 def second(function):
@@ -328,7 +328,7 @@ DERIVATIVES = {
 
 
 def row_stats(x, target=TARGET, **options):
-    """Sum of the fields that have derivatives, weighted."""
+    """Weighted sum of the fields that have derivatives."""
     fields = xentx_torch.per_row(x, target, label_smoothing=0.1, **options)[:4]
     return sum((field * seed).sum() for field, seed in zip(fields, SEED.T, strict=False))
 
@@ -353,7 +353,7 @@ def test_every_derivative_is_the_one_of_the_core(name):
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_row_statistics_in_eager_mode(dtype, soft):
-    """By the kernel without autograd and with it; by the other arrays and again by the core."""
+    """The kernel computes fields and the gradient of the logits, the core other derivatives."""
     target = SOFT if soft else TARGET
     arrays = [a.to(dtype) if a.is_floating_point() else a for a in (LOGITS, target, WEIGHT)]
 

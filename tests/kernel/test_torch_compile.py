@@ -9,7 +9,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from functorch.compile import make_boxed_func
@@ -37,12 +37,12 @@ from torch_kernel import (
 
 
 def operators_in(graph):
-    """Names of our operators in an FX graph."""
+    """Names of xentx's operators in an FX graph."""
     return [node.target.name() for node in graph.graph.nodes if "xentx" in str(node.target)]
 
 
 def collecting(graphs):
-    """A backend of torch.compile that collects graphs, forward and backward, and runs them."""
+    """Return a backend of torch.compile that runs graphs and lists their operators in `graphs`."""
 
     def compiler(graph, _):
         graphs.append(operators_in(graph))
@@ -53,7 +53,7 @@ def collecting(graphs):
 
 @pytest.fixture
 def fresh():
-    """torch.compile as if nothing had been compiled."""
+    """Reset torch.compile before and after a test."""
     torch._dynamo.reset()  # noqa: SLF001
     yield
     torch._dynamo.reset()  # noqa: SLF001
@@ -147,7 +147,7 @@ def traced(function, mode):
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
 def test_make_fx(mode):
     for arrays in ((LARGE, LARGE_TARGET), (LOGITS.float(), TARGET)):
-        large = arrays[0] is LARGE or mode == "real"  # real tensors are none of a compiler's
+        large = arrays[0] is LARGE or mode == "real"  # for real tensors there is no compiler
         for function, names in (
             (loss, FORWARD),
             (torch.func.grad(loss), FORWARD + BACKWARD),
@@ -167,8 +167,8 @@ def test_make_fx(mode):
 @pytest.mark.parametrize(
     "function", [xentx.cross_entropy, portable(xentx.cross_entropy), xentx.nll_loss]
 )
-def test_what_make_fx_records_serves_other_values(function, mode):
-    """Whether a row is ignored, or its target is no class, is not part of the record."""
+def test_a_graph_from_make_fx_is_valid_for_other_values(function, mode):
+    """The graph does not depend on whether a row is ignored or its target is out of range."""
     graph = make_fx(lambda x, t: function(x, t, reduction="none"), tracing_mode=mode)(
         LOGITS, TARGET
     )
@@ -189,11 +189,11 @@ def test_fake_tensors():
             assert value.shape == target.shape
             assert logits.grad.shape == source.shape
             assert [y.shape for y in own(logits, fake)] == [(), source.shape]
-    assert torch.isfinite(loss(LOGITS.float()))  # nothing fake was kept
+    assert torch.isfinite(loss(LOGITS.float()))  # no fake tensor was cached
 
 
 class Exported(torch.nn.Module):
-    """What is exported."""
+    """A module to export."""
 
     def forward(self, logits, target):
         return loss(logits, target)
@@ -210,7 +210,7 @@ def test_export():
     assert_bits(both(program.module())(*arrays), both(loss)(*arrays))
 
 
-@pytest.mark.filterwarnings("ignore")  # of every number that is taken for a constant
+@pytest.mark.filterwarnings("ignore")  # it warns that numbers are treated as constants
 def test_jit_trace():
     logits = LOGITS.float()
     traced = torch.jit.trace(loss, (logits, TARGET))

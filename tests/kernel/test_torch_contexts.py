@@ -1,4 +1,4 @@
-"""PyTorch's contexts, subclasses, devices, threads and processes on the CPU kernel."""
+"""The CPU kernel in PyTorch's contexts, with subclasses, devices, threads and processes."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._problems import REDUCTIONS
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -41,7 +41,7 @@ from torch_kernel import (
 from xentx import _validation
 from xentx_torch import _private
 
-# ---- around it: contexts, classes, devices
+# ---- contexts, classes, devices
 
 
 def flops():
@@ -88,11 +88,11 @@ def test_contexts_change_nothing(name, monkeypatch):
                 return loss(x, weight=WEIGHT, reduction=reduction)
 
             expected = both(function)(logits)
-            monkeypatch.setattr(_validation, "_KINDS", {})  # so that all is prepared inside
+            monkeypatch.setattr(_validation, "_KINDS", {})  # so that the call is prepared inside
             with CONTEXTS[name]():
                 found = both(function)(logits)
                 inside = own(logits, weight=WEIGHT, reduction=reduction)
-            if name == "forward mode":  # which has derivatives of the core's
+            if name == "forward mode":  # the core computes the derivatives
                 assert_near(
                     found, expected, rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-5
                 )
@@ -101,7 +101,7 @@ def test_contexts_change_nothing(name, monkeypatch):
                 assert_bits(inside, expected)
 
 
-def test_what_inference_mode_prepares_serves_outside():
+def test_what_inference_mode_caches_is_valid_outside():
     shape = (7, 11)
     with torch.inference_mode():
         logits, target = torch.randn(shape), torch.zeros(7, dtype=torch.int64)
@@ -126,11 +126,11 @@ def test_an_anomaly_is_found():
 
 
 class Subclass(torch.Tensor):
-    """A subclass that another package defines."""
+    """A subclass that a user defines."""
 
 
 class Head(torch.nn.Module):
-    """A model that ends in the loss."""
+    """A model that returns the loss."""
 
     def __init__(self):
         super().__init__()
@@ -160,7 +160,7 @@ def test_subclasses_and_modules():
     assert_near([torch.func.grad(functional)({"bias": head.bias.detach()})["bias"]], [by_bias])
 
 
-def test_a_negated_view_is_read_as_it_is():
+def test_a_negated_view():
     negated = torch.complex(SOFT, SOFT).conj().imag
     assert negated.is_neg()
     plain = negated.clone().resolve_neg()
@@ -186,7 +186,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of features in beta
+@pytest.mark.filterwarnings("ignore")  # beta features
 @pytest.mark.parametrize("name", REFUSED)
 def test_unreadable_tensors_raise_the_error_of_the_core(name):
     make, error = REFUSED[name]
@@ -228,7 +228,7 @@ def test_other_devices_take_the_core():
         assert found.shape == (6, 5)
         assert value.device.type == found.device.type == "meta"
     with FakeTensorMode():
-        # As if there were a GPU: operators take arrays of one device only.
+        # Fake tensors on a GPU: all arrays of an operator must be on one device.
         logits, weight = torch.empty(6, 5, device="cuda"), torch.ones(5, device="cuda")
         target = torch.zeros(6, dtype=torch.int64, device="cuda")
         assert loss(logits, target, weight=weight).device.type == "cuda"
@@ -260,7 +260,7 @@ def test_threads_of_python():
 
 
 def test_backwards_in_other_threads():
-    """Several at once on one graph, of which one can have the gradient that is there."""
+    """Several backward passes run at once on one graph. Only one can use the stored gradient."""
     expected = both(loss)(LOGITS)[1]
     for _ in range(20):
         logits = leaf(LOGITS)
@@ -284,8 +284,8 @@ def test_backwards_in_other_threads():
 
 
 def test_zeros_without_memory():
-    """PyTorch's autograd has tensors of zeros that have a shape and no address."""
-    make = torch._efficientzerotensor  # noqa: SLF001 -- there is no public way to one
+    """PyTorch's autograd has tensors of zeros with a shape but without memory."""
+    make = torch._efficientzerotensor  # noqa: SLF001 -- there is no public function
     zeros = make((2, 5))
     assert_bits(both(loss)(zeros, TARGET[:2]), both(loss)(torch.zeros(2, 5), TARGET[:2]))
     logits = LOGITS.clone().requires_grad_()
@@ -315,7 +315,7 @@ def test_threads_of_torch_change_no_bit():
 
 
 def run(program, head=None, **environment):
-    """Run a program in an interpreter of its own, and return what it prints."""
+    """Run a program in a new interpreter, and return what it prints."""
     head = textwrap.dedent(HEAD if head is None else head)
     done = subprocess.run(
         [sys.executable, "-P", "-c", head + textwrap.dedent(program)],
@@ -344,7 +344,7 @@ HEAD = """
 
 
 def test_private_names_may_be_gone():
-    """Each undocumented name of PyTorch has a fallback, which gives the same results."""
+    """Each private name of PyTorch has a fallback, which gives the same results."""
     chosen = (
         "test_a_known_call_with_a_wrong_index or test_all_options_are_handed_on or "
         "test_every_cotangent_of_rows or test_checkpoints or test_what_inference_mode or "
@@ -412,7 +412,7 @@ def test_one_thread_is_one_thread():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 def test_memory():
-    """The gradient becomes the leaf's: nothing of its size beside it."""
+    """The stored gradient becomes the gradient of the leaf, without a copy."""
     program = """
     def peak():
         with open("/proc/self/status") as status:

@@ -1,7 +1,7 @@
-"""Errors in units in the last place, against the truth and beside each framework's own losses.
+"""Errors in units in the last place, against true values and against native losses.
 
-The bounds of the first test are the ones that the documentation states. The second judges as one
-should where there is a peer: xentx's error is at most the native's, and one unit.
+The first tests check the bounds that the documentation states. The last test compares with the
+native losses: the error of xentx may be larger by at most one unit.
 """
 
 import functools
@@ -19,7 +19,7 @@ from xentx.testing import requested_frameworks, routes
 SEED = 20261123
 LOSS_ULPS, GRADIENT_ULPS = 4, 8
 NAMES = [name for name, regime in REGIMES.items() if regime.needs is None and name != "gap"]
-# float64 and the narrow floats at the sizes where the truth is quick.
+# float64 and the narrow dtypes, for sizes for which true values are computed quickly.
 OTHER_DTYPES = [
     (name, dtype)
     for name in NAMES
@@ -39,7 +39,7 @@ def problem(name, dtype):
 
 
 def errors(loss, gradient, truth, dtype):
-    """Largest error of a loss and of a gradient's entry; entries that underflow don't count."""
+    """Largest errors of the losses and of the gradient. Entries that underflow are not counted."""
     normal = np.abs(truth.gradient) >= oracle.tiny(dtype)
     normal_loss = np.abs(truth.value) >= oracle.tiny(dtype)
     return (
@@ -69,7 +69,7 @@ def test_float32(route, name):
 
 @pytest.mark.parametrize(("name", "dtype"), OTHER_DTYPES)
 def test_other_dtypes(route, name, dtype):
-    """The narrow floats are rounded once, and so all but correctly."""
+    """Results of the narrow dtypes are rounded once, so they are nearly correctly rounded."""
     if dtype not in route.dtypes:
         pytest.skip(f"{route} has no {dtype}")
     loss, gradient = ours(route, name, dtype)
@@ -80,7 +80,7 @@ def test_other_dtypes(route, name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("framework", requested_frameworks())
 def test_no_native_is_more_accurate(framework, name):
-    """On any route of its framework."""
+    """For the least accurate route of each framework."""
     case, logits, _, truth = problem(name, "float32")
     found = [errors_of(make, name, "float32") for make in routes(framework)]
     loss, gradient = (max(error) for error in zip(*found, strict=True))

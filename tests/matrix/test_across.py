@@ -1,4 +1,4 @@
-"""A call has the arrays of one framework, and NumPy's."""
+"""The arrays of a call must be of one framework and NumPy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from xentx.testing import routes
 
 
 def test_mixed_frameworks(route, frameworks):
-    """An array of one framework beside the logits of another, in both directions."""
+    """Logits of one framework with a target of another, in both directions."""
     if route.traced or route.name == "strict":
         pytest.skip("its arrays are those of another route, or of no framework")
     others = [made() for made in routes("numpy", *(set(frameworks) - {"numpy"}))]

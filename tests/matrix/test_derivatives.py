@@ -1,7 +1,7 @@
-"""Derivatives: the frameworks' own gradient checkers, every differentiable argument, every order.
+"""Derivatives of all arguments and orders, with the frameworks' own gradient checkers.
 
-Values of gradients by the logits are compared with the truth in `xentx.testing`, on every backend.
-Here it is shown that each framework's autodiff composes them, and differentiates them again.
+`xentx.testing` compares gradients with respect to the logits with true values. The tests here check
+that each framework's autodiff composes these gradients and differentiates them again.
 """
 
 import shutil
@@ -25,7 +25,7 @@ REDUCTIONS = ["none", "mean", "sum", "weighted_mean"]
 
 
 def hard(reduction, target):
-    """A loss of the logits and both weights."""
+    """Return a loss as a function of the logits and both weights."""
 
     def loss(logits, weight, sample_weight):
         return xentx.cross_entropy(
@@ -41,7 +41,7 @@ def hard(reduction, target):
 
 
 def soft(reduction):
-    """A loss of the logits, the target and both weights."""
+    """Return a loss as a function of the logits, the target and both weights."""
 
     def loss(logits, target, weight, sample_weight):
         return xentx.cross_entropy(
@@ -56,7 +56,7 @@ def soft(reduction):
     return loss
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     """torch.autograd.gradcheck and gradgradcheck, and torch.func."""
 
@@ -107,7 +107,7 @@ class TestTorch:
     @pytest.mark.parametrize("outer", ["jacfwd", "jacrev"])
     @pytest.mark.parametrize("inner", ["jacfwd", "jacrev"])
     def test_hessian(self, outer, inner):
-        """Nested forward mode through an autograd.Function would be a silent 0."""
+        """Nested forward mode through an autograd.Function would return 0 without an error."""
         import torch
 
         target = torch.tensor([1, 2, 0, 1])
@@ -131,7 +131,7 @@ class TestTorch:
         torch.testing.assert_close(ours, whole)
 
     def test_retained_graph(self):
-        """A second backward adds as much as the first."""
+        """A second backward pass adds the same gradient again."""
         import torch
 
         (logits,) = self.variables(LOGITS)
@@ -145,7 +145,7 @@ class TestTorch:
         not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs one"
     )
     def test_compile(self):
-        """One graph, whichever the door."""
+        """Each function compiles to one graph."""
         import torch
 
         import xentx_torch
@@ -162,12 +162,12 @@ class TestTorch:
             torch.testing.assert_close(compiled.grad, eager.grad)
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
-    """jax.test_util.check_grads, forward and reverse, to second order.
+    """jax.test_util.check_grads in forward and reverse mode, up to second order.
 
-    A second order takes half a minute to compile. The reductions that are not checked to it differ
-    from the others by a factor.
+    Compiling the second order takes half a minute. The other reductions differ from "weighted_mean"
+    only by a factor, so they are checked to first order.
     """
 
     @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ class TestJAX:
         from jax.test_util import check_grads
 
         def check(loss, *arrays):
-            # Compiled as a whole: operation by operation, compiling takes longer.
+            # Compiling the whole loss is faster than compiling each operation.
             check_grads(jax.jit(loss), [jax.numpy.asarray(a) for a in arrays], order=order)
 
         from xentx_jax.testing import enable_x64
@@ -215,10 +215,10 @@ class TestJAX:
         np.testing.assert_allclose(value, loss(logits))
         np.testing.assert_allclose(
             linear(jax.numpy.ones_like(logits)), 0.0, atol=1e-7
-        )  # a shift of the logits changes nothing
+        )  # adding a constant to the logits does not change the loss
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     """tf.test.compute_gradient, nested tapes, and the compiled forms."""
 
@@ -253,7 +253,7 @@ class TestTensorFlow:
 
     @pytest.mark.parametrize("compiled", [{}, {"jit_compile": True}], ids=["graph", "XLA"])
     def test_function_of_unknown_batch(self, compiled):
-        """One trace for every batch size, under AutoGraph, without a warning."""
+        """One trace for every batch size, with AutoGraph, without warnings."""
         import tensorflow as tf
 
         signature = [tf.TensorSpec([None, 5], tf.float32), tf.TensorSpec([None], tf.int64)]

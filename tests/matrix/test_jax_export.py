@@ -1,4 +1,4 @@
-"""jax.export with sizes that are symbols: every loss, reduction and kind of target."""
+"""jax.export with symbolic sizes, for every loss, reduction and kind of target."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 5.0, "tempera
 @pytest.fixture(autouse=True)
 def _jax(frameworks):
     if "jax" not in frameworks:
-        pytest.skip("not asked for")
+        pytest.skip("not requested")
 
 
 def check(function, shapes, *arrays, rtol=2e-6):
@@ -45,7 +45,8 @@ def check(function, shapes, *arrays, rtol=2e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7)
 
 
-# Every reduction with all options and symbols, and one with fewer of them.
+# Every reduction with all options and symbolic classes, and "mean" without options or with a known
+# number of classes.
 CASES = [
     *((reduction, OPTIONS, "c") for reduction in REDUCTIONS),
     *(("mean", options, classes) for options, classes in (({}, "c"), (OPTIONS, str(CLASSES)))),
@@ -105,7 +106,7 @@ def test_linear_cross_entropy(kind, reduction):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("argument", ["hidden", "head", "bias"])
 def test_tiles_of_rows(argument, dtype):
-    """A last tile that reaches beyond the rows, and rows of several axes."""
+    """The last tile is larger than the remaining rows, and the rows have several axes."""
     import jax.numpy as jnp
 
     arrays = {"hidden": HIDDEN.reshape(2, 3, 3), "head": HEAD, "bias": WEIGHT}

@@ -1,4 +1,4 @@
-"""Every route against NumPy: the same numbers, to a few units."""
+"""Every route gives the same results as NumPy, with a difference of a few units."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from xentx.testing import _oracle as oracle
 from xentx.testing import routes
 from xentx.testing._problems import OPTIONS, RNG_SEED, draw_problem
 
-# Each side is within 4 and 8 units of the truth, and mostly far nearer than that.
+# Both results have an error of at most 4 and 8 units, and mostly much less.
 LOSS_ULPS, GRADIENT_ULPS = 4, 8
 (NUMPY,) = (made() for made in routes("numpy") if made.name == "numpy")
 

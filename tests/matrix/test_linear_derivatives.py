@@ -1,6 +1,6 @@
-"""Derivatives of linear_cross_entropy: every argument, every order, every transformation.
+"""Derivatives of linear_cross_entropy for all arguments, orders and transformations.
 
-What is compared with is cross_entropy of the logits, whose own derivatives test_derivatives checks.
+They are compared with derivatives of cross_entropy of the logits, which test_derivatives checks.
 """
 
 import functools
@@ -30,13 +30,14 @@ WEIGHT = RNG.uniform(0.5, 2, CLASSES)
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, ROWS)
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 0.05, "logit_softcap": 6.0, "temperature": 1.5}
 REDUCTIONS = ["none", "mean"]
-ORDER = {"none": 1, "mean": 2}  # of JAX's check, which compiles half a minute for the second one
-AXES = (0, None, None)  # of vmap
-CHUNK = 3  # two whole ones and a rest
+# order of JAX's check; compiling the second order takes half a minute
+ORDER = {"none": 1, "mean": 2}
+AXES = (0, None, None)  # in_axes of vmap
+CHUNK = 3  # two full chunks and a smaller one
 
 
 def linear(target, reduction, **more):
-    """A loss of the factors and the weights."""
+    """Return a loss as a function of the factors and the weights."""
 
     def loss(hidden, head, bias, weight=None, sample_weight=None):
         return xentx.linear_cross_entropy(
@@ -56,7 +57,7 @@ def linear(target, reduction, **more):
 
 
 def dense(target, reduction):
-    """The same of logits that are formed."""
+    """Return the same loss of dense logits."""
 
     def loss(hidden, head, bias, weight=None, sample_weight=None):
         logits = hidden @ swap(head) + bias
@@ -74,7 +75,7 @@ def dense(target, reduction):
 
 
 def swap(head):
-    """Transpose, in a framework without ``.T``."""
+    """Transpose. TensorFlow has no ``.T``."""
     if hasattr(head, "mT"):
         return head.mT
     import tensorflow as tf
@@ -82,7 +83,7 @@ def swap(head):
     return tf.transpose(head)
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     @pytest.fixture(autouse=True)
     def _torch(self):
@@ -199,7 +200,7 @@ class TestTorch:
         self.torch.testing.assert_close(value, expected)
 
     def test_scaled_float16(self):
-        """A loss's scale comes in time: the gradients are not rounded to 0 before it."""
+        """The gradients are multiplied by the cotangent before they are rounded to float16."""
         factors = self.factors(dtype=self.torch.float16)
         value = 2.0**-20 * linear(self.target, "mean")(*factors)
         value.backward(self.torch.tensor(2.0**20))
@@ -212,8 +213,8 @@ class TestTorch:
     @pytest.mark.parametrize("precision", ["default", "exact"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_operator_without_values(self, dtype, precision, smoothing):
-        """What compilers are told of the operator's results is what it returns."""
-        import xentx_torch  # noqa: F401 -- registers it
+        """The operator's fake implementation has the shapes and dtypes of its results."""
+        import xentx_torch  # noqa: F401 -- registers the operator
 
         hidden, head, bias = self.factors(dtype=getattr(self.torch, dtype))
         array = None if smoothing == "number" else self.torch.tensor(0.1)
@@ -259,7 +260,7 @@ class TestTorch:
         self.torch.testing.assert_close(*results)
 
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
-    def test_a_compiled_call_says_where_an_index_is_wrong(self):
+    def test_a_compiled_call_names_the_position_of_a_wrong_index(self):
         hidden, head, _ = self.factors()
         wrong = self.target.clone()
         wrong[CHUNK + 2] = CLASSES
@@ -298,20 +299,20 @@ class TestTorch:
 
 
 def twice(x):
-    """Two different hidden layers."""
+    """Return two different hidden layers."""
     import jax.numpy as jnp
 
     return jnp.stack([x, -2 * x])
 
 
 def of_twice(jax, f):
-    """Sum a mapped function."""
+    """Return the sum of a mapped function."""
     each = jax.vmap(f, AXES)
     return lambda hidden, *rest: each(twice(hidden), *rest).sum()
 
 
 def scanned(jax, f):
-    """Sum a function in a loop."""
+    """Return the sum of a function over the steps of a loop."""
 
     def total(hidden, *rest):
         def step(carry, hidden):
@@ -337,17 +338,17 @@ print(round(value.item(), 6), count.item(), tuple(head.grad.shape))
 """
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
 def test_first_call_is_compiled():
-    """Nothing of xentx has been called before Dynamo looks at it."""
+    """Dynamo traces a function of xentx before any has been called."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=False
     )
     assert done.stdout == "1.386294 2.0 (4, 3)\n", done.stderr
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
     @pytest.fixture(autouse=True)
     def _jax(self):
@@ -365,7 +366,7 @@ class TestJAX:
         return tuple(self.jnp.asarray(a, dtype or self.jnp.float64) for a in arrays)
 
     def of_jax(self, loss):
-        """Differences are taken of NumPy's arrays."""
+        """check_grads passes NumPy arrays."""
         return lambda *arrays: loss(*map(self.jnp.asarray, arrays))
 
     def close(self, ours, theirs):
@@ -431,7 +432,7 @@ class TestJAX:
         )
 
     def test_no_logits_in_memory(self):
-        """No buffer of a compiled step holds a number for each row and class."""
+        """No buffer of a compiled step has the size of the logits."""
         rows, features, classes = 4096, 64, 8192
         jnp = self.jnp
         hidden = jnp.zeros((rows, features), jnp.float32)
@@ -461,7 +462,7 @@ class TestJAX:
             assert temporary(narrow) < logits
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     @pytest.fixture(autouse=True)
     def _tensorflow(self):
@@ -524,7 +525,7 @@ class TestTensorFlow:
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_no_tape_keeps_the_chunks(self, dtype):
-        """No operation of a chunk is recorded: its logits can go."""
+        """The tape records no operation of a chunk, so its logits can be freed."""
         hidden = self.tf.ones((64, 4), dtype)
         head = self.tf.ones((50, 4), dtype)
         with self.tf.GradientTape() as tape:
@@ -538,8 +539,8 @@ class TestTensorFlow:
         assert [g.dtype for g in gradients] == [dtype, dtype]
 
     @pytest.mark.parametrize("way", ["eager", "tf.function"])
-    def test_rows_come_by_chunks(self, monkeypatch, way):
-        """The loss of each row and its gradients as well, and these are still right twice."""
+    def test_rows_are_computed_in_chunks(self, monkeypatch, way):
+        """The loss of each row and its gradients use chunks, and second derivatives are correct."""
         from xentx_tensorflow._linear import TensorFlowTiles
 
         sizes = []

@@ -1,4 +1,4 @@
-"""linear_kl_divergence: second order, compilers, and chunks that are not kept."""
+"""linear_kl_divergence: second derivatives, compilers, and memory of chunks."""
 
 import gc
 import shutil
@@ -10,7 +10,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 RNG = np.random.default_rng(3)
-# Hidden and head of the student, then of the teacher.
+# Hidden and head of the student, then those of the teacher.
 FACTORS = tuple(RNG.normal(size=shape) for shape in ((7, 3), (5, 3), (7, 2), (5, 2)))
 OPTIONS = {"beta": 0.3, "temperature": 1.5}
 CHUNK = 3
@@ -32,7 +32,7 @@ def dense(reduction, product):
     return loss
 
 
-@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("torch" not in requested_frameworks(), reason="not requested")
 class TestTorch:
     @pytest.fixture(autouse=True)
     def _torch(self):
@@ -60,7 +60,7 @@ class TestTorch:
 
     @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler")
     def test_compile(self):
-        """The gradients of the student are formed beside the value, by chunks."""
+        """The gradients of the student are computed in the forward pass, in chunks."""
         compiled = self.torch.compile(linear("mean"), fullgraph=True)
         results = []
         for function in (linear("mean"), compiled):
@@ -104,7 +104,7 @@ class TestTorch:
         assert set(sizes) == {3, 1}
 
 
-@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("jax" not in requested_frameworks(), reason="not requested")
 class TestJAX:
     @pytest.fixture(autouse=True)
     def _jax(self):
@@ -140,7 +140,7 @@ class TestJAX:
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
     def test_memory(self):
-        """No array of all logits, forwards and backwards."""
+        """No buffer has the size of the logits, in the forward and the backward pass."""
         rows, features, classes = 4096, 8, 2000
         jax, logits = self.jax, 4 * rows * classes
         shapes = 2 * [(rows, features), (classes, features)]
@@ -154,7 +154,7 @@ class TestJAX:
             assert step.memory_analysis().temp_size_in_bytes < logits / 3
 
 
-@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not asked for")
+@pytest.mark.skipif("tensorflow" not in requested_frameworks(), reason="not requested")
 class TestTensorFlow:
     @pytest.fixture(autouse=True)
     def _tensorflow(self):

@@ -1,4 +1,4 @@
-"""The memory of linear_cross_entropy in NumPy, which tells tracemalloc of its arrays."""
+"""Memory of linear_cross_entropy in NumPy, whose arrays tracemalloc measures."""
 
 import tracemalloc
 
@@ -9,7 +9,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 pytestmark = pytest.mark.skipif(
-    "numpy" not in requested_frameworks(), reason="numpy was not asked for"
+    "numpy" not in requested_frameworks(), reason="numpy was not requested"
 )
 
 ROWS, FEATURES, CLASSES = 4000, 4, 1000
@@ -17,7 +17,7 @@ LOGITS_BYTES = {"float32": ROWS * CLASSES * 4, "float64": ROWS * CLASSES * 8}
 
 
 def added_peak(dtype, chunk):
-    """Bytes that the loss and its gradients take beside the arguments."""
+    """Peak memory in bytes of the loss and its gradients, without the arguments."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(ROWS, FEATURES)).astype(dtype)
     head = rng.normal(size=(CLASSES, FEATURES)).astype(dtype)

@@ -1,7 +1,7 @@
-"""Derivatives with respect to targets and weights at classes of minus infinity, in both modes.
+"""Derivatives with respect to targets and weights at classes of -inf, in both modes.
 
-The derivative of a row's loss with respect to ``q_k`` is ``lse - x_k``: infinite at a class of
-minus infinity. Times a tangent or cotangent of 0 it is 0.
+The derivative of a row's loss with respect to ``q_k`` is ``lse - x_k``, which is infinite if
+``x_k`` is -inf. Multiplied by a tangent or cotangent of 0, it must give 0.
 """
 
 import functools
@@ -14,7 +14,7 @@ from xentx.testing import requested_frameworks
 
 INF = np.inf
 LOG2 = np.log(2.0)
-# Two rows with a masked class, whose target probability is 0. The slopes are lse - x_k.
+# Two rows with a masked class, whose target probability is 0. SLOPES are the derivatives lse - x_k.
 LOGITS = np.array([[-INF, 0.0, 0.0], [0.0, -INF, 0.0]])
 TARGET = np.array([[0.0, 1.0, 0.0], [0.25, 0.0, 0.75]])
 SLOPES = np.array([[INF, LOG2, LOG2], [LOG2, INF, LOG2]])
@@ -68,12 +68,12 @@ class JAX:
 
 
 class JAXJit(JAX):
-    """The same under jax.jit, where XLA simplifies."""
+    """jax.jit, where XLA simplifies expressions."""
 
     @staticmethod
     @functools.cache
     def compiled(function):
-        """Both modes of a function, each compiled once."""
+        """Compile both modes of a function once."""
         import jax
 
         return (
@@ -120,12 +120,12 @@ class TensorFlow:
 
 
 class TensorFlowFunction(TensorFlow):
-    """The same in a tf.function, compiled by XLA."""
+    """A tf.function, compiled by XLA."""
 
     @staticmethod
     @functools.cache
     def compiled(function):
-        """Forward mode of a function, compiled once."""
+        """Compile the forward mode of a function once."""
         import tensorflow as tf
 
         @tf.function(jit_compile=True)
@@ -191,7 +191,7 @@ def test_by_soft_target(way, name, reduction):
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_by_soft_target_of_linear_cross_entropy(way, reduction):
-    """The bias masks a class in every row."""
+    """The bias masks one class in every row."""
     if isinstance(way, TensorFlowFunction):
         pytest.skip("TensorFlow writes into arrays there, which has no forward mode")
     hidden, head = way.array(np.ones((2, 4), np.float32)), way.array(np.zeros((3, 4), np.float32))
@@ -216,7 +216,7 @@ def test_by_soft_target_of_linear_cross_entropy(way, reduction):
 @pytest.mark.parametrize("function", [xentx.cross_entropy, xentx.nll_loss])
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft"])
 def test_by_weight(way, function, soft):
-    """A masked class with a weight of 0 which is the target: the loss is 0, its slope infinite."""
+    """The target is a masked class with weight 0: the loss is 0, its derivative infinite."""
     rows = np.float32(LOGITS if function is xentx.cross_entropy else LOG_PROBS)
     rows = way.array(rows[:1])
     target = np.array([[1.0, 0.0, 0.0]], np.float32) if soft else np.array([0])
@@ -236,7 +236,7 @@ def test_by_weight(way, function, soft):
 
 
 def test_by_sample_weight(way):
-    """A sample weight of 0 makes an infinite loss 0, and the slope is that loss."""
+    """A sample weight of 0 makes an infinite loss 0. The derivative is the infinite loss."""
     logits, target = way.array(np.float32(LOGITS)), way.array(np.array([0, 0]))
     at = np.array([0.0, 1.0], np.float32)
 
@@ -254,7 +254,7 @@ def test_by_sample_weight(way):
 
 @pytest.mark.parametrize("tangent", [1.2e-38, 1e-20, -1.0, 3e38])
 def test_any_tangent_but_0_is_infinite(way, tangent):
-    """From the least normal number on: some frameworks flush what is below to 0."""
+    """From the smallest normal number on: some frameworks flush smaller numbers to 0."""
     loss, at = loss_of("cross_entropy", way, np.float32, "none"), TARGET.astype(np.float32)
     direction = np.zeros((2, 3), np.float32)
     direction[0, 0] = tangent

@@ -1,4 +1,4 @@
-"""TensorFlow's graphs: sizes that are not known when they are traced, tapes, saved models."""
+"""TensorFlow graphs: sizes that are unknown during tracing, tapes, saved models."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ WEIGHT = np.array([1.0, 2.0, 0.5], np.float32)
 @pytest.fixture
 def tf(frameworks):
     if "tensorflow" not in frameworks:
-        pytest.skip("not asked for")
+        pytest.skip("not requested")
     return pytest.importorskip("tensorflow")
 
 
 def traced(tf, function, *shapes, dtypes=("float32", "int32"), **options):
-    """Compile for arrays of these shapes, whose entries may be None."""
+    """Compile for arrays of these shapes. Unknown sizes are None."""
     signature = [tf.TensorSpec(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     return tf.function(function, input_signature=signature, **options)
 
@@ -57,7 +57,7 @@ def in_batch(tf, function, **options):
     ids=["mean", "none", "options", "weighted mean", "nll_loss", "per_row", "log_softmax"],
 )
 def test_an_unknown_number_of_classes(tf, function, options, jit_compile):
-    """In-batch negatives: as many classes as rows."""
+    """In-batch negatives: the number of classes is the number of rows."""
     u, v = (tf.constant(RNG.normal(size=(4, 3)).astype(np.float32)) for _ in range(2))
     run = in_batch(tf, function, **options)
     shapes = ((None, 3), (None, 3))
@@ -96,7 +96,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("function", LOSSES.values(), ids=LOSSES)
-def test_a_size_that_turns_out_wrong_is_named(tf, function):
+def test_a_size_that_is_wrong_at_run_time_is_named(tf, function):
     compiled = traced(tf, function, (None, 3), (None,), autograph=False)
     assert np.all(np.isfinite(compiled(LOGITS, TARGET)))
     words = r"target: got shape\] \[2\] \[; expected\] \[4\]"
@@ -105,7 +105,7 @@ def test_a_size_that_turns_out_wrong_is_named(tf, function):
 
 
 @pytest.mark.parametrize("name", ["weight", "sample_weight"])
-def test_a_weight_of_a_size_that_turns_out_wrong_is_named(tf, name):
+def test_a_weight_with_a_wrong_size_at_run_time_is_named(tf, name):
     def run(logits, weight):
         return xentx.cross_entropy(logits, TARGET, **{name: weight})
 
@@ -124,7 +124,7 @@ def test_a_weight_of_a_size_that_turns_out_wrong_is_named(tf, name):
     ],
     ids=["classes", "features of head", "features of hidden"],
 )
-def test_sizes_that_the_last_layer_must_know(tf, function, hidden, head, words):
+def test_sizes_that_linear_losses_need(tf, function, hidden, head, words):
     def run(x, w):
         return function(x, w, TARGET)
 
@@ -134,7 +134,7 @@ def test_sizes_that_the_last_layer_must_know(tf, function, hidden, head, words):
 
 @pytest.fixture
 def logged(tf):
-    """What TensorFlow and absl log."""
+    """Messages that TensorFlow and absl log."""
     records = []
 
     class Handler(logging.Handler):
@@ -150,7 +150,7 @@ def logged(tf):
         logger.removeHandler(handler)
 
 
-def test_nested_tapes_beside_class_indices_log_nothing(tf, logged):
+def test_nested_tapes_with_class_indices_log_nothing(tf, logged):
     logits = tf.constant(LOGITS)
     with tf.GradientTape() as outer:
         outer.watch(logits)

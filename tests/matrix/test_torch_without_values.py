@@ -1,4 +1,4 @@
-"""PyTorch's tensors without values, on the device "meta" and fake: shapes, dtypes and devices."""
+"""PyTorch tensors without values, on the device "meta" and fake: shapes, dtypes and devices."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ import xentx
 from xentx.testing import requested_frameworks
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,7 +37,7 @@ def split_layer(hidden, head, target):
     return state.rest, *gradients[:2]
 
 
-# Of logits or a last layer, indices, probabilities and a class weight; the first is differentiated.
+# Functions of a dictionary of arrays. Their first result is differentiated.
 FUNCTIONS = {
     "log_softmax": lambda a: xentx.log_softmax(a["logits"]),
     "nll_loss": lambda a: xentx.nll_loss(a["logits"], a["target"], weight=a["weight"]),
@@ -65,7 +65,7 @@ FUNCTIONS = {
 
 
 def results(function, dtype, device):
-    """Call a function, and differentiate the first of its results."""
+    """Call a function, and differentiate its first result."""
     arrays = {
         "logits": torch.zeros(4, 5, dtype=dtype, device=device),
         "hidden": torch.zeros(4, 3, dtype=dtype, device=device),

@@ -1,4 +1,4 @@
-"""Records are data: valid, unique, true to what they call, and listed without any framework."""
+"""Records of native losses are valid and unique, and listing them imports no framework."""
 
 import importlib.metadata
 import inspect
@@ -31,7 +31,7 @@ TARGET = np.asarray([1, 2])
 
 
 def fields(**changes):
-    """Arguments of a valid record, changed."""
+    """Arguments of a valid record, with changes."""
     return {
         "id": "numpy:example",
         "name": "example",
@@ -63,7 +63,7 @@ def test_listing_imports_no_library():
 
 
 def test_loading_does_import_the_library():
-    """The proof above can fail."""
+    """The check above can fail."""
     program = (
         "import sys, xentx.natives as n\n"
         "next(r for r in n.natives() if r.id.startswith('scipy')).load()\n"
@@ -89,7 +89,7 @@ def test_options_are_the_keywords_of_the_call(installed):
 
 
 def test_every_reduction_of_every_native_is_called_and_right(installed):
-    """The worked example, which all losses get right to three digits."""
+    """All losses compute the worked example correctly to three digits."""
     for record in installed:
         if record.slow or record.caveat or record.compiled:
             continue
@@ -177,7 +177,7 @@ def test_an_unknown_framework_is_refused():
 
 @pytest.fixture
 def entry_points(monkeypatch):
-    """Register entry points for a test."""
+    """Return a function that registers entry points for a test."""
 
     def register(**loads):
         def points(*, group):

@@ -14,10 +14,10 @@ ROWS, CLASSES, FEATURES = 12, 10, 3
 RNG = np.random.default_rng(20261130)
 LOGITS = RNG.normal(0, 3, (ROWS, CLASSES)).astype(np.float32)
 TARGET = RNG.integers(0, CLASSES, ROWS)
-LOGITS[3], TARGET[3] = np.nan, -100  # in a row that is ignored
+LOGITS[3], TARGET[3] = np.nan, -100  # in an ignored row
 LOGITS[5, 7], TARGET[5] = 40.0, 7  # confident
-LOGITS[6, [1, 8]] = 9.0  # level in two chunks
-LOGITS[7, 4:8], TARGET[7] = -np.inf, 1  # a chunk with nothing
+LOGITS[6, [1, 8]] = 9.0  # equal in two chunks
+LOGITS[7, 4:8], TARGET[7] = -np.inf, 1  # a chunk without finite logits
 SOFT = RNG.dirichlet(np.ones(CLASSES), ROWS).astype(np.float32)
 FINITE = np.nan_to_num(LOGITS, nan=0.0, neginf=-9.0)
 WEIGHT = RNG.uniform(0.5, 2, CLASSES).astype(np.float32)
@@ -25,7 +25,7 @@ SAMPLE_WEIGHT = RNG.uniform(0.5, 2, ROWS).astype(np.float32)
 HIDDEN = RNG.normal(size=(ROWS, FEATURES)).astype(np.float32)
 HEAD = RNG.normal(size=(CLASSES, FEATURES)).astype(np.float32)
 
-# Of rows and of classes.
+# Chunk sizes of rows and of classes.
 CHUNKS = {
     "rows": (4, CLASSES),
     "classes": (ROWS, 4),
@@ -75,7 +75,7 @@ CALLS = {
 
 
 def chunked(rows, classes):
-    """What makes Dask arrays of NumPy's."""
+    """Return a function that converts NumPy arrays to Dask arrays."""
 
     def make(array):
         features = (FEATURES,)
@@ -95,7 +95,7 @@ def computed(*_, **__):
 
 
 def lazily(call, make):
-    """Build a graph, in which nothing may compute one."""
+    """Build graphs, and fail if one of them is computed."""
     with dask.config.set(scheduler=computed):
         found = call(make)
     assert all(isinstance(array, da.Array) for array in found)
@@ -103,7 +103,7 @@ def lazily(call, make):
 
 
 def units(found, true):
-    """Error in units of the last place of the largest number of a row."""
+    """Error in units in the last place of the largest number of a row."""
     assert found.shape == true.shape
     assert np.array_equal(np.isfinite(found), np.isfinite(true))
     found, true = (np.where(np.isfinite(true), a, 0.0) for a in (found, true))
@@ -112,7 +112,7 @@ def units(found, true):
 
 
 def check(call, found):
-    """Compare with NumPy's results of float64 arrays."""
+    """Compare with NumPy's results for float64 arrays."""
     wide = call(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a)
     is_linear = found[0].shape == () and len(found) > 2
     for a, b in zip(found, wide, strict=True):
@@ -128,7 +128,7 @@ def test_as_numpy(call, chunks):
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 def test_gradients_keep_the_chunks(chunks):
-    """So nothing is larger than a chunk of what is given, and of their product."""
+    """Gradients have the chunks of their arguments, so no array is larger than necessary."""
     make = chunked(*chunks)
     _, by_logits = lazily(CALLS["class indices"], make)
     assert by_logits.chunks == make(LOGITS).chunks
@@ -148,7 +148,7 @@ def test_a_row_with_a_wrong_index_is_nan():
 
 
 def test_on_a_cluster():
-    """Two workers in processes of their own."""
+    """Two workers in separate processes."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         for name in ("class indices", "options", "linear"):

@@ -1,4 +1,4 @@
-"""The examples of training on several ranks: the same losses on four ranks as on one."""
+"""The examples for several ranks print the same losses on four ranks as on one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`xentx_jax.parallel` on eight CPU devices: `jax_devices.py` has what they run, case by case."""
+"""`xentx_jax.parallel` on eight CPU devices. The cases are in `jax_devices.py`."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ NAMES = re.findall(r"^@case\ndef (\w+)", PROGRAM.read_text("utf-8"), re.MULTILIN
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["float32", "float64"])
 def wrong(request, frameworks):
-    """What is wrong with each case, all of them run by one process."""
+    """Run all cases in one process, and return the error of each case."""
     if "jax" not in frameworks:
         pytest.skip("not asked for")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Two replicas of TensorFlow: `tensorflow_replicas.py` has what they run, case by case."""
+"""Two replicas of TensorFlow. The cases are in `tensorflow_replicas.py`."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ NAMES = re.findall(r"^@case\ndef (\w+)", PROGRAM.read_text("utf-8"), re.MULTILIN
 
 @pytest.fixture(scope="module")
 def wrong(frameworks):
-    """What is wrong with each case, all of them run by one process."""
+    """Run all cases in one process, and return the error of each case."""
     if "tensorflow" not in frameworks:
         pytest.skip("not asked for")
     command = [sys.executable, "-P", "-W", "ignore", str(PROGRAM)]

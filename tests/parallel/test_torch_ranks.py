@@ -1,4 +1,4 @@
-"""`xentx_torch.parallel` on four processes: `torch_ranks.py` has what they run, case by case."""
+"""`xentx_torch.parallel` on four processes. The cases are in `torch_ranks.py`."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ NAMES = re.findall(r"^@case\ndef (\w+)", PROGRAM.read_text("utf-8"), re.MULTILIN
 
 @pytest.fixture(scope="module")
 def wrong(frameworks, tmp_path_factory):
-    """What is wrong with each case on each rank, all of them run by one start of the ranks."""
+    """Run all cases on four ranks, and return the errors of each case."""
     if "torch" not in frameworks:
         pytest.skip("not asked for")
     store = tmp_path_factory.mktemp("ranks") / "store"

@@ -1,4 +1,4 @@
-"""A real report of a quick comparison, its page, and a browser to open it in."""
+"""A report of a short comparison, its HTML page, and a browser for it."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def report() -> Report:
-    """What NumPy alone comes to: xentx, SciPy, which deviates here and there, and a bad example."""
+    """A report for NumPy: xentx, SciPy with some deviations, and an inaccurate example."""
     return compare(
         Plan(
             frameworks=("numpy",),
@@ -39,7 +39,7 @@ def report() -> Report:
 
 @pytest.fixture(scope="session")
 def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report's page."""
+    """The HTML page of the report."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_html(report, path)
     return path
@@ -74,26 +74,26 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 @pytest.fixture
 def browser(chromium, page):
-    """The browser with the page just loaded, at a desk and in light."""
+    """The browser after loading the page, with a desktop screen and the light scheme."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     set_screen(chromium, 1280, 900)
     set_scheme(chromium, "light")
     chromium.get(page.as_uri())
-    # It is the script that fills the lists, the last of what it does at once.
+    # Filling these lists is the last step of the script when it loads.
     WebDriverWait(chromium, 120).until(lambda b: b.find_elements("css selector", "#port-to option"))
     return chromium
 
 
 def set_screen(driver, width: int, height: int) -> None:
-    """Give the page a screen of this size."""
+    """Set the size of the screen."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def set_scheme(driver, scheme: str) -> None:
-    """Let the system prefer light or dark."""
-    # Without motion a click does not have to wait for a smooth scroll.
+    """Set the preferred color scheme of the system."""
+    # With reduced motion, a click does not have to wait for smooth scrolling.
     features = [
         {"name": "prefers-color-scheme", "value": scheme},
         {"name": "prefers-reduced-motion", "value": "reduce"},
@@ -103,11 +103,11 @@ def set_scheme(driver, scheme: str) -> None:
 
 @pytest.fixture
 def screen(browser):
-    """Change the size of the browser's screen."""
+    """Return a function that sets the size of the screen."""
     return lambda width, height: set_screen(browser, width, height)
 
 
 @pytest.fixture
 def scheme(browser):
-    """Change what the system prefers."""
+    """Return a function that sets the preferred color scheme."""
     return lambda name: set_scheme(browser, name)

@@ -1,4 +1,4 @@
-"""docs/deviations.md is what its generator makes of the frameworks that pyproject.toml pins."""
+"""docs/deviations.md is the output of its generator for the frameworks that pyproject.toml pins."""
 
 import importlib.util
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_the_page_is_written_of_a_report_alone(generator, report, binary):
     assert generator.render(report, binary) == generator.render(report, binary)
 
 
-def test_a_deviation_is_told_with_its_rule_its_answer_and_its_losses(generator, report, binary):
+def test_a_deviation_is_listed_with_its_rule_its_result_and_its_losses(generator, report, binary):
     page = generator.render(report, binary)
     section = page.split('<a id="confident-20"></a>')[1].split("####")[0]
     assert "xentx: `[2.061e-9]; gradient [-2.061e-9, 2.061e-9]`." in section
@@ -48,7 +48,7 @@ def test_a_deviation_is_told_with_its_rule_its_answer_and_its_losses(generator, 
     assert "| [[20, 0] with target 0](#confident-20) |" in page
 
 
-def test_a_deviation_of_xentx_would_be_told(generator, report, binary):
+def test_a_deviation_of_xentx_would_be_listed(generator, report, binary):
     corner = next(corner for corner in report.corners if corner.name == "confident-20")
     own, *rest = corner.results
     native = next(result for result in rest if result.differences)
@@ -59,7 +59,7 @@ def test_a_deviation_of_xentx_would_be_told(generator, report, binary):
     assert "| xentx | `[0]; gradient [0, 2.061e-9]` | `xentx:numpy` |" in page
 
 
-def test_every_link_leads_somewhere(generator, report, binary):
+def test_every_link_has_a_target(generator, report, binary):
     page = generator.render(report, binary)
     anchors = {line.partition('id="')[2].partition('"')[0] for line in page.splitlines()}
     headings = {generator.slug(line[3:]) for line in page.splitlines() if line.startswith("## ")}

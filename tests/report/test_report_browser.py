@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads, draws, filters, looks up, and asks the network nothing."""
+"""The page in a browser: it loads, draws, filters and searches, and sends no requests."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_it_loads_without_a_complaint_or_a_request(browser, page):
 
 
 def test_a_request_would_be_noticed(browser, page):
-    """Prove the proof: a page that asks for a picture is caught by the log and by its policy."""
+    """A request would appear in the browser's log, and the page's policy blocks it."""
     browser.get_log("browser")
     browser.execute_script("document.body.append(new Image()); new Image().src='https://a.test/b'")
     complaints = wait(browser).until(lambda b: b.get_log("browser"))
@@ -199,7 +199,7 @@ def test_a_phone_shows_cards(browser, screen):
     tally = browser.find_element(By.CSS_SELECTOR, ".tallies tbody tr")
     box = browser.find_element(By.CSS_SELECTOR, ".tallies")
     assert box.size["width"] <= 390
-    # Laid out as blocks, the tables have to say by their roles that they still are some.
+    # Tables that are displayed as blocks need roles to be tables for screen readers.
     for row in (browser.find_element(By.CSS_SELECTOR, ".corners .case"), tally):
         assert row.get_attribute("role") == "row"
 
@@ -222,7 +222,7 @@ def test_the_tab_key_reaches_every_control(browser):
     assert [html for html in wanted if html not in reached] == []
 
 
-def test_focus_can_be_seen(browser):
+def test_focus_is_visible(browser):
     body = browser.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.TAB)
     style = browser.execute_script(

@@ -1,4 +1,4 @@
-"""``xentx compare --html``: what it measures and says, and that it fails before it measures."""
+"""``xentx compare --html``: its measurements and output, and errors before it measures."""
 
 import subprocess
 import sys
@@ -31,13 +31,13 @@ def test_it_writes_a_page_with_the_corners(tmp_path):
     assert 'id="confidence"' in text
 
 
-def test_json_goes_with_it(tmp_path):
+def test_json_together_with_html(tmp_path):
     done = run("-r", "gap", "--json", "--html", str(tmp_path / "report.html"))
     assert done.stdout.startswith("{")
     assert (tmp_path / "report.html").exists()
 
 
-def test_a_folder_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
+def test_a_missing_folder_is_an_error_before_measuring(tmp_path, monkeypatch):
     from xentx.cli import _compare
 
     monkeypatch.setattr(_compare, "compare_apart", lambda *_, **__: pytest.fail("it measured"))
@@ -47,7 +47,7 @@ def test_a_folder_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", ["jinja2", "plotly"])
-def test_what_is_missing_is_told_at_once(tmp_path, module):
+def test_missing_packages_are_an_error_before_measuring(tmp_path, module):
     program = WITHOUT.format(module=module)
     command = [sys.executable, "-P", "-c", program, "compare", "--html", str(tmp_path / "x.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The page as text: complete, escaped, and on the disk all or not at all."""
+"""The HTML page is complete and escaped, and is written as a whole or not at all."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_it_refers_to_nothing_outside(page):
     assert "default-src 'none'" in text
 
 
-def test_what_others_wrote_is_escaped(report):
+def test_texts_of_other_libraries_are_escaped(report):
     losses = (*report.losses[:-1], replace(report.losses[-1], name=HOSTILE, caveat=HOSTILE))
     corner = replace(report.corners[0], title=HOSTILE, rule=HOSTILE)
     text = render_html(
@@ -88,21 +88,21 @@ def test_what_others_wrote_is_escaped(report):
     assert embedded(text)["corners"][0]["title"] == HOSTILE
 
 
-def test_a_framework_that_fails_to_import_is_a_row_that_says_so(report):
+def test_a_framework_that_fails_to_import_is_listed_with_the_error(report):
     problem = "fails to import: ImportError: libcudart.so.12: cannot open shared object file"
     library = Library(name="torch", version="2.13.0", problem=problem)
     text = render_html(replace(report, libraries=(*report.libraries, library)))
     assert problem in text
 
 
-def test_an_empty_comparison_is_a_page_too():
+def test_a_page_of_an_empty_comparison():
     report = compare(Plan(frameworks=("numpy",), losses=("numpy:*",), regimes=(), timed=False))
     text = render_html(report)
     assert 'id="porting"' in text
     assert 'id="accuracy"' not in text
 
 
-def test_a_page_replaces_another_and_leaves_nothing_beside_it(report, tmp_path):
+def test_a_page_replaces_another_and_leaves_no_other_file(report, tmp_path):
     path = tmp_path / "report.html"
     path.write_text("earlier")
     write_html(report, path)
@@ -122,7 +122,7 @@ def test_killed_midway_it_leaves_the_earlier_page_or_none(tmp_path, earlier):
     assert (path.read_text() if path.exists() else None) == earlier
 
 
-def test_a_failure_leaves_nothing(report, tmp_path, monkeypatch):
+def test_a_failure_leaves_no_file(report, tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

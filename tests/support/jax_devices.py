@@ -1,6 +1,6 @@
-"""Eight CPU devices of JAX: sharded losses against the whole, for `test_jax_devices.py`.
+"""Sharded losses on eight CPU devices of JAX, for `test_jax_devices.py`.
 
-``python jax_devices.py`` prints a line for each case: its name and what is wrong.
+``python jax_devices.py`` prints a line for each case, with its name and the error.
 """
 
 import os
@@ -22,7 +22,7 @@ from xentx_jax import parallel
 
 ROWS, CLASSES, SEED = 12, 16, 20261129
 WIDE = jax.config.jax_enable_x64
-LINE = jax.make_mesh((8,), ("v",))  # of explicit sharding, as is the default
+LINE = jax.make_mesh((8,), ("v",))  # explicit sharding, the default
 GRID = jax.make_mesh((2, 2, 2), ("d", "v", "w"), axis_types=(AxisType.Auto,) * 3)
 CASES = {}
 
@@ -52,12 +52,12 @@ OPTIONS = {
 
 
 def problem(options):
-    """Arrays by name, and options that are none."""
+    """Return arrays by name, and the other options."""
     options, rng = dict(options), np.random.default_rng(SEED)
     x = rng.normal(0, 3, (ROWS, CLASSES)).astype(np.float32)
     hard = rng.integers(0, CLASSES, ROWS).astype(np.int32)
     x[5, 7], hard[5] = 40.0, 7  # confident
-    x[6, 1] = x[6, 14] = x[6].max() + 1.0  # level on two devices
+    x[6, 1] = x[6, 14] = x[6].max() + 1.0  # equal on two devices
     x[7, 5:13], hard[7] = -30.0, 14
     named = {"logits": x, "target": hard}
     if options.pop("soft", False):
@@ -65,7 +65,7 @@ def problem(options):
     else:
         hard[3], x[3] = -100, np.nan  # ignored
         if not options.get("label_smoothing"):
-            x[7, 5:13] = -np.inf  # devices with nothing
+            x[7, 5:13] = -np.inf  # devices without finite logits
     if options.get("reduction") == "none":
         x[8, 2], x[9] = np.nan, -np.inf
     if options.pop("weight", False):
@@ -76,7 +76,7 @@ def problem(options):
 
 
 def specs(named, axes="v", rows=None):
-    """How the arrays are cut."""
+    """Return how each array is sharded."""
     soft = named["target"].ndim == 2
     known = {
         "logits": P(rows, axes),
@@ -88,7 +88,7 @@ def specs(named, axes="v", rows=None):
 
 
 def sharded(named, options, mesh=LINE, axes="v"):
-    """The sharded loss as a function of whole arrays, and the arrays where they belong."""
+    """Return the sharded loss as a function of whole arrays, and the arrays with their sharding."""
 
     def loss(given):
         given = dict(given)
@@ -110,7 +110,7 @@ def dense(options):
 
 
 def pulled(loss, named):
-    """Value, and gradients by all arrays of floats, for cotangents that differ."""
+    """Value, and gradients with respect to all float arrays, for a non-uniform cotangent."""
 
     def both(given, fixed):
         value = loss({**given, **fixed})
@@ -123,7 +123,7 @@ def pulled(loss, named):
 
 
 def units(found, true):
-    """Error in units of the last place of the largest number of a row."""
+    """Error in units in the last place of the largest number of a row."""
     assert found.dtype == np.float32
     assert np.array_equal(np.isnan(found), np.isnan(true))
     found, true = (np.where(np.isfinite(true), a, 0).astype(np.float64) for a in (found, true))
@@ -136,7 +136,7 @@ def values_and_gradients():
     for name, options in OPTIONS.items():
         named, rest = problem(options)
         value, gradients = pulled(*sharded(named, rest))
-        # The truth, by NumPy in float64.
+        # True values, from NumPy in float64.
         given = {k: a.astype(np.float64) if a.dtype == np.float32 else a for k, a in named.items()}
         logits, target = given.pop("logits"), given.pop("target")
         seed = np.linspace(0.5, 1.5, ROWS) if rest.get("reduction") == "none" else None
@@ -144,7 +144,7 @@ def values_and_gradients():
             logits, target, **given, **rest, cotangent=seed
         )
         errors = units(value, true), units(gradients["logits"], by_logits)
-        # Without float64 what is capped is rounded as logits are.
+        # Without float64, capped logits have rounding errors of float32.
         most = (1, 4) if WIDE else (10, 30) if "logit_softcap" in rest else (6, 6)
         assert errors[0] <= most[0] and errors[1] <= most[1], (name, errors)  # noqa: PT018
         _, expected = pulled(dense(rest), named)
@@ -216,7 +216,7 @@ def options_that_are_traced():
 
 @case
 def several_axes_and_rows_that_are_spread():
-    """Classes over two axes of the mesh, rows over a third: a mean over all."""
+    """Classes over two axes of the mesh, rows over a third one, and a mean over all rows."""
     named, rest = problem({"label_smoothing": 0.1})
     cut = specs(named, ("v", "w"), "d")
 
@@ -285,7 +285,7 @@ def linear_problem(dtype=np.float32):
 
 
 def linear_sharded(mesh, axes, rows=None, **options):
-    """The sharded loss of the last layer, as a function of whole arrays."""
+    """Return the sharded linear loss as a function of whole arrays."""
     cut = {"hidden": P(rows), "head": P(axes), "bias": P(axes), "target": P(rows)}
 
     def loss(given, weight):
@@ -317,7 +317,7 @@ def linear_pulled(loss, named, weight):
 
 @case
 def linear():
-    """Rows of explicit sharding on a line, and rows over another axis of a grid."""
+    """A mesh with explicit sharding, and a grid whose other axis shards the rows."""
     for dtype, tolerance in ((np.float32, 1e-5), (jnp.bfloat16, 2e-2)):
         named, weight = linear_problem(dtype)
         options = {"label_smoothing": 0.1, "z_loss": 0.01}
@@ -370,7 +370,7 @@ def a_class_that_is_none():
 
 
 def collectives(function, *args):
-    """Kinds of what a compiled program sends, and how many numbers."""
+    """Return the kinds of the collectives of a compiled program, and their numbers of arrays."""
     text = jax.jit(function).lower(*args).compile().as_text()
     pattern = (
         r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)[\w-]*\("
@@ -383,7 +383,7 @@ def collectives(function, *args):
 
 @case
 def two_collectives():
-    """The maximum of one number a row, the sum of three or four, and none in the backward."""
+    """One maximum with one number for each row, one sum with 3 to 5, none in the backward pass."""
     for numbers, options in (
         (3, {}),
         (4, {"label_smoothing": 0.1}),
@@ -403,7 +403,8 @@ def two_collectives():
     there = jax.device_put(weight, NamedSharding(LINE, P("v")))
     step = jax.value_and_grad(lambda f: loss({**f, **placed}, there))
     kinds = [kind for kind, *_ in collectives(step, factors)]
-    # The maximum, the sums, the divisor's (which XLA may join with them), and that of hidden.
+    # All-reduces of the maximum, of the sums, of the divisor (XLA may combine it with the sums),
+    # and of the gradient with respect to hidden.
     assert set(kinds) == {"all-reduce"}, kinds
     assert len(kinds) in (3, 4), kinds
 
@@ -413,9 +414,9 @@ def main():
         try:
             CASES[name]()
             wrong = ""
-        except Exception:  # noqa: BLE001 -- of any case
+        except Exception:  # noqa: BLE001 -- a case may raise any error
             wrong = traceback.format_exc()
-        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- the test reads it
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two replicas of TensorFlow on one CPU, for `test_tensorflow_replicas.py`.
 
-``python tensorflow_replicas.py`` prints a line for each case: its name and what is wrong.
+``python tensorflow_replicas.py`` prints a line for each case, with its name and the error.
 """
 
 import sys
@@ -20,10 +20,10 @@ ROWS, FEATURES, CLASSES = 8, 3, 5
 RNG = np.random.default_rng(20261130)
 INPUTS = RNG.normal(size=(ROWS, FEATURES)).astype(np.float32)
 KERNEL = RNG.normal(size=(FEATURES, CLASSES)).astype(np.float32)
-# The first replica has four rows, of which one is kept.
+# Of the four rows of the first replica, one is not ignored.
 TARGET = np.array([-1, 2, -1, -1, 0, 4, 3, 1])
 SAMPLE_WEIGHT = RNG.uniform(0.5, 2, ROWS).astype(np.float32)
-# One for all cases: the collectives of several would be mistaken for each other.
+# All cases use one strategy: TensorFlow confuses the collectives of several strategies.
 REPLICAS = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 CASES = {}
 
@@ -34,7 +34,7 @@ def case(function):
 
 
 def fitted(strategy, loss, target, **options):
-    """Printed loss, and the weights after a step of SGD."""
+    """Return the loss that `fit` reports, and the weights after a step of SGD."""
     with strategy.scope():
         layer = keras.layers.Dense(CLASSES, use_bias=False)
         model = keras.Sequential([keras.Input((FEATURES,)), layer])
@@ -45,7 +45,7 @@ def fitted(strategy, loss, target, **options):
 
 
 def as_one(loss, target=TARGET, **options):
-    """Compare two replicas with one, and return how far those of Keras's own class are apart."""
+    """Compare two replicas with one. Return the difference between them for Keras's own class."""
     alone = fitted(tf.distribute.get_strategy(), loss, target, **options)
     together = fitted(REPLICAS, loss, target, **options)
     np.testing.assert_allclose(together[1], alone[1], rtol=1e-5, atol=1e-6)
@@ -64,7 +64,7 @@ def as_one(loss, target=TARGET, **options):
 @case
 def fit_with_ignored_rows():
     loss = xentx_keras.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
-    assert as_one(loss) > 0.01  # Keras's own
+    assert as_one(loss) > 0.01  # Keras's own loss differs
     assert as_one(loss, sample_weight=SAMPLE_WEIGHT) > 0.01
 
 
@@ -90,7 +90,7 @@ def fit_with_a_sum():
 
 @case
 def a_loop_with_a_normalizer():
-    """As docs/howto/data_parallel.md has it."""
+    """The example of docs/howto/data_parallel.md."""
     target = np.where(TARGET < 0, -100, TARGET)
 
     def step(logits, target):
@@ -121,9 +121,9 @@ def main():
         try:
             CASES[name]()
             wrong = ""
-        except Exception:  # noqa: BLE001 -- of any case
+        except Exception:  # noqa: BLE001 -- a case may raise any error
             wrong = traceback.format_exc()
-        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- the test reads it
 
 
 if __name__ == "__main__":

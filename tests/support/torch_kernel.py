@@ -1,4 +1,4 @@
-"""What the tests of PyTorch's tensors on the CPU kernel share."""
+"""Data and functions for the tests of the CPU kernel with PyTorch tensors."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ TARGET = torch.tensor(RNG.integers(0, 5, 6))
 SOFT = torch.tensor(RNG.gamma(1.0, size=(6, 5)))
 WEIGHT, SAMPLE_WEIGHT = torch.tensor(RNG.uniform(0.5, 2, 5)), torch.tensor(RNG.uniform(0.5, 2, 6))
 SEED = torch.tensor(RNG.normal(size=(6, 5)))
-# So many that compilers call the kernel.
+# Large enough that compiled graphs call the kernel.
 LARGE = torch.tensor(RNG.normal(0, 2, (OPERATOR_PAYS // 1000 + 1, 1000)), dtype=torch.float32)
 LARGE_TARGET = torch.tensor(RNG.integers(0, 1000, len(LARGE)))
 
@@ -37,13 +37,13 @@ def loss(logits, target=TARGET, **options):
 
 
 def own(logits, target=TARGET, **options):
-    """Value and gradient by xentx alone, without autograd."""
+    """Value and gradient from `value_and_grad`, without autograd."""
     both = xentx.value_and_grad(xentx_torch.cross_entropy)
     return both(logits, target, label_smoothing=0.1, **options)
 
 
 def portable(function):
-    """The same by the core."""
+    """Return the same function, computed by the portable core."""
 
     def by_the_core(*args, **kwargs):
         with portable_core(BACKEND):
@@ -53,12 +53,12 @@ def portable(function):
 
 
 def leaf(array):
-    """A leaf that lies as the array does, and shares its memory."""
+    """Return a leaf with the same layout, which shares the memory of the array."""
     return array.detach().requires_grad_()
 
 
 def both(function):
-    """Value and gradient by the first argument, for a cotangent."""
+    """Return a function for the value, and the gradient with respect to the first argument."""
 
     def value_and_gradient(logits, *args, cotangent=None):
         logits = leaf(logits)
@@ -70,7 +70,7 @@ def both(function):
 
 
 def expected_bits(logits, target, cotangent=None, **options):
-    """NumPy's value and gradient, for arrays of PyTorch's."""
+    """NumPy's value and gradient, for PyTorch tensors."""
     arrays = {k: to_numpy(v) for k, v in options.items() if isinstance(v, torch.Tensor)}
     seed = None if cotangent is None else to_numpy(cotangent)
     args = [to_numpy(logits)] if target is None else [to_numpy(logits), to_numpy(target)]

@@ -1,8 +1,8 @@
-"""One of four ranks of PyTorch: sharded losses against the whole, for `test_torch_ranks.py`.
+"""Sharded losses on four ranks of PyTorch, for `test_torch_ranks.py`.
 
-``python torch_ranks.py RANK STORE`` prints a line for each case: its name and what is wrong. The
+``python torch_ranks.py RANK STORE`` prints a line for each case, with its name and the error. The
 results are compared on every rank, after the collectives of a case, so that no rank waits for
-another that has failed.
+another one that has failed.
 """
 
 import functools
@@ -21,7 +21,7 @@ import xentx_torch
 from xentx_torch import parallel
 
 RANKS = 4
-SIZES = (5, 0, 8, 3)  # uneven, and one rank without a class
+SIZES = (5, 0, 8, 3)  # uneven, and one rank has no classes
 EDGES = np.cumsum([0, *SIZES])
 CLASSES, ROWS, FEATURES = int(EDGES[-1]), 12, 6
 SEED = 20261129
@@ -34,28 +34,28 @@ def case(function):
 
 
 def own(array, dim=-1):
-    """Take the classes of the own rank."""
+    """Return the classes of this rank."""
     rank = dist.get_rank()
     return array.narrow(dim, int(EDGES[rank]), SIZES[rank]).contiguous()
 
 
 def whole(array, dim=-1):
-    """All ranks' classes."""
+    """Concatenate the classes of all ranks."""
     parts = [None] * RANKS
     dist.all_gather_object(parts, array.detach())
     return torch.cat(parts, dim)
 
 
 def arrays(dtype=torch.float32):
-    """Logits with corners, indices, probabilities, class weights and sample weights."""
+    """Logits with special values, indices, probabilities, class weights and sample weights."""
     rng = np.random.default_rng(SEED)
     x = rng.normal(0, 3, (ROWS, CLASSES))
     hard = rng.integers(0, CLASSES, ROWS)
     hard[3] = -100
-    x[3] = np.nan  # in a row that is ignored
+    x[3] = np.nan  # in an ignored row
     x[5, 7], hard[5] = 40.0, 7  # confident
-    x[6, 1] = x[6, 14] = x[6].max() + 1.0  # level on two ranks
-    x[7, 5:13], hard[7] = -np.inf, 14  # a rank with nothing
+    x[6, 1] = x[6, 14] = x[6].max() + 1.0  # equal on two ranks
+    x[7, 5:13], hard[7] = -np.inf, 14  # a rank without finite logits
     x[8, 2] = np.nan
     x[9] = -np.inf
     soft, weight = rng.dirichlet(np.ones(CLASSES), ROWS), rng.uniform(0.5, 2, CLASSES)
@@ -99,12 +99,12 @@ OPTIONS = {
 
 
 def problem(options, dtype=torch.float32, *, corners=True):
-    """Arrays by name, and options that are none."""
+    """Return arrays by name, and the other options."""
     options = dict(options)
     x, hard, soft, weight, sample = arrays(dtype)
     if not corners or options.get("reduction") != "none":
         x = torch.where(x.isnan() & (hard != -100)[:, None], 0.0, x)
-        x[9] = 1.0  # ties everywhere
+        x[9] = 1.0  # all tied
     if not corners:
         x = x.nan_to_num(0.0, neginf=-9.0)
     named = {"logits": x, "target": hard}
@@ -120,13 +120,13 @@ def problem(options, dtype=torch.float32, *, corners=True):
 
 
 def shard(named):
-    """Take the arrays of the own rank."""
+    """Return the arrays of this rank."""
     split = {"logits", "weight"} | ({"target"} if named["target"].ndim == 2 else set())
     return {name: own(array) if name in split else array for name, array in named.items()}
 
 
 def pulled(function, named, options, cotangent=None):
-    """Value, and gradients by all arrays of floats."""
+    """Value, and gradients with respect to all floating-point arrays."""
     given = {name: a.clone().requires_grad_(a.is_floating_point()) for name, a in named.items()}
     leaves = {name: a for name, a in given.items() if a.requires_grad}
     value = function(given.pop("logits"), given.pop("target"), **given, **options)
@@ -138,7 +138,7 @@ def pulled(function, named, options, cotangent=None):
 
 
 def units(found, true, *, together=False):
-    """Error in units of the last place of the largest number of a row, or of a vector."""
+    """Error in units in the last place of the largest number of a row, or of a vector."""
     assert found.shape == true.shape, (found.shape, true.shape)
     eps, tiny = torch.finfo(found.dtype).eps, torch.finfo(found.dtype).tiny
     found, true = found.double(), true.double()
@@ -172,7 +172,7 @@ def check_pulled(name, options, most, dtype=torch.float32):
 
 @case
 def values_and_gradients():
-    """By logits, class probabilities, class weights and sample weights, beside float64's."""
+    """With respect to logits, class probabilities and both weights, against float64."""
     for name, options in OPTIONS.items():
         check_pulled(name, options, (1, 4))
 
@@ -186,7 +186,7 @@ def narrow_and_wide_dtypes():
 
 @case
 def options_that_are_tensors():
-    """Derivatives by them are sums over the ranks, the same on each."""
+    """The derivatives with respect to these options are summed over the ranks."""
     named, _ = problem({"weight": True}, torch.float64, corners=False)
     numbers = {"label_smoothing": 0.1, "z_loss": 0.01, "logit_softcap": 8.0, "temperature": 1.5}
     more = {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
@@ -199,7 +199,7 @@ def options_that_are_tensors():
 
 @case
 def second_derivatives():
-    """Of a sum over all ranks' parts of a gradient."""
+    """Derivatives of a sum over the gradients of all ranks."""
     for options in OPTIONS.values():
         named, rest = problem(options, torch.float64, corners=False)
         rng = np.random.default_rng(SEED)
@@ -300,7 +300,7 @@ def rows_of_any_shape():
 
 @case
 def groups_of_some_ranks():
-    """Two pairs of ranks, each with a loss of its own."""
+    """Two pairs of ranks, each with its own loss."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     rank = dist.get_rank()
     named, _ = problem({}, corners=False)
@@ -352,7 +352,8 @@ def linear():
                 own(target) if target.ndim == 2 else target,
             )
             split = {k: own(a) if k == "weight" else a for k, a in named.items()}
-            # Weights and probabilities take the plain expression: these don't.
+            # Derivatives with respect to class weights or probabilities use a different
+            # implementation.
             names = [k for k in named if k == "sample_weight"]
             value, found = linear_pulled(
                 parallel.linear_cross_entropy,
@@ -380,7 +381,7 @@ def linear():
 
 @case
 def linear_by_everything():
-    """By class weights too, and twice."""
+    """Also with respect to class weights, and second derivatives."""
     for name in ("weight and smoothing", "everything soft", "soft mean"):
         factors, named, rest = linear_problem(OPTIONS[name], torch.float64)
         hidden, head, bias, target = factors
@@ -397,7 +398,7 @@ def linear_by_everything():
         hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         value = function(hidden, head, target, label_smoothing=0.1)
         by_hidden, by_head = torch.autograd.grad(value, (hidden, head), create_graph=True)
-        # What all ranks have counts once, as a sum of shares.
+        # The gradient with respect to hidden is the same on all ranks, so each adds its share.
         square = (by_hidden**2).sum() * share + (by_head**3).sum()
         return torch.autograd.grad(square, (hidden, head))
 
@@ -436,7 +437,7 @@ def per_row():
         )
 
 
-# The collectives that xentx uses, and the place of the tensor that a rank gives.
+# The collectives that xentx uses, and the index of the argument with the rank's input.
 COLLECTIVES = {"all_reduce": 0, "all_to_all_single": 1, "all_gather_into_tensor": 1}
 
 
@@ -464,7 +465,7 @@ def counted(function, *args, **options):
 
 @case
 def collectives():
-    """Two all-reduces of so many float64 a row, and none in the backward by the logits."""
+    """Two all-reduces with some float64 for each row, and none in the backward of the logits."""
     named, _ = problem({"weight": True}, corners=False)
     local = shard(named)
     rank, flag = dist.get_rank(), 1
@@ -491,7 +492,7 @@ def collectives():
 
 @case
 def collectives_of_a_fixed_order():
-    """An all-to-all and an all-gather instead of the second all-reduce, of as many numbers."""
+    """An all-to-all and an all-gather replace the second all-reduce, with as many numbers."""
     rank, flag, size = dist.get_rank(), 1, CLASSES // RANKS
     named, _ = problem({"weight": True}, corners=False)
     x, weight = (named[k].narrow(-1, rank * size, size) for k in ("logits", "weight"))
@@ -521,7 +522,7 @@ def collectives_of_a_fixed_order():
 
 
 def groups_of(count):
-    """Return the group of this rank, if the ranks are split into groups of so many."""
+    """Return the group of this rank, if the ranks are split into groups of `count`."""
     rank, found = dist.get_rank(), None
     for first in range(0, RANKS, count):
         group = dist.new_group([*range(first, first + count)])
@@ -534,13 +535,13 @@ MANY = 384  # classes in 64 blocks
 
 
 def many_classes(dtype):
-    """Logits or their factors, targets and weights, on which sums in another order differ."""
+    """Logits or their factors, targets and weights for which the order of the sums matters."""
     rng = np.random.default_rng(SEED)
     x, hidden = rng.normal(0, 3, (ROWS, MANY)), rng.normal(size=(ROWS, 32))
     head, bias = rng.normal(size=(MANY, 32)), rng.normal(size=MANY)
     hard = torch.tensor(rng.integers(0, MANY, ROWS))
     x[2], hard[2] = np.nan, -100
-    x[3, 5] = x[3, 300] = 20.0  # level on two ranks
+    x[3, 5] = x[3, 300] = 20.0  # equal on two ranks
     hard[3] = 5
     x[4, 200:] = -np.inf
     hard[4] = 7
@@ -656,7 +657,7 @@ def the_same_bits_on_1_2_and_4_ranks():
 
 @case
 def other_bits_without_deterministic():
-    """These problems show a sum in another order."""
+    """Without the option, the results of these problems differ."""
     wide = torch.float64
     for function, dtype in (
         (dense_bits, wide),
@@ -671,7 +672,7 @@ def other_bits_without_deterministic():
 
 @case
 def deterministic_values_and_derivatives():
-    """The option changes the order of sums, and nothing else."""
+    """The option changes only the order of the sums."""
     group, size = dist.group.WORLD, CLASSES // RANKS
     start = size * dist.get_rank()
     option = {"group": group, "deterministic": True}
@@ -732,7 +733,7 @@ def deterministic_needs_equal_parts():
 
 @case
 def collectives_of_pytorchs_own():
-    """Three, as docs/howto/tensor_parallel.md says."""
+    """PyTorch's own loss has three, as docs/howto/tensor_parallel.md states."""
     from torch.distributed.tensor import distribute_tensor
     from torch.distributed.tensor.parallel import loss_parallel
 
@@ -749,14 +750,14 @@ def collectives_of_pytorchs_own():
 def raised(function, *args, **options):
     try:
         function(*args, **options)
-    except Exception as error:  # noqa: BLE001 -- it is what is asked for
+    except Exception as error:  # noqa: BLE001 -- it is returned
         return type(error), str(error)
     raise AssertionError
 
 
 @case
 def errors_on_one_rank():
-    """Raise on all of them, and the group is as good as before."""
+    """They raise on all ranks, and the group can still be used."""
     named, _ = problem({}, corners=False)
     local, rank = shard(named), dist.get_rank()
     x, target = local["logits"], local["target"].clone()
@@ -787,7 +788,7 @@ def errors_on_one_rank():
     assert kind is ValueError
     assert "expected both, or neither" in text
     kind, text = raised(parallel.cross_entropy, x, target, classes=CLASSES, start=CLASSES)
-    # A rank without classes may begin there.
+    # `start` may be the number of classes on a rank without classes.
     assert kind is (RuntimeError if SIZES[rank] == 0 else ValueError)
     assert kind is RuntimeError or "start: got 16" in text
     kind, text = raised(parallel.cross_entropy, None, target)
@@ -796,13 +797,13 @@ def errors_on_one_rank():
     torch.testing.assert_close(found, xentx.cross_entropy(named["logits"], target))
 
 
-# ---- Rows that are spread over the ranks: docs/howto/data_parallel.md and sequence_parallel.md.
+# ---- Rows are spread over the ranks: docs/howto/data_parallel.md and sequence_parallel.md.
 
-TOKENS = (4, 1, 0, 7)  # of each rank, of which some are ignored: three are left of rank 3's
+TOKENS = (4, 1, 0, 7)  # number of rows of each rank, including ignored rows
 
 
 def batch():
-    """Inputs, indices, class weights and sample weights of all rows; and the own rows."""
+    """Inputs, indices, class weights and sample weights of all rows, and the slice of this rank."""
     rng = np.random.default_rng(SEED)
     inputs, weight = rng.normal(size=(ROWS, FEATURES)), rng.uniform(0.5, 2, CLASSES)
     target, sample = rng.integers(0, CLASSES, ROWS), rng.uniform(0.5, 2, ROWS)
@@ -813,14 +814,14 @@ def batch():
 
 
 def network():
-    """The same on every rank."""
+    """Return the same model on every rank."""
     torch.manual_seed(SEED)
     layers = (torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, CLASSES))
     return torch.nn.Sequential(*layers).double()
 
 
 def one_process(**options):
-    """Loss and gradients of all rows at once."""
+    """Loss and gradients of all rows in one process."""
     (inputs, target, *_), _ = batch()
     model = network()
     loss = xentx.cross_entropy(model(inputs), target, **options)
@@ -837,7 +838,7 @@ def summed(*arrays):
 
 
 def check_as_one(loss, model, **options):
-    """A loss and a model's gradients are those of one process."""
+    """Assert that a loss and the gradients of a model are those of one process."""
     grads = (p.grad for p in model.parameters())
     grads = [g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads]
     for a, b in zip([loss, *grads], one_process(**options), strict=True):
@@ -845,14 +846,14 @@ def check_as_one(loss, model, **options):
 
 
 def micro_batches(own_rows):
-    """The own rows in two parts, one of which may have none."""
+    """Split the rows of this rank into two parts, one of which may be empty."""
     middle = own_rows.start + TOKENS[dist.get_rank()] // 2
     return [slice(own_rows.start, middle), slice(middle, own_rows.stop)]
 
 
 @case
 def gradients_that_are_summed():
-    """By hand, over micro-batches and ranks: as context parallel training does too."""
+    """Gradients are summed over micro-batches and ranks, as in context parallel training."""
     (inputs, target, *_), own_rows = batch()
     (items,) = summed((target[own_rows] != -100).sum())
     model, total = network(), torch.zeros((), dtype=torch.float64)
@@ -893,7 +894,7 @@ def gradients_that_fsdp_averages():
 
 @case
 def losses_of_tokens():
-    """A sum and a number of tokens, by which the gradients are divided: Megatron's protocol."""
+    """The gradients are divided by the number of tokens, as in Megatron."""
     (inputs, target, _, sample), own_rows = batch()
     model = network()
     mask = sample[own_rows]
@@ -914,7 +915,7 @@ def losses_of_tokens():
 
 @case
 def class_weights_of_rows_that_are_spread():
-    """The divisor is known after the loss, and reduced before the backward."""
+    """The divisor is computed with the loss, and reduced before the backward pass."""
     (inputs, target, weight, _), own_rows = batch()
     model = torch.nn.parallel.DistributedDataParallel(network())
     for options in ({}, {"label_smoothing": 0.1}):
@@ -934,7 +935,7 @@ def class_weights_of_rows_that_are_spread():
 
 @case
 def the_trainer_of_transformers():
-    """Which counts the labels of all ranks, multiplies the loss, and averages the gradients."""
+    """The Trainer counts the labels of all ranks, scales the loss, and averages the gradients."""
     rng = np.random.default_rng(SEED)
     inputs = torch.tensor(rng.normal(size=(8, 5, FEATURES)))
     labels = torch.tensor(rng.integers(0, CLASSES, (8, 5)))
@@ -959,7 +960,7 @@ def the_trainer_of_transformers():
 
 @case
 def tokens_that_are_gathered_before_the_head():
-    """Sequence parallel beside tensor parallel: hidden by tokens, the head by classes."""
+    """Sequence parallelism with tensor parallelism: hidden split by tokens, the head by classes."""
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = dist.init_device_mesh("cpu", (RANKS,))
@@ -989,9 +990,9 @@ def main():
         try:
             CASES[name]()
             wrong = ""
-        except Exception:  # noqa: BLE001 -- of any case
+        except Exception:  # noqa: BLE001 -- a case may raise any error
             wrong = traceback.format_exc()
-        print(repr((name, wrong)), flush=True)  # noqa: T201 -- for the test
+        print(repr((name, wrong)), flush=True)  # noqa: T201 -- the test reads it
         dist.barrier()
     dist.destroy_process_group()
 

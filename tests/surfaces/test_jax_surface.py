@@ -1,7 +1,7 @@
-"""xentx as JAX's programs meet it: losses of Optax's signatures, in every transformation.
+"""Losses with Optax's signatures, under every transformation of JAX.
 
-That they pass Optax's own tests is shown by `nox -s drop_in`; that the functions below them stand
-every transformation, in tests/kernel. Here is what the signatures, and `where`, add.
+`nox -s drop_in` runs Optax's own tests on them. tests/kernel tests transformations of the functions
+that they call. The tests here check the signatures and the argument `where`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._engines import portable_core
 
 if "jax" not in requested_frameworks():
-    pytest.skip("JAX is not asked for", allow_module_level=True)
+    pytest.skip("JAX is not requested", allow_module_level=True)
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +40,16 @@ INDICES = RNG.integers(0, 5, (4, 3))
 PROBABILITIES = RNG.dirichlet(np.ones(5), (4, 3)).astype(np.float32)
 LABELS = {HARD: INDICES, SOFT: PROBABILITIES}
 ROWS = RNG.random((4, 3)) > 0.4
-# Not the classes of the labels, which to leave out is a matter of its own.
+# The mask keeps the classes of the labels: masking a label's class is tested separately.
 CLASSES = (RNG.random((4, 3, 5)) > 0.4) | (np.arange(5) == INDICES[..., None])
 CLASSES[0] = False
 
 
 @pytest.fixture(params=["kernel", "portable"], autouse=True)
 def engine(request):
-    """Both engines, whichever of them this run has."""
+    """Run each test with both engines, if this run has them."""
     backend = xentx_jax.BACKEND
-    jax.clear_caches()  # what one engine compiled is not the other's
+    jax.clear_caches()  # functions compiled with the other engine must not be used
     if request.param == "portable":
         with portable_core(backend):
             yield request.param
@@ -69,7 +69,7 @@ def assert_near(found, expected, rtol=1e-5, atol=1e-6):
 
 
 def pulled(function, logits, *args, **options):
-    """Value and gradient for a cotangent that is not uniform."""
+    """Value and gradient for a non-uniform cotangent."""
     value, pull = jax.vjp(lambda x: function(x, *args, **options), jnp.asarray(logits))
     return value, pull(jnp.linspace(1, 2, value.size, dtype=value.dtype).reshape(value.shape))[0]
 
@@ -161,8 +161,8 @@ def test_numpy_arrays_in_the_other_byte_order():
         assert_near(traced(LOGITS, ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_labels_of_more_than_32_bits_are_no_classes():
-    """JAX's own conversion keeps their low 32 bits, which are those of a class."""
+def test_labels_of_more_than_32_bits_are_out_of_range():
+    """JAX's own conversion keeps the low 32 bits, which here are a valid class."""
     labels = INDICES.astype(np.int64)
     labels[ROWS] += 2**32
     assert ROWS.any()
@@ -170,12 +170,12 @@ def test_labels_of_more_than_32_bits_are_no_classes():
         with pytest.raises(IndexError, match=r"^target: got 42949672\d\d at position "):
             ours(HARD)(LOGITS, labels, where=where)
     labels[ROWS] -= 2**32
-    labels[~ROWS] += 2**32  # left out
+    labels[~ROWS] += 2**32  # masked
     assert_near(ours(HARD)(LOGITS, labels, where=ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_what_is_left_out_may_be_anything():
-    """No NaN of a row or class left out reaches the others, and its gradient is 0."""
+def test_masked_logits_do_not_matter():
+    """A NaN in a masked row or class does not change the other values, and its gradient is 0."""
     for where in (ROWS, CLASSES):
         mask = np.broadcast_to(where if where.ndim == 3 else where[..., None], LOGITS.shape)
         for name, labels in LABELS.items():
@@ -190,15 +190,17 @@ def test_what_is_left_out_may_be_anything():
     assert_near(ours(HARD)(LOGITS, labels, where=ROWS), ours(HARD)(LOGITS, INDICES, where=ROWS))
 
 
-def test_where_xentx_has_rules_of_its_own():
+def test_rules_that_differ_from_optax():
     logits = jnp.zeros((2, 3))
     mask = jnp.array([[True, False, True], [True, True, True]])
-    assert ours(HARD)(logits, jnp.array([1, 1]), where=mask)[0] == jnp.inf  # a class left out
+    # the class of the label is masked
+    assert ours(HARD)(logits, jnp.array([1, 1]), where=mask)[0] == jnp.inf
     assert ours(HARD)(logits, jnp.array([-100, 1]))[0] == 0  # ignored
     with pytest.raises(IndexError, match="target: got -1 at position 0; expected 0 <= target < 3"):
         ours(HARD)(logits, jnp.array([-1, 1]))
     assert jnp.isnan(jax.jit(ours(HARD))(logits, jnp.array([-1, 1]))).tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"target: got shape \(3,\)"):  # nothing is broadcast
+    # the target is not broadcast
+    with pytest.raises(ValueError, match=r"target: got shape \(3,\)"):
         ours(SOFT)(logits, jnp.ones(3))
     safe = logits.at[:, 0].set(-jnp.inf)
     labels = jnp.array([[0.0, 0.5, 0.5], [0.4, 0.3, 0.3]])
@@ -254,7 +256,7 @@ def test_transformations(name, where):
 
         mine, theirs = of(xentx_jax), of(optax)
         for transform in TRANSFORMATIONS.values():
-            # At a row with no class Optax's own second derivatives are NaN.
+            # For rows with all classes masked, Optax's second derivatives are NaN.
             wrap = np.nan_to_num if where is not None else np.asarray
             expected = jax.tree.map(wrap, jax.jit(transform(theirs))(logits))
             found = jax.jit(transform(mine))(logits)
@@ -301,7 +303,7 @@ def test_no_false_alarm_where_nans_are_looked_for():
 
 
 def run(program, **environment):
-    """Run a program in an interpreter of its own."""
+    """Run a program in a new interpreter."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(program)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
@@ -312,7 +314,7 @@ def run(program, **environment):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_meshes(engine):
     run(
         """
@@ -354,9 +356,9 @@ def test_meshes(engine):
     )
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 names it otherwise")
+@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX < 0.7.1 has another name for it")
 def test_nll_loss_on_meshes():
-    """Nothing is gathered of log-probabilities that are spread over devices."""
+    """Sharded log-probabilities are not gathered."""
     run(
         """
     import contextlib

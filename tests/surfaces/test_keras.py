@@ -1,4 +1,4 @@
-"""xentx's losses in Keras, on each of its backends: Keras reads which one when it is imported."""
+"""xentx's losses in Keras, on each of its backends. Keras chooses one when it is imported."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ import pytest
 from xentx.testing import requested_frameworks
 
 if "tensorflow" not in requested_frameworks():
-    pytest.skip("Keras comes with TensorFlow, which is not asked for", allow_module_level=True)
+    pytest.skip("Keras comes with TensorFlow, which is not requested", allow_module_level=True)
 
 import keras
 from keras import ops
@@ -21,7 +21,7 @@ import xentx
 import xentx_keras
 from xentx_keras import CategoricalCrossentropy, SparseCategoricalCrossentropy
 
-# Of the tensors of TensorFlow and PyTorch that Keras makes arrays.
+# Keras converts tensors of TensorFlow and PyTorch to NumPy arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 BACKEND = keras.backend.backend()
@@ -46,7 +46,7 @@ def number(value):
 def test_on_the_other_backends(backend):
     if BACKEND != "tensorflow":
         pytest.skip("runs in the process of another backend")
-    needed = "jax" if backend == "numpy" else backend  # Keras's NumPy borrows of its JAX
+    needed = "jax" if backend == "numpy" else backend  # Keras's NumPy backend uses JAX
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"{needed} is not installed")
     done = subprocess.run(
@@ -82,8 +82,8 @@ def test_ignored_class(reduction):
     np.testing.assert_allclose(*values, rtol=2e-6)
 
 
-def test_nothing_is_ignored_unasked():
-    """The default of xentx is -100, Keras has none: an index that is no class."""
+def test_nothing_is_ignored_by_default():
+    """Keras has no default, so -100 is out of range. The default of xentx is -100."""
     loss = SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     with pytest.raises(IndexError, match="y_true: got -100"):
         loss(np.array([-100, 3, 1, 2, 2, 1]), LOGITS)
@@ -94,8 +94,8 @@ NO_CLASSES = [np.nan, np.inf, -np.inf, 4, 1.5, -1, -2, -100, -(2**31), 2**31, 2*
 
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
 @pytest.mark.parametrize("label", NO_CLASSES)
-def test_label_that_is_no_class(label, ignore_class):
-    """It raises, with its own value and no value that the caller did not choose."""
+def test_label_out_of_range(label, ignore_class):
+    """The error names the label, and `ignore_class` only if it was given."""
     target = np.array([0, 3, label, 2, 2, 1])
     loss = SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
     if label == ignore_class:
@@ -108,10 +108,10 @@ def test_label_that_is_no_class(label, ignore_class):
         loss(target, LOGITS)
 
 
-@pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras traces nothing there")
+@pytest.mark.skipif(BACKEND in ("numpy", "torch"), reason="Keras does not trace with it")
 @pytest.mark.parametrize("ignore_class", [None, 255, -1, -2, 2**33])
-def test_traced_label_that_is_no_class(ignore_class):
-    """It makes its row NaN, and no other."""
+def test_traced_label_out_of_range(ignore_class):
+    """Only its row is NaN."""
     loss = SparseCategoricalCrossentropy(True, ignore_class, reduction=None)
     labels = [label for label in NO_CLASSES if label != ignore_class]
     target = np.array([0, *labels], np.float32)
@@ -133,8 +133,8 @@ def test_traced_label_that_is_no_class(ignore_class):
     assert np.all(np.isnan(found[1:]))
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
-def test_label_that_is_no_class_is_found_in_training():
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
+def test_label_out_of_range_is_an_error_in_training():
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])
     loss = SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, run_eagerly=True)
@@ -144,7 +144,7 @@ def test_label_that_is_no_class_is_found_in_training():
 
 
 def test_ignored_class_without_masks(monkeypatch):
-    """A version of Keras that has lost its private function for masks."""
+    """Without Keras's private function for masks, in a future version."""
     monkeypatch.setattr("xentx_keras._losses.set_keras_mask", None)
     with pytest.raises(ValueError, match="ignore_class: got 255 with reduction='mean', for which"):
         SparseCategoricalCrossentropy(ignore_class=255, reduction="mean")
@@ -155,7 +155,7 @@ def test_ignored_class_without_masks(monkeypatch):
 
 
 def test_keras_mask():
-    """A mask on the predictions, as an Embedding leaves it, keeps rows out of the mean."""
+    """A mask on the predictions, as from an Embedding, removes rows from the mean."""
     values = []
     for loss in (SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy):
         logits = ops.convert_to_tensor(LOGITS) + 0
@@ -180,7 +180,7 @@ def test_options():
 
 
 def test_segmentation():
-    """Classes on another axis."""
+    """The class axis is not the last one."""
     logits = RNG.normal(size=(2, 4, 3, 3)).astype(np.float32)
     target = RNG.integers(0, 4, (2, 3, 3))
     loss = SparseCategoricalCrossentropy(from_logits=True, axis=1)
@@ -195,14 +195,14 @@ def test_confident_row():
 
 
 def test_probability_of_zero():
-    """The loss of the least normal number: the gradient of log 0 would be NaN in the softmax."""
+    """The loss of the smallest normal number. Softmax of log 0 would have a NaN gradient."""
     loss = SparseCategoricalCrossentropy(reduction=None)
     value = number(loss(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)))
     np.testing.assert_allclose(value, [0.0, 87.336545], rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_indices_need_a_dtype_that_counts(dtype):
+def test_indices_need_a_dtype_with_all_integers(dtype):
     text = f"dtype: got {dtype}; expected float32 or float64, since Keras makes class indices"
     with pytest.raises(ValueError, match=text):
         SparseCategoricalCrossentropy(dtype=dtype)
@@ -221,10 +221,10 @@ def test_configuration(ours, native, target):
     assert set(native().get_config()) <= set(loss.get_config())
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
 @pytest.mark.parametrize(("ours", "native", "target"), PAIRS, ids=NAMES)
 def test_training(ours, native, target, tmp_path):
-    """The same weights after some steps, and a model that is saved with its loss."""
+    """Equal weights after some steps, and the model can be saved with its loss."""
 
     def trained(loss, softmax):
         keras.utils.set_random_seed(1)
@@ -248,9 +248,9 @@ def test_training(ours, native, target, tmp_path):
     np.testing.assert_allclose(kept, again, rtol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras trains on no NumPy")
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot train with NumPy")
 def test_mixed_precision():
-    """Under mixed_float16 the model's logits are float16, and the loss is float32."""
+    """With mixed_float16 the logits of the model are float16, and the loss is float32."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(4)])
@@ -278,7 +278,7 @@ def test_numpy_arrays_in_the_other_byte_order(ours, _, target):
     assert number(weighted(target, LOGITS)) == number(plain(target, LOGITS))
 
 
-def test_tensorflow_has_them_too():
+def test_xentx_tensorflow_exports_them():
     if BACKEND != "tensorflow":
         pytest.skip("imports TensorFlow")
     from xentx_tensorflow import losses

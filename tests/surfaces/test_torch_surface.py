@@ -1,8 +1,7 @@
-"""xentx as PyTorch's programs meet it: functions and modules in the place of torch.nn's.
+"""Functions and modules that replace those of torch.nn.
 
-That they equal PyTorch's own on the cases PyTorch ships is shown in tests/drop_in; that the
-functions below them stand every transformation, in tests/kernel. Here is what a module and a
-signature add.
+tests/drop_in runs PyTorch's own test cases on them. tests/kernel tests transformations of the
+functions that they call. The tests here check the modules and the signatures.
 """
 
 import copy
@@ -22,7 +21,7 @@ from xentx.testing import requested_frameworks
 from xentx.testing._engines import portable_core
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 
 import torch
 import torch.utils.checkpoint
@@ -47,7 +46,7 @@ WEIGHT = torch.rand(5, generator=GENERATOR) + 0.5
 
 @pytest.fixture(params=["kernel", "portable"], autouse=True)
 def engine(request):
-    """Both engines, whichever of them this run has."""
+    """Run each test with both engines, if this run has them."""
     backend = xentx_torch.BACKEND
     torch._dynamo.reset()  # noqa: SLF001
     if request.param == "portable":
@@ -60,7 +59,7 @@ def engine(request):
 
 
 def gradients(function, *arrays):
-    """Value and gradients for a cotangent that isn't uniform."""
+    """Value and gradients for a non-uniform cotangent."""
     leaves = [array.detach().clone().requires_grad_() for array in arrays]
     value = function(*leaves)
     seed = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
@@ -72,7 +71,7 @@ def assert_near(found, expected, **tolerance):
 
 
 def modules():
-    """One of each, with some state, and what they take."""
+    """One module of each class, some with state, with PyTorch's module and the arguments."""
     return {
         "LogSoftmax": (xentx_torch.LogSoftmax(1), torch.nn.LogSoftmax(1), (LOGITS,)),
         "NLLLoss": (
@@ -145,7 +144,7 @@ def test_deprecated_reductions_warn():
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 3), (2, 4, 3, 2)])
-def test_an_axis_that_is_not_named(shape):
+def test_an_implicit_axis_warns(shape):
     logits = torch.randn(shape, generator=GENERATOR)
     with pytest.warns(UserWarning, match="Implicit dimension choice for log_softmax") as caught:
         found = functional.log_softmax(logits)
@@ -157,7 +156,7 @@ def test_an_axis_that_is_not_named(shape):
 
 
 def test_classes_are_on_axis_1():
-    square = torch.randn(2, 3, 3, generator=GENERATOR)  # where the last axis would do too
+    square = torch.randn(2, 3, 3, generator=GENERATOR)  # the last axis has the same size
     target = torch.tensor([[0, 1, 2], [2, 2, 0]])
     for function in ("cross_entropy", "nll_loss"):
         ours, theirs = (
@@ -195,7 +194,7 @@ def test_errors_are_those_of_the_function():
         xentx_torch.CrossEntropyLoss(label_smoothing=-0.1)(LOGITS, TARGET)
 
 
-# ---- the last layer
+# ---- the linear losses
 
 
 @pytest.mark.parametrize("positions", [(), (3,), (3, 2)])
@@ -222,7 +221,7 @@ def test_layers_of_every_position(positions, soft):
         assert_near(ours, theirs)
 
 
-def test_rows_at_a_time_are_taken_from_the_options(monkeypatch):
+def test_chunk_is_read_from_the_options(monkeypatch):
     chunks = []
     monkeypatch.setattr(
         functional._FUNCTIONS,  # noqa: SLF001
@@ -267,7 +266,7 @@ def test_copies(name):
     ):
         assert type(other) is type(module)
         assert torch.equal(other(*arrays), expected)
-    # State goes from PyTorch's to ours, and back.
+    # State dicts are compatible with PyTorch's modules, in both directions.
     module.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(module.state_dict())
     assert module.double().state_dict().keys() == theirs.state_dict().keys()
@@ -289,33 +288,33 @@ def test_compiled(name):
         assert_near(found, expected)
 
 
-# What a program's first call may be. Each is compiled by a process that has called nothing yet.
+# First calls of a program. Each is compiled in a process without earlier calls.
 FIRST_CALLS = """
 import os, sys
 import torch, torch._dynamo
-import {door} as door
+import {api} as api
 
 torch.set_num_threads(1)
 x, t, h = torch.linspace(-1, 1, 12).reshape(3, 4), torch.tensor([0, 3, 1]), torch.ones(4, 4)
 w = [1.0, 2.0, 3.0, 4.0]
 calls = dict(
-    int=lambda: door.cross_entropy(x, t, normalizer=10),
-    float=lambda: door.cross_entropy(x, t, normalizer=2.5),
-    list=lambda: door.cross_entropy(x, [0, 3, 1]),
-    weight=lambda: door.cross_entropy(x, t, weight=w),
-    nll=lambda: door.nll_loss(x, t, weight=w),
-    log_softmax=lambda: door.log_softmax(x),
-    linear=lambda: door.linear_cross_entropy(x, h, t, normalizer=10, weight=w),
-    per_row=lambda: door.per_row(x, [0, 3, 1], weight=w).loss,
-    linear_per_row=lambda: door.linear_per_row(x, h, t, weight=w).entropy,
-    gradient=lambda: door.value_and_grad(door.cross_entropy)(x, t, normalizer=10)[1],
-    partials=lambda: door.finish(door.partials(x, t, classes=4, weight=w)),
+    int=lambda: api.cross_entropy(x, t, normalizer=10),
+    float=lambda: api.cross_entropy(x, t, normalizer=2.5),
+    list=lambda: api.cross_entropy(x, [0, 3, 1]),
+    weight=lambda: api.cross_entropy(x, t, weight=w),
+    nll=lambda: api.nll_loss(x, t, weight=w),
+    log_softmax=lambda: api.log_softmax(x),
+    linear=lambda: api.linear_cross_entropy(x, h, t, normalizer=10, weight=w),
+    per_row=lambda: api.per_row(x, [0, 3, 1], weight=w).loss,
+    linear_per_row=lambda: api.linear_per_row(x, h, t, weight=w).entropy,
+    gradient=lambda: api.value_and_grad(api.cross_entropy)(x, t, normalizer=10)[1],
+    partials=lambda: api.finish(api.partials(x, t, classes=4, weight=w)),
 )
-if hasattr(door, "functional"):
+if hasattr(api, "functional"):
     calls |= dict(
-        function=lambda: door.functional.cross_entropy(x, t, torch.tensor(w), label_smoothing=0.1),
-        module=lambda: door.CrossEntropyLoss()(x, t),
-        trainer=lambda: door.compute_loss_func(dict(logits=x[None]), t[None], 10),
+        function=lambda: api.functional.cross_entropy(x, t, torch.tensor(w), label_smoothing=0.1),
+        module=lambda: api.CrossEntropyLoss()(x, t),
+        trainer=lambda: api.compute_loss_func(dict(logits=x[None]), t[None], 10),
     )
 for name, call in calls.items():
     if os.fork() == 0:
@@ -329,12 +328,12 @@ for name, call in calls.items():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
-@pytest.mark.parametrize(("door", "count"), [("xentx", 11), ("xentx_torch", 14)])
-def test_the_first_call_is_compiled(door, count, engine):
-    if door == "xentx_torch" and engine == "portable":
-        pytest.skip("the engine makes no difference to the door")
+@pytest.mark.parametrize(("api", "count"), [("xentx", 11), ("xentx_torch", 14)])
+def test_the_first_call_is_compiled(api, count, engine):
+    if api == "xentx_torch" and engine == "portable":
+        pytest.skip("it does not depend on the engine")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FIRST_CALLS.format(door=door)],
+        [sys.executable, "-P", "-c", FIRST_CALLS.format(api=api)],
         env={**os.environ, "XENTX_ENGINE": engine},
         capture_output=True,
         text=True,
@@ -387,7 +386,7 @@ SCHEDULES = [
     ids=[f"{f.__name__}-{o}-{type(v[0]).__name__}" for f, o, v in SCHEDULES],
 )
 def test_a_number_that_changes_with_each_call_compiles_twice(function, option, values):
-    """As many times as PyTorch's own: for the first number, and for any."""
+    """As many times as for PyTorch's function: for the first number, and for all others."""
     counter = CompileCounterWithBackend("aot_eager")
     target = TARGET.abs() % 5
 
@@ -430,7 +429,7 @@ def test_exported(name):
 
 
 def test_torchscript_is_refused_by_name():
-    # It reads no keyword-only parameters with defaults. torch.jit.trace takes the functions.
+    # TorchScript does not support keyword-only parameters with defaults. torch.jit.trace works.
     def script(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(x, t)
 
@@ -478,7 +477,7 @@ def test_symbolic_trace(name):
         assert_near(found, expected)
 
 
-def test_what_symbolic_trace_cannot_record_says_so():
+def test_symbolic_trace_of_value_and_grad_is_an_error():
     both = xentx.value_and_grad(xentx.cross_entropy)
     with pytest.raises(TypeError, match=r"^logits: got a proxy of torch\.fx; expected a tensor"):
         torch.fx.symbolic_trace(lambda x, t: both(x, t)[0])
@@ -510,23 +509,23 @@ LOGITS_OF = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # of features in beta
+@pytest.mark.filterwarnings("ignore")  # beta features
 @pytest.mark.parametrize("kind", NOT_DENSE)
 def test_tensors_that_are_not_dense_are_named(kind):
     tensor = NOT_DENSE[kind](LOGITS)
     what = "nested" if kind == "jagged" else kind
     for name, function in (*ARGUMENTS.items(), *(("logits", f) for f in LOGITS_OF)):
         if kind == "jagged" and name == "head":
-            continue  # it has no size that could be flattened
+            continue  # a jagged tensor has no fixed size that could be flattened
         with pytest.raises(TypeError, match=f"^{name}: got a {what} tensor; expected a dense tens"):
             function(tensor)
 
 
-# ---- around them
+# ---- contexts, threads and subclasses
 
 
 class Passing(TorchDispatchMode):
-    """Sees every operation, and lets it pass."""
+    """Runs every operation unchanged."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
@@ -560,7 +559,7 @@ def test_a_mode_that_dispatches_sees_the_same_errors(function, watched):
 
 
 def test_tensors_with_values_where_others_are_fake():
-    """Their values are not to be seen: an operation on them has none."""
+    """In this mode, operations on tensors with values return fake tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         for target in (TARGET, torch.tensor([7])):
             assert xentx_torch.cross_entropy(LOGITS[: len(target)], target).shape == ()
@@ -572,7 +571,7 @@ def test_tensors_with_values_where_others_are_fake():
     + [(torch.bfloat16, True)],
 )
 def test_autocast(dtype, compiled):
-    """As PyTorch's: losses in float32 of narrow logits; log-softmax as the logits are, on a CPU."""
+    """As in PyTorch: losses of narrow logits have float32. On CPUs, log_softmax keeps the dtype."""
     for name, cls in (("cross_entropy", "CrossEntropyLoss"), ("nll_loss", "NLLLoss")):
         calls = [getattr(functional, name), getattr(xentx_torch, cls)()]
         if compiled:
@@ -592,7 +591,7 @@ def test_autocast(dtype, compiled):
         assert functional.log_softmax(logits, 1).dtype == dtype
         assert layer(logits, TARGET).dtype == wide
         assert xentx_torch.compute_loss_func({"logits": logits}, TARGET).dtype == wide
-        # Those that are no drop-ins keep the dtype of the logits.
+        # Functions that are not drop-in replacements keep the dtype of the logits.
         for function in (xentx.cross_entropy, xentx_torch.cross_entropy, xentx.nll_loss):
             assert function(logits, TARGET).dtype == dtype
 
@@ -622,7 +621,7 @@ def test_functional_calls_of_a_module():
 
 
 def test_a_module_of_several_threads():
-    """What DataParallel does: replicas forward in threads, and one backward through them all."""
+    """DataParallel runs forward passes of replicas in threads, and one backward pass for all."""
     module = xentx_torch.CrossEntropyLoss(WEIGHT)
     logits = LOGITS.clone().requires_grad_()
     expected = gradients(lambda x: sum(module(x * s, TARGET) for s in (1, 2, 3)), LOGITS)
@@ -646,7 +645,7 @@ def test_a_module_of_several_threads():
 
 
 class Logged(torch.Tensor):
-    """A class that sees every function of PyTorch's."""
+    """A subclass that records the functions of PyTorch that are called."""
 
     seen = ()
 
@@ -689,7 +688,7 @@ def test_targets():
 def test_tensors_without_values(name):
     module, _, arrays = modules()[name]
     expected = module(*arrays)
-    # Abroad, state has no values either.
+    # On the device "meta" parameters have no values either.
     remote = copy.deepcopy(module).to("meta")
     found = remote(*(a.to("meta") for a in arrays))
     assert found.is_meta
@@ -701,14 +700,14 @@ def test_tensors_without_values(name):
         found.sum().backward()
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     assert logits.grad.shape == logits.shape
-    assert_near(module(*arrays), expected)  # nothing without values was kept
+    assert_near(module(*arrays), expected)  # no tensor without values was cached
 
 
-# ---- what trainers ask for
+# ---- interfaces for trainers
 
 
 def causal_lm(logits, labels, num_items=None):
-    """The loss of transformers' causal language models, by PyTorch's own."""
+    """The loss of the causal language models in transformers, with PyTorch's own function."""
     shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
     logits = logits.float().reshape(-1, logits.shape[-1])
     if num_items is None:
@@ -731,7 +730,7 @@ def test_compute_loss_func(dtype, items):
 
 
 def test_compute_loss_func_may_be_scaled_in_place():
-    # As the Trainer does for several processes.
+    # The Trainer does this for several processes.
     def scaled(x):
         loss = xentx_torch.compute_loss_func(
             {"logits": x}, torch.tensor([[0, 1, 2]]), num_items_in_batch=torch.tensor(2)
@@ -753,12 +752,12 @@ def test_compute_loss_func_takes_the_options_of_the_loss():
 
 
 def test_sums_and_counts_of_micro_batches():
-    """What a metric keeps as states that are summed, and what accumulated gradients need."""
+    """Sums and normalizers, as metrics and gradient accumulation use them."""
     options = {"weight": WEIGHT, "label_smoothing": 0.1}
     whole = gradients(lambda x: xentx_torch.cross_entropy(x, TARGET, **options), LOGITS)
     states = [torch.tensor(0.0), torch.tensor(0.0, dtype=torch.float64)]
     leaf = LOGITS.clone().requires_grad_()
-    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):  # of unequal counts
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):  # of different sizes
         pair = xentx_torch.cross_entropy(
             leaf[rows], TARGET[rows], **options, reduction="sum", return_normalizer=True
         )
@@ -770,7 +769,7 @@ def test_sums_and_counts_of_micro_batches():
 
 
 def test_numpy_arrays_in_the_other_byte_order():
-    """NumPy's arrays may stand beside tensors, in any byte order, and read-only."""
+    """NumPy arrays together with tensors may have any byte order, and may be read-only."""
     target, soft = TARGET.numpy().astype(">i4"), SOFT.numpy().astype(">f8")
     weight, bias = WEIGHT.numpy().astype(">f4"), torch.arange(5.0).numpy().astype(">f4")
     for array in (target, soft, weight, bias):

@@ -1,4 +1,4 @@
-"""Triton's kernels, compiled for GPUs that are not here: in registers, and by wide accesses."""
+"""Compile the Triton kernels for GPUs without a GPU: they use registers and wide accesses."""
 
 import importlib.util
 import itertools
@@ -14,7 +14,7 @@ from xentx._core._spec import LossSpec
 from xentx.testing import requested_frameworks
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -65,7 +65,7 @@ CLASSES = 32768
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel, and what of it."""
+    """A kernel with a dtype and options."""
 
     gradient: bool
     dtype: torch.dtype
@@ -87,7 +87,7 @@ def all_variants():
             yield Variant(True, dtype, name, part)
 
 
-# All variants for one target, for the others those that are computed most.
+# All variants for one target, and the most common ones for the others.
 FEW = [v for v in all_variants() if v.options == "plain" and v.part != "fields"]
 CASES = [
     (target, variant)
@@ -98,7 +98,7 @@ CASES = [
 
 
 def arguments(variant):
-    """Arguments that the launcher would have for contiguous logits of so many classes."""
+    """Arguments of the launcher for contiguous logits."""
     options = dict(OPTIONS[variant.options])
     logits = torch.empty(2, CLASSES, dtype=variant.dtype, device="meta")
     weight = torch.empty(CLASSES, device="meta") if options.pop("weight", False) else None
@@ -123,7 +123,7 @@ def arguments(variant):
 
 
 def built(target, variant):
-    """Compile a variant as the launcher would have it compiled."""
+    """Compile a variant with the options of the launcher."""
     kernel = _kernels.xentx_gradient if variant.gradient else _kernels.xentx_forward
     given, options = arguments(variant)
     warps, fusion = options.pop("num_warps"), options.pop("enable_fp_fusion")
@@ -157,7 +157,7 @@ def built(target, variant):
 
 
 def cuda_use(done, target, folder):
-    """Registers, bytes of stack, and accesses of 128 bits, as ptxas says."""
+    """Registers, bytes of stack, and accesses of 128 bits, as ptxas reports them."""
     code = folder / "kernel.ptx"
     code.write_text(done.asm["ptx"])
     number = TARGETS[target].arch
@@ -173,7 +173,7 @@ def cuda_use(done, target, folder):
 
 
 def hip_use(done):
-    """The same of AMD's assembly."""
+    """The same for AMD's assembly."""
     text = done.asm["amdgcn"]
     for name in ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"):
         assert int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) == 0, name

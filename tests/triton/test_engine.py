@@ -1,4 +1,4 @@
-"""Triton's engine through the public functions, on the CPU by Triton's interpreter."""
+"""The Triton engine through the public functions, on the CPU in Triton's interpreter."""
 
 import importlib.util
 import itertools
@@ -17,7 +17,7 @@ from xentx.testing._checks import check_rows, row_truth, stacked
 from xentx.testing._problems import OPTIONS, REDUCTIONS, draw_problem
 
 if "torch" not in requested_frameworks():
-    pytest.skip("PyTorch is not asked for", allow_module_level=True)
+    pytest.skip("PyTorch is not requested", allow_module_level=True)
 if os.environ.get("XENTX_ENGINE") != "triton" or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("XENTX_ENGINE=triton and TRITON_INTERPRET=1 are not set", allow_module_level=True)
 
@@ -27,18 +27,18 @@ from xentx_torch import BACKEND
 from xentx_torch._triton import _adapter, _launch
 from xentx_torch.testing import Torch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # raised by NumPy
 
 HAS_KERNEL = importlib.util.find_spec("xentx._kernel") is not None
 ROUTE = Torch()
 DTYPES = list(oracle.DTYPES.values())
-# In units of the dtype: of the loss, of the gradient.
+# Units of the dtype, for the loss and for the gradient.
 UNITS = {"float32": (2, 4), "float64": (4, 8), "float16": (1, 2), "bfloat16": (1, 2)}
 
 
 @pytest.fixture
 def no_core(monkeypatch):
-    """Let what the engine declines fail."""
+    """Fail if the portable core computes a call that the engine declines."""
 
     def fail(*_, **__):
         pytest.fail("the core computed")
@@ -121,7 +121,7 @@ def test_float32_is_right_to_the_last_digits(regime, soft, temperature, no_core)
     value, gradient = ROUTE.pull(
         xentx.cross_entropy, logits, target, cotangent=cotangent, **options
     )
-    # Of the loss itself, and not of the terms that it is made of.
+    # The error is relative to the loss itself, not to its terms.
     oracle.assert_within(value, truth.value, np.abs(truth.value), 2)
     spread = np.abs(truth.gradient_scale) / (1 + (temperature != 1) * 1e4)
     blurred = oracle.cross_entropy(
@@ -176,7 +176,7 @@ def test_layouts(layout, axis, no_core):
 def test_a_rows_bits_do_not_depend_on_the_others(classes, dtype, no_core):
     generator = torch.Generator().manual_seed(5)
     x = (5 * torch.randn(9, classes, generator=generator)).to(dtype)
-    x[7] += 3000  # which its program reads twice
+    x[7] += 3000  # the kernel reads this row twice
     target = torch.randint(classes, (9,), generator=generator)
     options = {"label_smoothing": 0.1, "z_loss": 0.01, "reduction": "none"}
 
@@ -187,7 +187,7 @@ def test_a_rows_bits_do_not_depend_on_the_others(classes, dtype, no_core):
         given = x[rows].detach().requires_grad_()
         value = xentx.cross_entropy(given, target[rows], **options)
         value.sum().backward()
-        # The sums that they start from, which are not rounded yet.
+        # The sums before they are rounded.
         state = _launch.forward(_launch.Given(spec, x[rows], target[rows], None)).state
         return value.detach(), given.grad, state.movedim(0, -1)
 
@@ -202,11 +202,11 @@ def test_corners(no_core):
     x = np.asarray(
         [
             [20.0, 0.0, 0.0],  # confident
-            [0.0, -inf, 1.0],  # a class that can't be
+            [0.0, -inf, 1.0],  # a masked class
             [-inf, -inf, -inf],
             [inf, 0.0, 0.0],
             [nan, 0.0, 0.0],
-            [0.0, 2.0, -inf],  # the target can't be
+            [0.0, 2.0, -inf],  # the target is masked
             [nan, inf, 0.0],  # ignored
             [1.0, 1.0, 1.0],
         ],
@@ -237,14 +237,14 @@ def test_nothing_to_compute(no_core):
     assert xentx.cross_entropy(x.detach(), torch.zeros(0, dtype=torch.int64), reduction="sum") == 0
 
 
-def test_index_that_is_no_class():
+def test_index_out_of_range():
     x = torch.randn(3, 5)
     for wrong in (5, -1):
         with pytest.raises(IndexError, match=f"got {wrong} at position 1"):
             xentx.cross_entropy(x, torch.tensor([0, wrong, -100]))
 
 
-def test_index_that_is_no_class_is_not_looked_for_on_a_device(monkeypatch, no_core):
+def test_index_out_of_range_is_not_checked_on_a_device(monkeypatch, no_core):
     monkeypatch.setattr(_adapter, "LOOKS", False)
     x = torch.randn(4, 5, requires_grad=True)
     target = torch.tensor([0, 5, -1, -100])
@@ -290,7 +290,7 @@ def test_derivatives_of_row_stats(options, soft):
     options = dict(options)
     if "smooth" in options:
         if soft:
-            pytest.skip("the core's")
+            pytest.skip("computed by the portable core")
         options = {"label_smoothing": options["smooth"], "weight": torch.rand(30) + 0.1}
     generator = torch.Generator().manual_seed(7)
     x = 3 * torch.randn(5, 30, generator=generator)
@@ -425,7 +425,7 @@ def test_value_and_grad_may_write_over_the_logits(no_core):
         ("triton", "1", "triton (", "None"),
         ("triton", "0", "portable", "PyTorch sees no CUDA or ROCm device, on which Triton runs"),
         ("portable", "1", "portable", "XENTX_ENGINE=portable is set"),
-        # The interpreter is for tests.
+        # The interpreter is only for tests.
         ("auto", "1", "kernel (" if HAS_KERNEL else "portable", "None" if HAS_KERNEL else ""),
     ],
 )

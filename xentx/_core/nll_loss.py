@@ -33,8 +33,9 @@ def forward(
 
 def _picked_losses(xp: Namespace, spec: LossSpec, log_probs: Array, target: Array) -> Array:
     picked = _pick.picked(xp, spec, target, log_probs)
-    # Subtracted from 0, because the negative of 0 would be -0.
-    return 0.0 - xp.astype(picked, spec.precision.compute, copy=False)
+    picked = xp.astype(picked, spec.precision.compute, copy=False)
+    # The negative of 0 is -0. TensorFlow's graph optimiser replaces 0 - x by it.
+    return xp.where(picked == 0.0, 0.0, -picked)
 
 
 def _soft_slopes(xp: Namespace, spec: LossSpec, arrays: Arrays, needs: Needs) -> Arrays:

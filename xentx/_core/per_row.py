@@ -81,11 +81,11 @@ def forward(
 
 def of_several(
     xp: Namespace, spec: LossSpec, logits: Array, target: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Return the same where a row has several class indices, along the class axis.
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Return the loss and the same fields, for several class indices for each row.
 
-    The log-probabilities, and whether the prediction is one of them, have them on the last axis.
-    Indices are ignored one by one, and a row where all are.
+    The indices are on the class axis. The loss, the log-probability and `correct` have them on the
+    last axis. Each index can be ignored. A row is ignored if all of its indices are.
     """
     spec = bound(xp, spec, logits)
     keep = _distribution.kept(spec, target)
@@ -93,15 +93,23 @@ def of_several(
         row = xp.any(keep, axis=spec.axis, keepdims=True)
         logits = xp.where(row, logits, 0.0)
     gap, tail, lse, entropy, best = _rows(xp, spec, logits)
-    log_prob = _distribution.keep_rows(xp, spec, target, -(tail + _gathered(xp, spec, target, gap)))
-    log_prob = _distribution.no_class_is_nan(xp, spec, target, log_prob)
+    loss = tail + _gathered(xp, spec, target, gap)
+    # Not 0 - log_prob: TensorFlow's graph optimiser makes -0 of 0 in it.
+    loss, log_prob = (
+        _distribution.no_class_is_nan(
+            xp, spec, target, _distribution.keep_rows(xp, spec, target, field)
+        )
+        for field in (loss, -loss)
+    )
     correct = xp.astype(best, target.dtype) == target
     if keep is not None:
         correct = correct & keep
         lse, entropy = (xp.where(row, field, 0.0) for field in (lse, entropy))
     lse, entropy, best = (xp.squeeze(field, axis=spec.axis) for field in (lse, entropy, best))
-    log_prob, correct = (xp.moveaxis(field, spec.axis, -1) for field in (log_prob, correct))
-    return lse, log_prob, entropy, correct, best
+    loss, log_prob, correct = (
+        xp.moveaxis(field, spec.axis, -1) for field in (loss, log_prob, correct)
+    )
+    return loss, lse, log_prob, entropy, correct, best
 
 
 def _gathered(xp: Namespace, spec: LossSpec, target: Array, values: Array) -> Array:

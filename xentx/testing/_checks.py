@@ -1,9 +1,8 @@
-"""Checks of every public function on problems that Hypothesis draws, against the truth.
+"""Checks of every public function on random problems from Hypothesis, against true values.
 
-The suite runs a few problems of each (`test_any_problem`), ``python -m xentx.testing.fuzz`` as many
-as there is time for. Magnitudes, and what a class leads the others by, are drawn over the whole
-range of each dtype. Hypothesis draws the structure, and shrinks it; the arrays' entries come from a
-seed.
+The test suite checks a few problems (`test_any_problem`). ``python -m xentx.testing.fuzz`` checks
+random problems for a given time. Magnitudes and gaps are drawn from the whole range of each dtype.
+Hypothesis draws and shrinks the shapes and options; the arrays are drawn from a seed.
 """
 
 import itertools
@@ -25,11 +24,12 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 # Units of the precision of the compute dtype, relative to the size of the terms that are summed.
 VALUE_UNITS, GRADIENT_UNITS, LINEAR_UNITS = 8, 16, 16
-# A lead beyond which the smallest probability is 0, with some room.
+# With a larger gap than this, the smallest probability is 0.
 LEADS = {"float16": 200, "bfloat16": 200, "float32": 200, "float64": 800}
-# Every loop of the kernel has a remainder: few classes, and more than its vectors and tiles have.
+# Small numbers, and numbers larger than the kernel's vectors and tiles, so that all loops of the
+# kernel have a remainder.
 CLASSES = st.one_of(st.integers(1, 9), st.integers(10, 80), st.sampled_from([257, 1000, 4100]))
-# True stands for an array. Half of the problems have one option, or none.
+# True means that an array is drawn. Half of the problems have at most one option.
 VALUES = {
     "weight": st.just(True),
     "sample_weight": st.just(True),
@@ -62,7 +62,7 @@ class Dense:
 
     @property
     def units(self) -> tuple[float, float]:
-        """Units allowed for a value and a gradient: an engine may add the classes in a row."""
+        """Units allowed for a value and a gradient: an engine may add the classes one by one."""
         more = self.logits.shape[self.options["axis"]] / 4
         return VALUE_UNITS + more, GRADIENT_UNITS + more
 
@@ -70,7 +70,7 @@ class Dense:
 def _draw_logits(
     rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, magnitude: str
 ) -> Array:
-    """Logits whose last axis is that of the classes."""
+    """Draw logits. The last axis is the class axis."""
     x = rng.normal(0, 3, shape)
     limits = oracle.limits(dtype)
     if magnitude == "leads":
@@ -95,7 +95,7 @@ def _draw_logits(
 
 
 def _draw_options(draw: Draw, *, soft: bool, reductions: bool = True) -> dict[str, Any]:
-    """Options; those that are arrays by name."""
+    """Draw options. For options that are arrays, the value is True."""
     names = ["weight", "label_smoothing", "z_loss", "logit_softcap", "temperature"]
     names += ["ignore_index"] * (not soft)
     names += ["sample_weight"] * reductions
@@ -115,7 +115,7 @@ def _fill(
     classes: int,
     wide: Any,
 ) -> dict[str, Any]:
-    """Options with their arrays."""
+    """Replace True by arrays."""
     options = dict(options)
     for name, shape in (("weight", (classes,)), ("sample_weight", rows)):
         if options.get(name):
@@ -134,7 +134,10 @@ def _draw_target(
     *,
     soft: bool,
 ) -> Array:
-    """Class probabilities, the last axis that of the classes, or indices, some of them ignored."""
+    """Draw class probabilities, or class indices of which some are ignored.
+
+    The class axis is last.
+    """
     if soft:
         target = rng.gamma(0.5, size=(*rows, classes))
         target[rng.random(target.shape) < 0.2] = 0
@@ -149,7 +152,7 @@ def _draw_target(
 def draw_dense(
     draw: Draw, route: Route, *, soft: bool | None = None, reductions: bool = True
 ) -> Dense:
-    """Draw a dense problem, of any dtype that the route has."""
+    """Draw a dense problem with a dtype of the route."""
     dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
     rows = tuple(draw(st.lists(st.integers(1, 4), max_size=2)))
     classes = draw(CLASSES)
@@ -161,7 +164,7 @@ def draw_dense(
     options = _draw_options(draw, soft=soft, reductions=reductions)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if magnitude == "far":
-        # The square overflows, and a rounding error of a capped logit is larger than the truth.
+        # z_loss would overflow. With a softcap, the rounding error is larger than the value.
         options.pop("z_loss", None)
     logits = _draw_logits(rng, (*rows, classes), dtype, magnitude)
     wide = np.float64 if dtype == np.float64 else np.float32
@@ -195,7 +198,7 @@ def check_loss(
     truth: oracle.Truth,
     units: tuple[float, float],
 ) -> None:
-    """Compare the value of a loss, and its gradient for a cotangent, with the truth."""
+    """Compare the value of a loss, and its gradient for a cotangent, with the true values."""
     value, gradient = route.pull(function, *arrays, cotangent=cotangent, **options)
     assert value.dtype == gradient.dtype == arrays[0].dtype
     oracle.assert_within(value, truth.value, truth.value_scale, units[0])
@@ -203,7 +206,7 @@ def check_loss(
 
 
 def cross_entropy(route: Route, draw: Draw) -> None:
-    """Value, gradient and normalizer of `xentx.cross_entropy`."""
+    """Check the value and the gradient of `xentx.cross_entropy`."""
     problem = draw_dense(draw, route)
     options = problem.options
     scalars = ("label_smoothing", "z_loss", "logit_softcap", "temperature")
@@ -227,7 +230,7 @@ def cross_entropy(route: Route, draw: Draw) -> None:
 
 
 def log_softmax(route: Route, draw: Draw) -> None:
-    """Value and gradient of `xentx.log_softmax`."""
+    """Check the value and the gradient of `xentx.log_softmax`."""
     problem = draw_dense(draw, route, reductions=False)
     axis = problem.options["axis"]
     cotangent = _cotangent(problem, problem.logits.shape)
@@ -245,7 +248,7 @@ def log_softmax(route: Route, draw: Draw) -> None:
 
 
 def nll_loss(route: Route, draw: Draw) -> None:
-    """Value and gradient of `xentx.nll_loss`."""
+    """Check the value and the gradient of `xentx.nll_loss`."""
     problem = draw_dense(draw, route)
     takes = ("axis", "weight", "ignore_index", "reduction")
     options = {name: problem.options[name] for name in takes if name in problem.options}
@@ -262,7 +265,7 @@ def nll_loss(route: Route, draw: Draw) -> None:
 
 
 def binary_cross_entropy(route: Route, draw: Draw) -> None:
-    """Value and gradient of `xentx.binary_cross_entropy`."""
+    """Check the value and the gradient of `xentx.binary_cross_entropy`."""
     dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
     shape = tuple(draw(st.lists(st.integers(1, 20), max_size=2)))
     magnitude = draw(st.sampled_from(["normal", "wide", "tiny", "ties"]))
@@ -284,7 +287,7 @@ def binary_cross_entropy(route: Route, draw: Draw) -> None:
 
 
 def kl_divergence(route: Route, draw: Draw) -> None:
-    """Value and gradients of `xentx.kl_divergence`, with respect to the reference too."""
+    """Check the value of `xentx.kl_divergence` and its gradients with respect to both arguments."""
     dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
     rows = tuple(draw(st.lists(st.integers(1, 4), max_size=2)))
     classes = draw(CLASSES)
@@ -325,13 +328,13 @@ def kl_divergence(route: Route, draw: Draw) -> None:
     function = xentx.kl_divergence
     check_loss(route, function, arrays, options, cotangent, truths[0], units)
     finite = np.isfinite(truths[1].value).all()
-    if route.has_autodiff and finite:  # an infinite divergence has no gradient of its own
+    if route.has_autodiff and finite:  # the gradient of an infinite divergence is not defined
         _, gradient = route.pull(function, *arrays, cotangent=cotangent, wrt=1, **options)
         oracle.assert_within(gradient, truths[1].gradient, truths[1].gradient_scale, units[1])
 
 
 def stacked(stats: Any) -> Any:
-    """Stack the fields of a named tuple into one array of the first one's dtype."""
+    """Stack the fields of a named tuple into one array with the dtype of the first field."""
     first = stats[0]
     xp = require("a field", first).namespace(first)
     fields = (xp.expand_dims(xp.astype(field, first.dtype), axis=0) for field in stats)
@@ -339,20 +342,20 @@ def stacked(stats: Any) -> Any:
 
 
 def stats_of(logits: Any, target: Any, **options: Any) -> Any:
-    """`xentx.per_row`'s fields as one array."""
+    """Stack the fields of `xentx.per_row`."""
     return stacked(xentx.per_row(logits, target, **options))
 
 
 def linear_stats_of(hidden: Any, head: Any, target: Any, **options: Any) -> Any:
-    """`xentx.linear_per_row`'s fields as one array."""
+    """Stack the fields of `xentx.linear_per_row`."""
     return stacked(xentx.linear_per_row(hidden, head, target, **options))
 
 
 @dataclass(frozen=True)
 class RowTruth:
-    """Fields of `RowStats` and their scales.
+    """True values of the fields of `RowStats`, and their scales.
 
-    The hits and the predictions are None where rounding may have made ties.
+    `hits` is None if rounding may have created ties.
     """
 
     fields: tuple[Array, ...]
@@ -371,7 +374,10 @@ def row_truth(
     blur: Any = 0,
     **options: Any,
 ) -> RowTruth:
-    """Truth of `xentx.per_row`; `blur` is the size of the errors of the logits."""
+    """Compute the true values of `xentx.per_row`.
+
+    `blur` is the size of the errors of the logits.
+    """
     loss = oracle.cross_entropy(
         logits,
         target,
@@ -383,7 +389,7 @@ def row_truth(
         **options,
     )
     x = np.moveaxis(np.asarray(logits).astype(oracle.LONG), axis, -1)
-    prediction, tied = x.argmax(-1), np.any(blur)  # the first NaN, where there is one
+    prediction, tied = x.argmax(-1), np.any(blur)  # the first NaN, if there is one
     if logit_softcap is not None:
         x = oracle.softcap(x, oracle.LONG(logit_softcap))[0]
     x = x / oracle.LONG(temperature)
@@ -404,7 +410,7 @@ def row_truth(
         kept = target != ignore_index
     correct = prediction == (y.argmax(-1) if soft else target)
     damaged = np.isnan(lse)
-    # Probabilities that are flushed to 0 are missing here, times their losses.
+    # The entropy lacks the terms of probabilities that are flushed to 0.
     compute = logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
     flushed = np.where(np.isfinite(losses), losses, 0).sum(-1) * oracle.tiny(compute)
     mass = y.sum(-1)
@@ -415,7 +421,7 @@ def row_truth(
         oracle.times(mass, np.asarray(blur)) + log_prob,
         entropy * (1 + blur) + blur * (1 - p.max(-1)) + flushed / oracle.epsilon(compute),
     )
-    # The log-probability of a damaged row is NaN even where the target has no mass.
+    # The log-probability of a damaged row is NaN even if the target has no mass.
     filled = [np.where(damaged, oracle.LONG("nan"), field) for field in fields]
     return RowTruth(
         tuple(np.where(kept, field, 0) for field in filled),
@@ -425,18 +431,18 @@ def row_truth(
 
 
 def check_rows(found: Array, truth: RowTruth, units: int) -> None:
-    """Compare all fields of `RowStats`, stacked, with the truth."""
+    """Compare all stacked fields of `RowStats` with the true values."""
     *fields, correct, prediction = found
     for field, true, scale in zip(fields, truth.fields, truth.scales, strict=True):
         oracle.assert_within(field, true, scale, units)
     if truth.hits is not None:
-        # In the dtype of the stack, which may round them.
+        # The dtype of the stack may round them.
         for got, true in zip((correct, prediction), truth.hits, strict=True):
             np.testing.assert_array_equal(got, true.astype(found.dtype))
 
 
 def per_row(route: Route, draw: Draw) -> None:
-    """All fields of `xentx.per_row`."""
+    """Check all fields of `xentx.per_row`."""
     problem = draw_dense(draw, route, reductions=False)
     found = route.value(stats_of, problem.logits, problem.target, **problem.options)
     truth = row_truth(problem.logits, problem.target, **problem.options)
@@ -453,7 +459,7 @@ def split_loss(
     z_loss: float = 0.0,
     **options: Any,
 ) -> Any:
-    """Loss of rows from blocks of the classes, combined in some order."""
+    """Compute the loss of each row from blocks of the classes, combined in the given order."""
     classes = logits.shape[-1]
     soft = len(target.shape) == len(logits.shape)
     edges = [0, *cuts, classes]
@@ -476,7 +482,7 @@ def split_loss(
 
 
 def partials(route: Route, draw: Draw) -> None:
-    """`xentx.partials`, `combine` and `finish`, however the classes are split."""
+    """Check `xentx.partials`, `combine` and `finish` for random splits of the classes."""
     problem = draw_dense(draw, route, reductions=False)
     axis = problem.options["axis"]
     logits, target = (
@@ -509,7 +515,7 @@ def partials(route: Route, draw: Draw) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """Hidden, head and target, and the options of a problem of the last layer."""
+    """Hidden, head and target of a problem for the linear losses, and its options."""
 
     arrays: tuple[Array, Array, Array]
     options: dict[str, Any]
@@ -517,7 +523,7 @@ class Linear:
 
 
 def _true_logits(arrays: tuple[Array, ...], bias: Array | None) -> tuple[Array, Array]:
-    """Logits, and the size of the terms that each row of them is summed from."""
+    """Compute the logits, and for each row the size of the terms that are summed."""
     hidden, head = (a.astype(oracle.LONG) for a in arrays[:2])
     b = np.zeros(len(head), oracle.LONG) if bias is None else bias.astype(oracle.LONG)
     size = np.matmul(np.abs(hidden), np.abs(head.T)) + np.abs(b)
@@ -525,7 +531,7 @@ def _true_logits(arrays: tuple[Array, ...], bias: Array | None) -> tuple[Array, 
 
 
 def draw_linear(draw: Draw, dtypes: Sequence[str], *, reductions: bool = True) -> Linear:
-    """Draw a problem of the last layer, of one of some dtypes."""
+    """Draw a problem for the linear losses, with one of the dtypes."""
     dtype = oracle.DTYPES[draw(st.sampled_from(dtypes))]
     rows = (draw(st.integers(1, 9)),)
     features = draw(st.integers(1, 5))
@@ -558,7 +564,7 @@ def linear_truth(
     logits, blur = _true_logits(arrays, bias)
     hidden, head = (a.astype(oracle.LONG) for a in arrays[:2])
     dense = oracle.cross_entropy(logits, arrays[2], cotangent=cotangent, **options)
-    # What an error of the logits makes of the loss, and of its gradient.
+    # The effect of an error of the logits on the loss and on its gradient.
     slope = dense.gradient_scale.sum(-1) * blur
     seed = np.maximum(np.abs(cotangent.astype(oracle.LONG)), oracle.LONG("1e-30"))
     spread = slope / seed if options["reduction"] == "none" else slope.sum() / seed
@@ -576,7 +582,7 @@ def linear_truth(
 def check_linear(
     route: Route, arrays: tuple[Array, ...], options: dict[str, Any], cotangent: Array
 ) -> None:
-    """Compare the value and all gradients of `xentx.linear_cross_entropy` with the truth."""
+    """Compare the value and all gradients of `xentx.linear_cross_entropy` with the true values."""
     truth, *gradients = linear_truth(arrays, cotangent, **options)
     wrt = (0, 1, "bias") if "bias" in options else (0, 1)
     value, found = route.pull(
@@ -585,14 +591,14 @@ def check_linear(
     assert value.dtype == cotangent.dtype
     oracle.assert_within(value, *truth, LINEAR_UNITS)
     arguments = [*arrays[:2], *([options["bias"]] if "bias" in options else [])]
-    # Soft targets have a gradient too, where a function of NumPy returns all that there are.
+    # On NumPy's route, `found` also has the gradient with respect to a soft target.
     for argument, gradient, (true, scale) in zip(arguments, found, gradients, strict=False):
         assert gradient.dtype == argument.dtype
         oracle.assert_within(gradient, true, scale, LINEAR_UNITS)
 
 
 def linear_cross_entropy(route: Route, draw: Draw) -> None:
-    """Value and gradients of `xentx.linear_cross_entropy`."""
+    """Check the value and the gradients of `xentx.linear_cross_entropy`."""
     problem = draw_linear(draw, route.dtypes)
     wide = np.float64 if problem.arrays[0].dtype == np.float64 else np.float32
     shape = problem.arrays[0].shape[:1] if problem.options["reduction"] == "none" else ()
@@ -601,7 +607,7 @@ def linear_cross_entropy(route: Route, draw: Draw) -> None:
 
 
 def linear_kl_divergence(route: Route, draw: Draw) -> None:
-    """Value and gradients of `xentx.linear_kl_divergence`, with respect to the reference too."""
+    """Check the value of `xentx.linear_kl_divergence` and its gradients, also for the reference."""
     dtype = oracle.DTYPES[draw(st.sampled_from(route.dtypes))]
     rows = (draw(st.integers(1, 9)),)
     classes = draw(st.one_of(st.integers(1, 9), st.integers(10, 80)))
@@ -661,7 +667,7 @@ def linear_kl_divergence(route: Route, draw: Draw) -> None:
 
 
 def linear_per_row(route: Route, draw: Draw) -> None:
-    """All fields of `xentx.linear_per_row`."""
+    """Check all fields of `xentx.linear_per_row`."""
     problem = draw_linear(draw, route.dtypes, reductions=False)
     logits, blur = _true_logits(problem.arrays, problem.options.get("bias"))
     options = {k: v for k, v in problem.options.items() if k not in ("bias", "chunk")}

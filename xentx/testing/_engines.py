@@ -1,4 +1,4 @@
-"""Which engine computes, for tests that need another than this run's."""
+"""Select an engine for tests that do not use the default one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from xentx._backend import Backend
 
 @contextlib.contextmanager
 def portable_core(backend: Backend) -> Iterator[None]:
-    """Let the portable core compute all losses of a backend's arrays."""
+    """Compute all losses of a backend's arrays with the portable core."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "engines", ())
-        # What was found out about earlier calls holds their engines.
+        # The cache of earlier calls contains their engines.
         patch.setattr(_validation, "_KINDS", {})
         if hasattr(backend.cache, "_calls"):
             patch.setattr(backend.cache, "_calls", None)

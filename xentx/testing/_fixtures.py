@@ -1,10 +1,10 @@
-"""What tests ask for, here and wherever a conftest imports it: the fixture ``route``."""
+"""The fixture ``route``, for this suite and for every conftest that imports it."""
 
 import fnmatch
 import importlib.util
 import os
 
-# Before a framework is imported.
+# These must be set before a framework is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -18,7 +18,7 @@ CHOSEN = routes(*REQUESTED)
 
 hypothesis.settings.register_profile(
     "xentx",
-    deadline=None,  # compilers take as long as they take
+    deadline=None,  # compile times vary
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("xentx")
 
 
 def pytest_report_header() -> str:
-    """Say what runs."""
+    """Show the routes and the engine."""
     names = ", ".join(route.name for route in CHOSEN)
     kernel = importlib.util.find_spec("xentx._kernel")
     return (
@@ -37,24 +37,24 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `route` on each of them."""
+    """Parametrize tests that have an argument `route`."""
     if "route" in metafunc.fixturenames:
         metafunc.parametrize("route", CHOSEN, ids=[r.name for r in CHOSEN], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect the tests to fail that a route says it can't pass."""
+    """Mark the tests that match `Route.gaps` as expected failures."""
     for item in items:
         made = item.callspec.params.get("route") if hasattr(item, "callspec") else None
         name = f"{item.path.name}::{item.name}"
         for pattern, reason in made.gaps.items() if made else ():
-            # Names hold brackets, which are no character classes here.
+            # Brackets in test names are not character classes.
             if fnmatch.fnmatchcase(name, pattern.replace("[", "[[]")):
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture
 def route(request: pytest.FixtureRequest) -> Route:
-    """A way into xentx: a framework, eager or traced."""
+    """One way to call xentx: a framework, eager or traced."""
     made: Route = request.param()
     return made

@@ -1,4 +1,4 @@
-"""The truth of `xentx.compare.truth`, and how far results of each dtype may be from it."""
+"""True values from `xentx.compare.truth`, and the errors that are allowed for each dtype."""
 
 import functools
 
@@ -46,22 +46,22 @@ DTYPES = {
 
 @functools.cache
 def limits(dtype: np.dtype) -> ml_dtypes.finfo:
-    """Limits of a dtype: eps, max, tiny."""
+    """Return eps, max, tiny and other limits of a dtype."""
     return ml_dtypes.finfo(dtype)
 
 
 def epsilon(dtype: np.dtype) -> float:
-    """Distance from 1 to the next number: one unit in the last place, relative."""
+    """Distance from 1 to the next larger number."""
     return float(limits(dtype).eps)
 
 
 def tiny(dtype: np.dtype) -> float:
-    """Smallest normal number: below it compilers may flush to zero."""
+    """Smallest normal number. Compilers may flush smaller numbers to 0."""
     return float(limits(dtype).smallest_normal)
 
 
 def ulps(actual: Array, truth: Array) -> Array:
-    """Error in units in the last place of `actual`'s dtype at the true value."""
+    """Error in units in the last place of the dtype of `actual`."""
     truth = np.asarray(truth, LONG)
     floor = tiny(actual.dtype)
     exponent = np.floor(np.log2(np.maximum(np.abs(truth), LONG(floor))))
@@ -70,27 +70,27 @@ def ulps(actual: Array, truth: Array) -> Array:
 
 
 def assert_within(actual: Array, truth: Array, scale: Array, units: float) -> None:
-    """Assert NaN where the truth is NaN, and elsewhere an error of at most so many units.
+    """Assert an error of at most `units`, and NaN exactly where the true value is NaN.
 
-    A unit is the precision of the dtype of the computation, relative to `scale`; a narrow result is
-    rounded once.
+    A unit is the precision of the dtype of the computation, relative to `scale`. A result with a
+    narrower dtype may be rounded once more.
     """
     truth, narrow = np.asarray(truth, LONG), actual.dtype.itemsize == 2
     computed = DTYPES["float32"] if narrow else actual.dtype
     with np.errstate(invalid="ignore", over="ignore"):
-        # Frameworks may flush probabilities that are no normal numbers to 0: eight for each unit.
+        # Frameworks may flush subnormal probabilities to 0: allow eight for each unit.
         allowed = units * (epsilon(computed) * np.asarray(scale, LONG) + 8 * tiny(computed))
         if narrow:
-            # Half the distance between two numbers, also between subnormal ones.
+            # Half the distance between two neighbouring numbers, also between subnormal ones.
             exponent = np.floor(np.log2(np.maximum(np.abs(truth), tiny(actual.dtype))))
             allowed = allowed + 0.5001 * np.exp2(exponent) * epsilon(actual.dtype)
-        # Infinite where the true value may be too large for the dtype.
+        # The result may be infinite if the true value is near the largest number of the dtype.
         largest = LONG(float(limits(actual.dtype).max))
         found = np.clip(actual.astype(LONG), -largest, largest)
         error = np.abs(found - np.clip(truth, -largest, largest))
     assert actual.shape == np.shape(truth)
     wrong = np.isnan(actual.astype(LONG)) != np.isnan(truth)
-    assert not np.any(wrong), f"{actual[wrong]} where the truth is {truth[wrong]}"
+    assert not np.any(wrong), f"{actual[wrong]} where the true value is {truth[wrong]}"
     fine = (error <= allowed) | np.isnan(truth)
     if not np.all(fine):
         worst = np.where(fine, 0, error / allowed)

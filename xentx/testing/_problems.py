@@ -1,4 +1,4 @@
-"""Problems to solve on every route: random arrays for every option."""
+"""Random problems for every option, which all routes compute."""
 
 import numpy as np
 
@@ -30,7 +30,7 @@ REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
 
 
 def draw_problem(rng, shape, axis, dtype, *, soft, reduction, options):
-    """Draw arrays for the options that name them."""
+    """Draw a problem. Options that are True are replaced by arrays."""
     options = dict(options)
     rows = tuple(np.delete(shape, axis))
     classes = shape[axis]

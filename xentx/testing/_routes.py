@@ -1,9 +1,9 @@
-"""The ways into xentx that every test of behaviour runs: a framework, eager or traced.
+"""The routes of the tests: one for each framework, eager and traced.
 
-A route turns NumPy arrays into its framework's, calls a function of xentx there, differentiates it
-with the framework's own autodiff (or by `xentx.value_and_grad`, where there is none), and turns the
-results back. On a traced route every array is an argument of the compiled function, so that xentx
-sees no values.
+A route converts NumPy arrays to arrays of its framework, calls a function of xentx, and converts
+the results back. It differentiates with the framework's autodiff, or with `xentx.value_and_grad` if
+there is none. On a traced route all arrays are arguments of the compiled function, so that xentx
+does not know their values.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ NumPyArray = np.ndarray[Any, Any]
 
 FRAMEWORKS = tuple(spec.name for spec in BACKENDS)
 
-# Compilers key on the function object, and a test's is new each time: these are kept by what they
-# compute. Only for functions of a module: the repr of another may come again as another's.
+# Compilers use the function object as a cache key, and each test creates a new one. Compiled
+# functions are therefore cached by the repr of what they compute. This is correct only for
+# functions of a module, since different local functions can have the same repr.
 _COMPILED: dict[tuple[str, ...], Function] = {}
 
 
@@ -78,43 +79,43 @@ class Route:
     def __repr__(self) -> str:
         return self.name
 
-    # What a framework says of itself:
+    # Methods to override for a framework:
 
     def array(self, value: NumPyArray) -> Array:
-        """Convert to the framework."""
+        """Convert a NumPy array to the framework."""
         return value
 
     def numpy(self, value: Array) -> NumPyArray:
-        """Convert from the framework."""
+        """Convert an array of the framework to NumPy."""
         return np.asarray(value)
 
     def precision(self, *arrays: NumPyArray) -> contextlib.AbstractContextManager[Any]:
-        """Context in which the framework has the dtypes of `arrays`."""
+        """Return a context in which the framework has the dtypes of `arrays`."""
         return contextlib.nullcontext()
 
     def compile(self, function: Function) -> Function:
-        """Trace a function of arrays, and of nothing else."""
+        """Compile a function whose arguments are all arrays."""
         return function
 
     def differentiate(
         self, function: Function, variables: Sequence[Array], cotangent: Array | None
     ) -> tuple[Array, Sequence[Array]]:
-        """Value and gradients of ``function(*variables)``; of ones where there is no cotangent."""
+        """Value of ``function(*variables)``, and its gradients for `cotangent` (default: ones)."""
         raise NotImplementedError
 
-    # What the tests call:
+    # Methods for the tests:
 
     @property
     def has_autodiff(self) -> bool:
-        """Whether the framework differentiates."""
+        """Whether the framework has autodiff."""
         return type(self).differentiate is not Route.differentiate
 
     def compiled(self, function: Function, keys: Sequence[Any]) -> Function:
-        """Make ``function(arrays)`` one of the arrays' values, traced where the route is."""
+        """Convert ``function(arrays)`` to a compiled function of the arrays' values."""
         return self.compile(lambda *values: function(dict(zip(keys, values, strict=True))))
 
     def value(self, function: Function, *args: Any, **options: Any) -> NumPyArray:
-        """Value of ``function(*args, **options)``."""
+        """Compute ``function(*args, **options)``."""
         arrays, rest = _split(args, options)
         with self.precision(*arrays.values()):
             converted = {key: self.array(value) for key, value in arrays.items()}
@@ -132,9 +133,10 @@ class Route:
         wrt: Any = 0,
         **options: Any,
     ) -> tuple[NumPyArray, Any]:
-        """Value, and gradient by argument or option `wrt`, for `cotangent` (ones by default).
+        """Compute the value, and the gradient with respect to the argument or option `wrt`.
 
-        For a tuple of them, a tuple; without autodiff, of all that the function has a gradient by.
+        The cotangent is ones by default. If `wrt` is a tuple, the gradients are a tuple. Without
+        autodiff it contains all gradients that the function has.
         """
         arrays, rest = _split(args, options)
         if cotangent is not None:
@@ -170,7 +172,7 @@ class Route:
             return self.numpy(value), self.numpy(gradient)
 
     def _run(self, function: Function, arrays: dict[Any, Any], *key: Any) -> Any:
-        """Call ``function(arrays)``, compiled once for each `key`."""
+        """Call ``function(arrays)``, which is compiled once for each `key`."""
         keys = list(arrays)
         key = (self.name, *map(repr, keys), *map(repr, key))
         if key not in _COMPILED:
@@ -179,7 +181,7 @@ class Route:
 
 
 def _split(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """Separate the arrays, by position or name, from the other options."""
+    """Separate the arrays from the other options. Keys are positions or names."""
     everything = dict(enumerate(args)) | options
     arrays = {key: v for key, v in everything.items() if isinstance(v, np.ndarray | np.generic)}
     return arrays, {key: v for key, v in options.items() if key not in arrays}
@@ -194,12 +196,12 @@ def _call(
 
 
 def clear_compiled() -> None:
-    """Drop the compiled functions, which serve no other problem."""
+    """Clear the cache of compiled functions."""
     _COMPILED.clear()
 
 
 def requested_frameworks() -> tuple[str, ...]:
-    """Read what XENTX_TEST_BACKENDS names, which must be there; else, whatever is installed.
+    """Read the frameworks from XENTX_TEST_BACKENDS. By default, all installed ones are tested.
 
     Returns
     -------
@@ -217,13 +219,14 @@ def requested_frameworks() -> tuple[str, ...]:
         raise ValueError(msg)
     for name in chosen:
         importlib.import_module(modules[name])
-        # At once, since PyTorch's compiler imports Triton, which crashes once TensorFlow is there.
+        # Import the adapter first: PyTorch's compiler imports Triton, which crashes if it is
+        # imported after TensorFlow.
         importlib.import_module(packages[name])
     return chosen
 
 
 def routes(*frameworks: str) -> tuple[type[Route], ...]:
-    """Collect the ways into frameworks: ``ROUTES`` of the module ``testing`` beside each backend.
+    """Collect the routes of frameworks: ``ROUTES`` of the module ``testing`` of each backend.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The suite's fixtures."""
+"""Fixtures of the test suite."""
 
 from xentx.testing._fixtures import (
     pytest_collection_modifyitems,

@@ -1,8 +1,8 @@
-"""Check random problems for as long as there is time: ``python -m xentx.testing.fuzz``.
+"""Check random problems for a given time: ``python -m xentx.testing.fuzz``.
 
-It runs the checks of `test_any_problem`, in turn, on every route of the frameworks that
-XENTX_TEST_BACKENDS names, and on the engine that XENTX_ENGINE chooses. Hypothesis shrinks the first
-problem that fails, and prints what it drew. The same seed gives the same problems.
+It runs the checks of `test_any_problem` in turn, on every route of the frameworks in
+XENTX_TEST_BACKENDS, with the engine in XENTX_ENGINE. Hypothesis shrinks the first problem that
+fails, and prints it. The same seed gives the same problems.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from xentx.testing._checks import CHECKS
 from xentx.testing._routes import Route, clear_compiled, requested_frameworks, routes
 
-# Problems of one check on one route, before the next one's turn.
+# Number of problems of one check on one route before the next check runs.
 BATCH = 50
 
 
 def _run(check: Callable[..., None], route: Route, number: int) -> None:
-    """Check one batch of problems, with the seed `number`."""
+    """Run one batch of problems with the seed `number`."""
 
     @seed(number)
     @settings(
@@ -43,14 +43,14 @@ def _run(check: Callable[..., None], route: Route, number: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the checks, and print how many problems each of them had on each route."""
+    """Run the checks, and print the number of problems of each check and route."""
     parser = argparse.ArgumentParser(prog="python -m xentx.testing.fuzz", description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=60, help="time after which no batch starts"
+        "--seconds", type=float, default=60, help="time after which no new batch starts"
     )
-    parser.add_argument("--problems", type=int, help="number of problems that is enough")
-    parser.add_argument("--seed", type=int, default=0, help="of the first batch")
-    parser.add_argument("--routes", nargs="+", help="their names; all that trace nothing, if none")
+    parser.add_argument("--problems", type=int, help="number of problems after which it stops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first batch")
+    parser.add_argument("--routes", nargs="+", help="names of routes (default: all eager ones)")
     parser.add_argument("--checks", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     given_arguments = parser.parse_args(arguments)
     every = {route.name: route() for route in routes(*requested_frameworks())}

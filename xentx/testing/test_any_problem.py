@@ -1,4 +1,4 @@
-"""Every public function on a few problems of any kind: a short, fixed run of the fuzzer."""
+"""A few random problems for every public function: a short run of the fuzzer, with fixed seeds."""
 
 import hypothesis.strategies as st
 import pytest

@@ -1,4 +1,4 @@
-"""`binary_cross_entropy`: corners, options and errors. Any problem is in `test_any_problem`."""
+"""`binary_cross_entropy`: special values, options, errors. See also `test_any_problem`."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_corners(route, logit, target, loss, gradient):
 
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_small_smoothing_keeps_its_digits(route, target):
-    """The share of the wrong class is not 1 less that of the right one."""
+    """The probability of the wrong class must not be computed as 1 minus that of the right one."""
     arrays = np.full(1, 160.0 * target - 80.0, np.float32), np.full(1, target, np.float32)
     truth = oracle.binary_cross_entropy(*arrays, label_smoothing=0.001)
     value = route.value(xentx.binary_cross_entropy, *arrays, label_smoothing=0.001)

@@ -1,4 +1,4 @@
-"""Blocks of the classes: any split, in any order, is the whole; and so is each block's gradient."""
+"""Blocks of classes: any split gives the loss and the gradient of the whole row."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NON
 
 
 def added(states):
-    """The state of all blocks, by a maximum and sums of what is aligned to it."""
+    """Add the states of all blocks, aligned to their maximum."""
     xp = require("state", states[0].top).namespace(states[0].top)
     top = functools.reduce(xp.maximum, [state.top for state in states])
     aligned = [xentx.align(state, top) for state in states]
@@ -27,7 +27,7 @@ def added(states):
 
 
 def blocks(logits, target, *, cuts, order, align, z_loss=0.0, cotangent=None, **options):
-    """A row for each row: its loss, and its gradient by all blocks of the logits."""
+    """Return an array with one row for each row of the logits: its loss and its gradient."""
     xp = require("logits", logits).namespace(logits)
     classes, weight = logits.shape[-1], options.pop("weight", None)
     shares = []
@@ -47,7 +47,7 @@ def blocks(logits, target, *, cuts, order, align, z_loss=0.0, cotangent=None, **
 
 
 def check(route, logits, target, *, cotangent, units=(1, 4), **options):
-    """Within so many units of the last place of the whole, computed in float64."""
+    """Compare with `cross_entropy` in float64. `units` are ULPs of the loss and of the gradient."""
     found = route.value(blocks, logits, target, cotangent=cotangent, **options)
     assert found.dtype == logits.dtype
     for name in ("cuts", "order", "align"):
@@ -58,7 +58,7 @@ def check(route, logits, target, *, cotangent, units=(1, 4), **options):
     loss, gradient = xentx.value_and_grad(xentx.cross_entropy)(
         wide, target, reduction="none", cotangent=cotangent.astype(np.float64), **options
     )
-    # Without float64 capped logits are rounded as logits are.
+    # Without float64, capped logits have rounding errors of float32.
     if not route.has_float64 and "logit_softcap" in options:
         units = (units[0] + 40, units[1] + 8)
     for got, true, allowed in (
@@ -76,9 +76,9 @@ def check(route, logits, target, *, cotangent, units=(1, 4), **options):
         assert worst <= allowed, (worst, options)
 
 
-def test_any_split_has_the_gradient_of_the_whole(route):
+def test_any_split_gives_the_dense_gradient(route):
     if route.traced:
-        pytest.skip("compiles anew for each split")
+        pytest.skip("would compile for each split")
 
     @settings(max_examples=10 if route.compiles else 80)
     @given(st.data())
@@ -147,7 +147,7 @@ def test_corners(route, align, smoothing):
 
 
 def test_a_confident_row_keeps_its_digits(route):
-    """Where a derivative through `finish` has none left in float32, and few in float64."""
+    """Differentiating `finish` would lose all digits in float32, and most of them in float64."""
     logits = np.array([[30.0, 0.0, 1.0, 0.5]], np.float32)
     found = route.value(
         blocks, logits, np.array([0]), cuts=(1, 2), order=0, align=True, cotangent=None
@@ -174,7 +174,7 @@ def test_other_dtypes_and_axes(route, dtype):
 
 
 def middle(logits, target):
-    """The gradient by blocks of the middle axis."""
+    """Compute the gradient from blocks along the middle axis."""
     xp = require("logits", logits).namespace(logits)
     shares = [(logits[:, :2, :], 0), (logits[:, 2:, :], 2)]
     options = {"classes": logits.shape[1], "axis": 1}
@@ -187,7 +187,7 @@ def middle(logits, target):
 
 
 def aligned_loss(logits, target, classes):
-    """The loss, from states that are aligned and added."""
+    """Compute the loss from states that are aligned and added."""
     size = logits.shape[1] // 2
     states = [
         xentx.partials(logits[:, a : a + size], target, classes=classes, start=a) for a in (0, size)
@@ -196,7 +196,7 @@ def aligned_loss(logits, target, classes):
 
 
 def test_gradient_through_align(route):
-    """No derivative goes through the maximum, and none is missing."""
+    """The maximum is treated as a constant, and the gradient is still complete."""
     if "float64" not in route.dtypes or not route.has_autodiff:
         pytest.skip(f"{route} has no float64 or no autodiff")
     rng = np.random.default_rng(RNG_SEED)

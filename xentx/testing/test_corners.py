@@ -1,6 +1,7 @@
-"""The corners of the rules table: infinities, NaN, nothing at all, and indices that are no class.
+"""Special cases: infinities, NaN, empty arrays, and targets out of range.
 
-Each corner says what comes out, in value and gradient, of every framework, eager or traced.
+Each case has the expected value and gradient, which are the same in every framework, eager and
+traced.
 """
 
 import math
@@ -15,7 +16,7 @@ INF, NAN = math.inf, math.nan
 B = [[1.0, 2.0, 0.5], [0.1, 0.5, 2.0]]
 ZEROS = [0.0, 0.0, 0.0]
 
-# Two rows' losses and gradients, which the corners put together.
+# Losses and gradients of the two rows of B, for the expected values below.
 LOSS_0, LOSS_1 = 0.46436878, 0.31677871
 GRAD_0 = [0.23122390, -0.37146830, 0.14024440]
 GRAD_1 = [0.10896040, 0.16254870, -0.27150910]
@@ -23,7 +24,7 @@ HALF = [0.26894142, -0.26894142]
 
 
 def corner(logits, target, value, gradient, **options):
-    """Spell a corner with the rows' losses unless it says otherwise."""
+    """Describe a special case. The default reduction is "none"."""
     return logits, target, {"reduction": "none", **options}, value, gradient
 
 
@@ -164,7 +165,7 @@ def check(route, logits, target, options, value, gradient):
     }
     got = route.pull(xentx.cross_entropy, np.asarray(logits, np.float32), target, **arrays)
     np.testing.assert_allclose(got[0], value, rtol=1e-6)
-    # A loss of nothing is +0, not -0.
+    # A loss of 0 is +0, not -0.
     assert not np.any((got[0] == 0) & np.signbit(got[0]))
     if gradient is not None:
         assert got[1].shape == np.shape(logits)
@@ -188,7 +189,7 @@ def test_soft(route, case):
 @pytest.mark.parametrize("bad", [3, -1, -4, 100])
 @pytest.mark.parametrize("options", [{}, {"weight": [1.0, 2.0, 3.0]}, {"label_smoothing": 0.1}])
 def test_target_out_of_range(route, bad, options):
-    """Raised where it can be seen, NaN in its own row where it can't."""
+    """An error if the target is concrete. If it is traced, only its row is NaN."""
     logits, target = np.asarray(B, np.float32), np.array([bad, 2], np.int32)
     options = {
         key: np.asarray(option, np.float32) if isinstance(option, list) else option
@@ -209,7 +210,7 @@ def test_target_out_of_range(route, bad, options):
 
 def test_traced_target_out_of_range_in_nll_loss(route):
     if not route.traced:
-        pytest.skip(f"{route} sees the target, and raises")
+        pytest.skip(f"{route} raises an error for a concrete target")
     log_probs, target = np.asarray(B, np.float32), np.array([3, 2], np.int32)
     value, gradient = route.pull(xentx.nll_loss, log_probs, target, reduction="none")
     np.testing.assert_array_equal(value, np.float32([NAN, -2.0]))
@@ -228,7 +229,7 @@ def test_every_integer_dtype(route, dtype):
 
 
 def test_ignore_index_beyond_the_classes(route):
-    """255 in uint8, as segmentation masks have it."""
+    """Segmentation masks use 255 in uint8."""
     target = np.array([1, 255], np.uint8)
     value, gradient = route.pull(
         xentx.cross_entropy, np.asarray(B, np.float32), target, ignore_index=255
@@ -242,12 +243,12 @@ INT_MIN = [np.iinfo(np.int32).min, np.iinfo(np.int64).min]
 
 @pytest.mark.parametrize("bad", [-100, -1, 3, *INT_MIN])
 @pytest.mark.parametrize("function", [xentx.cross_entropy, xentx.nll_loss])
-def test_nothing_is_ignored(route, function, bad):
-    """With ``ignore_index=None`` every index that is no class is an error, or NaN where traced."""
+def test_ignore_index_none(route, function, bad):
+    """With ``ignore_index=None`` every index out of range is an error, or NaN if traced."""
     logits = np.asarray(B, np.float32)
     dtype = np.int64 if bad < INT_MIN[0] else np.int32
     if dtype == np.int64:
-        logits = logits.astype(np.float64)  # beside which JAX has int64
+        logits = logits.astype(np.float64)  # JAX has int64 only together with float64
     target = np.array([bad, 2], dtype)
     options = {"ignore_index": None, "reduction": "none"}
     fine = route.value(function, logits, np.array([1, 2], dtype), **options)
@@ -261,7 +262,7 @@ def test_nothing_is_ignored(route, function, bad):
             route.value(function, logits, target, **options)
 
 
-def test_nothing_is_ignored_in_linear_cross_entropy(route):
+def test_ignore_index_none_in_linear_cross_entropy(route):
     hidden, head = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     target = np.array([-100, 2], np.int32)
     options = {"ignore_index": None, "reduction": "none"}
@@ -275,7 +276,7 @@ def test_nothing_is_ignored_in_linear_cross_entropy(route):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_narrow_mean_over_many_rows(route, dtype):
-    """20,000 rows of a loss near 5: their float16 sum overflows, their mean doesn't."""
+    """20,000 rows with losses near 5: their float16 sum would overflow, but the mean must not."""
     if dtype not in route.dtypes:
         pytest.skip(f"{route} has no {dtype}")
     dtype = oracle.DTYPES[dtype]
@@ -287,7 +288,7 @@ def test_narrow_mean_over_many_rows(route, dtype):
 
 
 def test_narrow_sum_over_many_classes(route):
-    """Ln of 70,000 equal classes: their float16 sum overflows."""
+    """The loss of 70,000 equal classes. The sum of exponentials would overflow in float16."""
     if "float16" not in route.dtypes:
         pytest.skip(f"{route} has no float16")
     logits = np.zeros((1, 70_000), np.float16)
@@ -296,7 +297,10 @@ def test_narrow_sum_over_many_classes(route):
 
 
 def test_sum_is_wide(route):
-    """Two large losses that cancel, and between them small ones below half a unit of the large."""
+    """Two large losses cancel.
+
+    The small losses between them are below half an ULP of the large ones.
+    """
     logits = np.zeros((10_002, 2), np.float32)
     logits[1:-1, 0] = 4.0
     logits[[0, -1], 1] = 2.0**24
@@ -312,8 +316,8 @@ def test_sum_is_wide(route):
     np.testing.assert_allclose(value, 10_000 * math.log1p(math.exp(-4.0)), rtol=1e-6)
 
 
-def test_only_the_mean_of_what_is_there(route):
-    """A mean over integer targets with weights and smoothing divides by unsmoothed weights."""
+def test_weighted_mean_with_smoothing(route):
+    """With weights and smoothing, a mean over hard targets divides by the unsmoothed weights."""
     value = route.value(
         xentx.cross_entropy,
         np.asarray(B, np.float32),

@@ -1,6 +1,6 @@
-"""Gradients by autodiff beside those written by hand, and by what is not the logits.
+"""Hand-written gradients against autodiff, and gradients with respect to other arguments.
 
-Gradients by the logits are compared with the truth in test_values.
+`test_values` compares gradients with respect to the logits with true values.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ WEIGHT = RNG.uniform(0.5, 2, 5)
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_gradient_by_a_soft_target(route, reduction):
-    """``w_k (lse - x_k)``, and through the divisor where there is one."""
+    """``w_k (lse - x_k)``, and with reduction "mean" also the derivative of the divisor."""
     if not route.has_autodiff:
         pytest.skip(f"{route} has no autodiff")
     logits, target = LOGITS.astype(np.float32), SOFT.astype(np.float32)
@@ -35,7 +35,7 @@ def test_gradient_by_a_soft_target(route, reduction):
 @pytest.mark.parametrize("function", [xentx.cross_entropy, xentx.nll_loss])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_value_and_grad_is_autodiff(route, function, reduction):
-    """The hand-written gradient equals what autodiff gives, for a non-uniform cotangent."""
+    """The hand-written gradient equals the gradient from autodiff, for a non-uniform cotangent."""
     if not route.has_autodiff:
         pytest.skip(f"{route} has no autodiff")
     logits = LOGITS.astype(np.float32)

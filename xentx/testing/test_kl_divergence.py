@@ -1,4 +1,4 @@
-"""`kl_divergence`: corners, options and errors. Any problem is in `test_any_problem`."""
+"""`kl_divergence`: special values, options, errors. See also `test_any_problem`."""
 
 import numpy as np
 import pytest

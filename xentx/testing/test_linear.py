@@ -1,7 +1,7 @@
-"""linear_cross_entropy against the truth of dense logits, on every route and by chunks.
+"""`linear_cross_entropy` against true values of dense logits, on every route and in chunks.
 
-The error allowed is that of forming the logits in the compute dtype and of summing products: the
-unit of rounding times the sum of the magnitudes of what is added.
+The allowed error is that of computing the logits in the compute dtype and of summing products: the
+unit roundoff times the sum of the magnitudes of the terms.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def draw(rng, rows, features, classes, dtype, *, soft, reduction, options, bias=
     return (hidden, head, target), options, cotangent
 
 
-# Everything is reduced in every way; of the rest one way is enough, and compilers are slow.
+# Two sets of options are tested with every reduction, the others with one: compiling is slow.
 CASES = [
     pytest.param(soft, reduction, options, id=f"{name}-{'soft' if soft else 'hard'}-{reduction}")
     for name, options in OPTIONS.items()
@@ -42,7 +42,7 @@ CASES = [
 @pytest.mark.parametrize(("soft", "reduction", "options"), CASES)
 def test_options(route, options, soft, reduction):
     if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
-        pytest.skip("takes long to compile, and differs by no option")
+        pytest.skip("slow to compile, and tested with other options")
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (7,), 3, 5, np.float32, soft=soft, reduction=reduction, options=options
@@ -71,7 +71,7 @@ def test_dtypes(route, dtype, soft, reduction):
     ids=["hidden", "bias"],
 )
 def test_mixed_dtypes(route, dtypes):
-    """Each gradient has the dtype of its argument; the loss is float32."""
+    """Each gradient has the dtype of its argument. The loss has float32."""
     if "float16" not in route.dtypes:
         pytest.skip(f"{route} has no float16")
     rng = np.random.default_rng(RNG_SEED)
@@ -84,7 +84,10 @@ def test_mixed_dtypes(route, dtypes):
 
 
 def test_nearly_one_class(route):
-    """The leader's gradient is the mass of the others: nothing is left of it where it cancels."""
+    """The gradient of the largest class is minus the sum of the others.
+
+    Computed as 1 - p it would be 0.
+    """
     if "float16" not in route.dtypes:
         pytest.skip(f"{route} has no float16")
     hidden = np.asarray([[-2.0, -12.0, 0.5]], np.float16)
@@ -103,9 +106,9 @@ def test_sizes_of_chunks(route, chunk):
 
 
 def test_exact(route):
-    """Logits and loss in float64, rounded once."""
+    """Compute logits and loss in float64, and round once."""
     if not route.has_float64:
-        pytest.skip("it takes float64")
+        pytest.skip("it needs float64")
     rng = np.random.default_rng(RNG_SEED)
     arrays, options, cotangent = draw(
         rng, (20,), 3, 5, np.float32, soft=False, reduction="none", options={}
@@ -126,7 +129,7 @@ def test_rows(route, rows):
 
 
 def test_an_ignored_row_may_hold_nan(route):
-    """For derivatives by the head beside those by the class weights, which take another way."""
+    """Also for derivatives with respect to the head together with the class weights."""
     if not route.has_autodiff:
         pytest.skip(f"{route} has no autodiff")
     rng = np.random.default_rng(RNG_SEED)

@@ -1,4 +1,4 @@
-"""`linear_kl_divergence` against `kl_divergence` of the logits. More is in `test_any_problem`."""
+"""`linear_kl_divergence` against `kl_divergence` of the logits. See also `test_any_problem`."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FACTORS = (HIDDEN, HEAD, OTHER, OTHER_HEAD)
 
 
 def both(bias=0.0):
-    """Logits of the two layers."""
+    """Compute the logits of both layers."""
     return HIDDEN @ HEAD.T + bias, OTHER @ OTHER_HEAD.T + bias
 
 

@@ -1,4 +1,4 @@
-"""What `xentx.nll_loss` takes of a row for a class index: the entry of its class, and no other."""
+"""`xentx.nll_loss` reads only the log-probability of the target class of each row."""
 
 import math
 
@@ -14,7 +14,7 @@ WEIGHT = np.array([1.0, 2.0, 4.0], np.float32)
 
 
 def pulled(route, log_probs, target, **options):
-    """Each row's loss, and the gradient of their sum."""
+    """Compute the loss of each row, and the gradient of their sum."""
     return route.pull(xentx.nll_loss, log_probs, target, reduction="none", **options)
 
 
@@ -32,7 +32,7 @@ def test_every_integer_dtype(route, dtype):
     ("index", "dtype"), [(-100, np.int64), (-1, np.int8), (0, np.int32), (255, np.uint8)]
 )
 def test_ignored_row(route, index, dtype):
-    """It is 0 whatever it holds, also where the index to ignore is that of a class."""
+    """The loss is 0 for any log-probabilities, also if `ignore_index` is the index of a class."""
     log_probs = LOG_PROBS.copy()
     log_probs[0] = NAN
     weight = WEIGHT.copy()
@@ -58,11 +58,12 @@ def test_entry_of_the_class(route, entry, loss):
     log_probs = np.array([[-0.5, entry]], np.float32)
     value, gradient = pulled(route, log_probs, np.array([1], np.int32))
     np.testing.assert_array_equal(value, [loss])
+    assert math.copysign(1.0, value[0]) == 1.0 or math.isnan(loss)
     np.testing.assert_array_equal(gradient, [[0, -1]])
 
 
 def test_class_without_weight(route):
-    """Nothing times infinity is nothing."""
+    """0 times infinity is 0."""
     log_probs = np.array([[-0.5, -INF]], np.float32)
     value, gradient = pulled(
         route, log_probs, np.array([1], np.int32), weight=np.array([1.0, 0.0], np.float32)
@@ -110,7 +111,7 @@ def test_one_class(route):
 
 
 def test_one_row(route):
-    """Log-probabilities of one dimension, a target of none."""
+    """Log-probabilities with one dimension, and a target with none."""
     value, gradient = pulled(route, LOG_PROBS[0], np.array(1))
     assert value.shape == ()
     assert value == 0.5
@@ -119,7 +120,7 @@ def test_one_row(route):
 
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum"])
 def test_gradient_by_the_weights(route, reduction):
-    """Through the losses and through what a mean divides by."""
+    """The losses and the divisor of a mean depend on the weights."""
     if not route.has_autodiff:
         pytest.skip(f"{route} has no autodiff")
     target = np.array([1, 2, 1, -100], np.int64)
@@ -152,7 +153,7 @@ def test_mean_of_class_probabilities(route, axis, reduction):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_a_class_without_a_share_of_probabilities(route, dtype, weighted):
+def test_a_class_with_target_probability_0(route, dtype, weighted):
     """0 times infinity is 0, and 0 times NaN is NaN."""
     if dtype not in route.dtypes:
         pytest.skip(f"{route} has no {dtype}")

@@ -1,4 +1,4 @@
-"""NumPy's arrays beside another framework's logits, in every form that NumPy keeps them in."""
+"""NumPy arrays as arguments together with logits of another framework, in every memory layout."""
 
 import re
 
@@ -25,35 +25,35 @@ ARGUMENTS = {
 
 
 class Subclass(np.ndarray):
-    """A user's own kind of array."""
+    """A subclass of NumPy's array."""
 
 
 def read_only(array):
-    """Make an array that can't be written to."""
+    """Return a read-only copy."""
     array = array.copy()
     array.flags.writeable = False
     return array
 
 
 def big_endian(array):
-    """Make an array of the other byte order."""
+    """Return an array with the other byte order."""
     return array.astype(array.dtype.newbyteorder(">"))
 
 
 def unaligned(array):
-    """Make an array whose elements begin between two addresses that the processor likes."""
+    """Return an array whose elements are not aligned in memory."""
     record = np.zeros(array.shape, [("odd", np.int8), ("value", array.dtype)])
     record["value"] = array
     return record["value"]
 
 
 def strided(array):
-    """Make an array with gaps between its elements."""
+    """Return an array with gaps between its elements."""
     return np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array
 
 
 def memory_mapped(array):
-    """Make an array of the class that memory-mapped files have."""
+    """Return an array of the class of memory-mapped files."""
     return array.copy().view(np.memmap)
 
 
@@ -71,7 +71,7 @@ FORMS = {
 
 
 def beside_logits(logits, *, argument, form):
-    """cross_entropy's losses, with an argument of NumPy's."""
+    """Losses of `cross_entropy` with one NumPy argument."""
     value = ARGUMENTS[argument] if form is None else FORMS[form](ARGUMENTS[argument])
     if "target" in argument:
         return xentx.cross_entropy(logits, value, reduction="none")
@@ -79,7 +79,7 @@ def beside_logits(logits, *, argument, form):
     return xentx.cross_entropy(logits, TARGET, reduction=reduction, **{argument: value})
 
 
-DOORS = {
+CALLS = {
     "nll_loss": lambda x, _, a: xentx.nll_loss(x, a("target"), weight=a("weight")),
     "per_row": lambda x, _, a: stacked(xentx.per_row(x, a("target"), weight=a("weight"))),
     "partials": lambda x, _, a: stacked(
@@ -113,11 +113,11 @@ DOORS = {
 }
 
 
-def through_a_door(logits, hidden, *, door, form):
-    """Value of a function, every argument but the first of NumPy's."""
+def call_with_numpy(logits, hidden, *, name, form):
+    """Value of a function with NumPy arrays for all arguments but the first."""
     arguments = {**ARGUMENTS, "start": np.array(0)}
     make = (lambda array: array) if form is None else FORMS[form]
-    return DOORS[door](logits, hidden, lambda name: make(arguments[name]))
+    return CALLS[name](logits, hidden, lambda key: make(arguments[key]))
 
 
 BESIDE_LOGITS = [name for name in ARGUMENTS if name not in ("head", "bias", "cotangent")]
@@ -131,17 +131,17 @@ def test_forms_of_an_argument(route, argument):
         assert got.tobytes() == wanted.tobytes(), form
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_function_in_the_other_byte_order(route, door):
-    wanted = route.value(through_a_door, LOGITS, HIDDEN, door=door, form=None)
-    got = route.value(through_a_door, LOGITS, HIDDEN, door=door, form="read-only, big-endian")
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_in_the_other_byte_order(route, name):
+    wanted = route.value(call_with_numpy, LOGITS, HIDDEN, name=name, form=None)
+    got = route.value(call_with_numpy, LOGITS, HIDDEN, name=name, form="read-only, big-endian")
     assert got.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_logits(route, form):
     if route.name != "numpy":
-        pytest.skip("of NumPy alone, whose arrays these are")
+        pytest.skip("the arrays are NumPy's")
     make = FORMS[form]
     given = make(LOGITS)
     kept = given.tobytes()
@@ -164,7 +164,7 @@ def test_forms_of_logits(route, form):
 
 
 def same_bits(got, wanted):
-    """Compare arrays, or tuples of them."""
+    """Compare arrays, or tuples of arrays, bit by bit."""
     if not isinstance(wanted, tuple):
         got, wanted = (got,), (wanted,)
     for one, two in zip(got, wanted, strict=True):
@@ -173,7 +173,7 @@ def same_bits(got, wanted):
 
 
 def pulled_back(logits, cotangent, *, operation):
-    """Gradient of a function with one value a logit, or one a row."""
+    """Gradient of a function that returns one value for each logit or for each row."""
     if operation == "log_softmax":
         return xentx.value_and_grad(xentx.log_softmax)(logits, cotangent=cotangent)[1]
     own = xentx.value_and_grad(xentx.cross_entropy)
@@ -189,7 +189,7 @@ def test_integer_cotangents(route, operation):
 
 
 def with_constants(logits, *, target, options):
-    """cross_entropy's losses, with a target of so many bits and options named below."""
+    """Losses of `cross_entropy`, with a target of large integers and options from `LARGE`."""
     return xentx.cross_entropy(logits, np.array(target), **LARGE[options])
 
 
@@ -205,7 +205,7 @@ LARGE = {
 
 @pytest.mark.parametrize("options", [name for name in LARGE if name not in ("ignored", "indices")])
 def test_integers_of_more_than_32_bits(route, options):
-    """A framework with integers of 32 bits must not keep the low ones of NumPy's."""
+    """A framework without 64-bit integers must not use only the low bits of NumPy's."""
     target = (0, 2, 1, 1)
     got = route.value(with_constants, LOGITS, target=target, options=options)
     wanted = with_constants(LOGITS.astype(np.float64), target=target, options=options)
@@ -215,7 +215,7 @@ def test_integers_of_more_than_32_bits(route, options):
 @pytest.mark.parametrize("index", [2**32 + 1, 2**40, -(2**32)])
 def test_indices_of_more_than_32_bits(route, index):
     text = f"target: got {index} at position 2; expected 0 <= target < 3, or ignore_index=-100"
-    if route.name == "tensorflow:function":  # whose constants are tensors without values
+    if route.name == "tensorflow:function":  # where NumPy's arrays are traced
         got = route.value(with_constants, LOGITS, target=(0, 2, index, 1), options="indices")
         assert np.isnan(got)
         return
@@ -253,7 +253,7 @@ NO_NUMBERS = {
 
 
 def of_no_numbers(logits, *, kind, name):
-    """cross_entropy, with an argument that no framework computes with."""
+    """`cross_entropy` with an argument that is not an array of numbers."""
     value, _ = NO_NUMBERS[kind]
     if name == "target":
         return xentx.cross_entropy(logits, value)
@@ -269,7 +269,7 @@ def test_arrays_of_no_numbers(route, kind, name):
 
 
 def with_numbers(logits, hidden, *, form):
-    """Two losses whose integer options are Python's, or NumPy's of no dimensions."""
+    """Two losses whose integer options are Python's integers, or NumPy's with no dimensions."""
     make = {"int": int, "scalar": np.int64, "0-d": np.array, "0-d, big-endian": big_endian_0d}[form]
     rows = xentx.cross_entropy(
         logits, np.array([0, 2, 1, 1]), axis=make(1), ignore_index=make(1), reduction="none"
@@ -281,7 +281,7 @@ def with_numbers(logits, hidden, *, form):
 
 
 def big_endian_0d(value):
-    """Make an array of no dimensions in the other byte order."""
+    """Return an array with no dimensions in the other byte order."""
     return np.array(value, ">i8")
 
 

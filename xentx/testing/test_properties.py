@@ -1,4 +1,4 @@
-"""The algebra: what must hold between results, whatever they are. On every route."""
+"""Algebraic identities between results, on every route."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 import xentx
 
-# Few shapes, so that compilers compile once a shape; the values vary.
+# There are few shapes, since compilers compile once for each shape.
 SHAPES = st.sampled_from([(1, 1), (3, 2), (4, 5)])
 LOGITS = SHAPES.flatmap(
     lambda shape: hnp.arrays(np.float32, shape, elements=st.floats(-30, 30, width=32))
@@ -34,7 +34,7 @@ def test_probabilities_sum_to_one(route):
 
 
 def test_gradient_rows_sum_to_zero(route):
-    """A shift of all logits changes nothing, so the gradient has no part along it."""
+    """Adding a constant to all logits of a row does not change its loss."""
 
     @EXAMPLES
     @given(LOGITS, st.integers(0, 99))
@@ -65,7 +65,7 @@ def test_loss_is_never_negative(route):
 
 
 def test_identity(route):
-    """CrossEntropy = LogSoftmax + NLL."""
+    """Cross-entropy is log-softmax followed by nll_loss."""
 
     @EXAMPLES
     @given(LOGITS, st.integers(0, 99))
@@ -109,7 +109,7 @@ def test_a_sample_weight_repeats_a_row(route):
     run()
 
 
-def test_ignored_rows_are_not_there(route):
+def test_ignored_rows_do_not_count(route):
     @EXAMPLES
     @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(width=32)), st.integers(0, 99))
     def run(logits, seed):
@@ -124,8 +124,8 @@ def test_ignored_rows_are_not_there(route):
     run()
 
 
-def test_a_row_does_not_know_the_others(route):
-    """A row's loss and gradient are the same in any batch, but for how an exp is vectorised."""
+def test_a_row_does_not_depend_on_the_others(route):
+    """The loss and gradient of a row do not depend on the batch, except for a vectorised exp."""
 
     @EXAMPLES
     @given(

@@ -1,4 +1,4 @@
-"""per_row against the truth, the algebra of partials by its laws, and normalizers."""
+"""`per_row` against true values, splits of the classes into blocks, and normalizers."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -26,7 +26,7 @@ ROW_OPTIONS = {name: options for name, options in OPTIONS.items() if name in NON
 @pytest.mark.parametrize("options", ROW_OPTIONS.values(), ids=ROW_OPTIONS)
 def test_per_row(route, options, soft):
     if route.traced and options not in (OPTIONS["plain"], OPTIONS["everything"]):
-        pytest.skip("takes long to compile, and differs by no option")
+        pytest.skip("slow to compile, and tested with other options")
     rng = np.random.default_rng(RNG_SEED)
     logits, target, options, _ = draw_problem(
         rng, (6, 5), 1, np.float32, soft=soft, reduction="none", options=options
@@ -35,7 +35,7 @@ def test_per_row(route, options, soft):
     loss = route.value(xentx.cross_entropy, logits, target, **options)
     del options["reduction"]
     found = route.value(stats_of, logits, target, **options)
-    # A compiler may join a field with what is computed beside it, and round it otherwise.
+    # A compiler may fuse the fields, and round them differently.
     np.testing.assert_array_max_ulp(found[0], loss, 2 if route.traced else 0)
     check_rows(found, row_truth(logits, target, **options), VALUE_UNITS)
 
@@ -57,7 +57,7 @@ SEVERAL = np.array([[0, 1, 4], [2, -100, 2], [-100, -100, -100], [3, 3, 0]])
 
 
 def of_several(function, *arrays, **options):
-    """Log-probabilities of several classes a row, and all else that it has, beside them."""
+    """Concatenate the fields with one column for each class, and those with one value for a row."""
     stats = function(*arrays, **options)
     xp = require("array", stats.loss).namespace(stats.loss)
     fields = stats.loss, stats.log_prob, xp.astype(stats.correct, stats.loss.dtype)
@@ -74,7 +74,7 @@ def linear_several(*arrays, **options):
 
 
 def test_several_classes_a_row(route):
-    """As of one class after the other; an index is ignored by itself, a row where all are."""
+    """The results are those of one class at a time. A row is ignored if all its targets are."""
     rng = np.random.default_rng(RNG_SEED)
     hidden, head = rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)).astype("f")
     logits = hidden @ head.T
@@ -100,7 +100,7 @@ def test_gradient_of_several_classes_a_row(route):
     rng = np.random.default_rng(RNG_SEED)
     hidden, head = rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)).astype("f")
     logits, seed = hidden @ head.T, np.zeros((4, 12), np.float32)
-    seed[:, 3:6] = rng.normal(size=(4, 3))  # of the log-probabilities
+    seed[:, 3:6] = rng.normal(size=(4, 3))  # the cotangents of the log-probabilities
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     slope = np.zeros_like(logits)
     for row, column in np.argwhere(SEVERAL >= 0):
@@ -138,7 +138,7 @@ def test_errors_of_several_classes_a_row(target, options, error, text):
 
 
 def predictions(logits, target, **options):
-    """Classes of the largest logits; their dtype is checked on the way."""
+    """Classes of the largest logits, with the dtype of argmax."""
     stats = xentx.per_row(logits, target, **options)
     xp = require("logits", logits).namespace(logits)
     assert stats.prediction.dtype == xp.argmax(logits, axis=-1).dtype
@@ -146,7 +146,7 @@ def predictions(logits, target, **options):
 
 
 def corrects(logits, target):
-    """Whether they are the targets."""
+    """Whether the predictions are the targets."""
     return xentx.per_row(logits, target).correct
 
 
@@ -168,7 +168,7 @@ PREDICTIONS = {
 
 @pytest.mark.parametrize("classes", [4, 300])
 def test_predictions(route, classes):
-    """In rows that are short and long, where the classes before the last four are low."""
+    """In short and long rows. All classes but the last four have logits of -inf."""
     rows = np.full((len(PREDICTIONS), classes), -INF, np.float32)
     rows[:, -4:] = [row for row, _, _ in PREDICTIONS.values()]
     target = np.array([t if t < 0 else classes - 4 + t for _, t, _ in PREDICTIONS.values()])
@@ -181,7 +181,7 @@ def test_predictions(route, classes):
 
 @pytest.mark.parametrize("field", ["loss", "lse", "log_prob", "entropy"])
 def test_gradients(route, field):
-    """By differences of the truth: every field but the hit has a gradient."""
+    """Gradients against finite differences of true values. `correct` has no gradient."""
     if not route.has_autodiff:
         pytest.skip(f"{route} has no autodiff")
     rng = np.random.default_rng(RNG_SEED)
@@ -209,14 +209,14 @@ FIELDS = {
 
 
 def block_from(logits, target, start):
-    """Loss of a row's later classes, and of an earlier one that is given apart."""
+    """Loss from two blocks: the first class, and the other classes from `start` on."""
     earlier = xentx.partials(logits[:, :1], target, classes=4)
     later = xentx.partials(logits[:, 1:], target, classes=4, start=start)
     return xentx.finish(xentx.combine(earlier, later))
 
 
-def test_a_block_begins_where_an_array_says(route):
-    """Traced or not: on many devices one program asks for the number of its own."""
+def test_start_of_a_block_as_an_array(route):
+    """`start` can be a traced array: each device computes it from its own index."""
     logits = np.random.default_rng(RNG_SEED).normal(size=(5, 4)).astype(np.float32)
     target = np.array([0, 3, 1, -100, 2], np.int32)
     found = route.value(block_from, logits, target, np.array(1, np.int32))
@@ -224,10 +224,10 @@ def test_a_block_begins_where_an_array_says(route):
     np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
-def test_any_split_is_the_whole(route):
-    """Within 1 ULP of the dense result, computed exactly, however the classes are split."""
+def test_any_split_gives_the_dense_loss(route):
+    """Any split is within 1 ULP of the dense result, which is computed exactly."""
     if route.traced:
-        pytest.skip("compiles anew for each split")
+        pytest.skip("would compile for each split")
 
     @settings(max_examples=15 if route.compiles else 60)
     @given(st.data())
@@ -269,8 +269,8 @@ def test_gradient_through_a_split(route):
         pytest.skip(f"{route} has no autodiff")
     rng = np.random.default_rng(RNG_SEED)
     logits, target = rng.normal(size=(4, 6)), np.array([0, 5, 2, -100])
-    logits[0] = 1.0  # ties everywhere
-    logits[1, 2:4] = -np.inf  # a block of nothing
+    logits[0] = 1.0  # all tied
+    logits[1, 2:4] = -np.inf  # a block without finite logits
     cotangent = rng.normal(size=4)
     options = {"cuts": (2, 4), "order": 1, "z_loss": 0.1}
     value, gradient = route.pull(split_loss, logits, target, cotangent=cotangent, **options)
@@ -301,7 +301,7 @@ def test_corners_of_a_split(route, row, target, expected):
 
 
 def micro_batches(logits, target, **options):
-    """Mean over two micro-batches, by sums and normalizers."""
+    """Mean over two micro-batches, from sums and normalizers."""
     sums, counts = zip(
         *(
             xentx.cross_entropy(x, t, reduction="sum", return_normalizer=True, **options)
@@ -325,7 +325,7 @@ def test_normalizer_of_micro_batches(route, name):
 
 
 def linear_normalizer(hidden, head, target, **options):
-    """Value and normalizer of the linear form."""
+    """Value and normalizer of `linear_cross_entropy`."""
     return stacked(
         xentx.linear_cross_entropy(hidden, head, target, return_normalizer=True, **options)
     )

@@ -1,4 +1,4 @@
-"""Options that are arrays of no dimensions: concrete or traced, checked where they are concrete."""
+"""Options as arrays with no dimensions, concrete or traced. Concrete ones are checked."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def draw(*, soft=False, reduction="mean"):
     )
 
 
-# All together are reduced in every way; of one alone one way is enough, and compilers are slow.
+# All options together are tested with every reduction, each alone with one: compiling is slow.
 CASES = [
     *((NUMBERS, reduction) for reduction in REDUCTIONS),
     *((numbers, "mean") for numbers in ONE_BY_ONE),
@@ -143,7 +143,7 @@ def test_rows(route, function):
 @pytest.mark.parametrize(("name", "number"), [(n, v) for n in NUMBERS for v in OUT_OF_RANGE[n]])
 @pytest.mark.parametrize("function", [xentx.cross_entropy, linear_entropy, per_row_loss])
 def test_out_of_range(route, name, number, function):
-    """An error where the value is concrete; NaN where it is traced."""
+    """An error if the value is concrete, NaN if it is traced."""
     logits, target, *_ = draw()
     option = arrays({name: number})
     if not route.traced:
@@ -164,7 +164,7 @@ def test_wrong_arrays(route, name):
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
 def test_numbers_of_numpy(route, kind):
-    """NumPy's scalars and arrays beside any framework's logits are read as numbers."""
+    """NumPy scalars and arrays with any framework's logits are read as numbers."""
     logits, target, *_ = draw()
     expected = route.value(xentx.cross_entropy, logits, target, label_smoothing=1.0)
     for one in (kind(1), np.asarray(1, kind)):

@@ -1,4 +1,4 @@
-"""Values and gradients against the truth, over every option, shape, axis and dtype."""
+"""Values and gradients against true values, for every option, shape, axis and dtype."""
 
 import ml_dtypes
 import numpy as np
@@ -10,13 +10,13 @@ from xentx.testing._checks import check_loss
 from xentx.testing._problems import OPTIONS, REDUCTIONS, RNG_SEED, draw_problem
 
 # Units of the dtype's precision, relative to the size of the terms that are summed. The functions
-# are accurate to 4 units of float32 and the sum of a few such terms to a few more.
+# have an error of at most 4 units of float32, and a sum of several terms has a few more.
 VALUE_UNITS = 6
 GRADIENT_UNITS = 12
 
 
 def check(route, logits, target, options, cotangent):
-    """Compare a problem's value and its gradient for a cotangent with the truth."""
+    """Compare the value of a problem and its gradient for a cotangent with the true values."""
     truth = oracle.cross_entropy(logits, target, **options, cotangent=cotangent)
     units, arrays = (VALUE_UNITS, GRADIENT_UNITS), (logits, target)
     check_loss(route, xentx.cross_entropy, arrays, options, cotangent, truth, units)
@@ -93,7 +93,10 @@ def test_log_softmax_and_its_pullback(route):
 
 
 def test_log_softmax_one_hot_cotangent(route):
-    """The gradient of the two-step loss of a confident row, which cancels everywhere else."""
+    """The gradient of log_softmax and nll_loss for a confident row.
+
+    Other formulas lose all digits.
+    """
     logits = np.array([[20.0, 0.0]], np.float32)
     cotangent = np.array([[-1.0, 0.0]], np.float32)
     _, gradient = route.pull(xentx.log_softmax, logits, cotangent=cotangent)
@@ -124,7 +127,7 @@ def test_nll_loss(route, soft, reduction):
 
 
 def test_bfloat16_is_ml_dtypes(route):
-    """bfloat16 goes in and comes out as itself."""
+    """The result has the dtype bfloat16."""
     if "bfloat16" not in route.dtypes:
         pytest.skip(f"{route} has no bfloat16")
     logits = np.array([[1.0, 2.0, 0.5]], ml_dtypes.bfloat16)

@@ -1,4 +1,4 @@
-"""The worked example: logits, probabilities, losses and gradients to six decimals."""
+"""The worked example of the documentation: probabilities, losses and gradients to six decimals."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_gradient(route):
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_identity(route, reduction):
-    """CrossEntropy = LogSoftmax + NLL, in value and gradient."""
+    """Cross-entropy is log-softmax followed by nll_loss, for values and gradients."""
 
     def two_steps(logits, target):
         return xentx.nll_loss(xentx.log_softmax(logits), target, reduction=reduction)
@@ -50,7 +50,7 @@ def test_identity(route, reduction):
 
 
 def test_confident_row(route):
-    """Every native loss returns 0 here, and a gradient whose row does not sum to 0."""
+    """All native losses return 0 here, and their gradients do not sum to 0."""
     logits = np.array([[20.0, 0.0]], np.float32)
     value, gradient = route.pull(xentx.cross_entropy, logits, np.array([0]))
     assert_allclose(value, 2.06115369e-09, rtol=1e-7)

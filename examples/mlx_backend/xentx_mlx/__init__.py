@@ -1,4 +1,4 @@
-"""xentx for MLX. `_backend` answers for its arrays, `testing` lets `xentx.testing` prove it."""
+"""MLX for xentx. `_backend` is the backend, and `testing` defines the routes for the tests."""
 
 from xentx_mlx._backend import BACKEND
 

@@ -1,4 +1,4 @@
-"""MLX's answers to the questions of `xentx.extending.Backend`."""
+"""The backend for MLX. It implements `xentx.extending.Backend`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +13,7 @@ Array = Any
 
 
 class MLXBackend(ArrayAPIBackend):
-    """mx.array, evaluated or not."""
+    """Backend for mx.array."""
 
     name = "mlx"
 
@@ -23,7 +23,7 @@ class MLXBackend(ArrayAPIBackend):
     def array(self, value: Any, like: Array) -> Array:  # noqa: ARG002
         if self.owns(value):
             return value
-        # Without the dtype MLX makes float64 a float32.
+        # Without the dtype, MLX converts float64 to float32.
         return mx.array(value, getattr(mx, value.dtype.name))
 
     def namespace(self, array: Array) -> Any:  # noqa: ARG002
@@ -33,7 +33,8 @@ class MLXBackend(ArrayAPIBackend):
         return np.asarray(array)
 
     def has_float64(self, array: Array) -> bool:  # noqa: ARG002
-        return False  # MLX has the dtype on CPUs, but exponentials in it that are right to float32
+        # MLX has float64 on CPUs, but its exponential is only as accurate as in float32
+        return False
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -41,15 +42,16 @@ class MLXBackend(ArrayAPIBackend):
     def attach(
         self, operation: Operation, spec: LossSpec, arrays: tuple[Array | None, ...]
     ) -> Array:
-        """Value of `operation`, with its pullback and its jvp in place of MLX's own.
+        """Compute `operation`, with xentx's pullback and jvp instead of MLX's autodiff.
 
-        MLX would differentiate the formula of the value, which is right to the formula's order of
-        rounding and no better: xentx's own derivatives are as accurate as its values.
+        MLX would differentiate the formula of the value, and rounding errors would be larger.
+        xentx's own derivatives are as accurate as its values.
         """
         given = [i for i, array in enumerate(arrays) if array is not None]
 
         def whole(present: Any) -> tuple[Array | None, ...]:
-            present = (present,) if isinstance(present, mx.array) else present  # as MLX has one
+            # MLX passes a single array without a tuple
+            present = (present,) if isinstance(present, mx.array) else present
             rest = iter(present)
             return tuple(None if array is None else next(rest) for array in arrays)
 
@@ -62,7 +64,7 @@ class MLXBackend(ArrayAPIBackend):
             inputs = whole(present)
             _, residuals = operation.forward(_namespace, spec, *inputs)
             gradients = operation.pullback(_namespace, spec, inputs, residuals, cotangent)
-            # MLX wants one for everything, indices too.
+            # MLX needs a gradient for each input, also for indices.
             found = tuple(
                 mx.zeros_like(inputs[i]) if gradients[i] is None else gradients[i] for i in given
             )

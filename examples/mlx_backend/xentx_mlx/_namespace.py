@@ -1,6 +1,6 @@
-"""mlx.core as an Array API namespace: what the core calls and MLX spells otherwise.
+"""mlx.core as an Array API namespace: the functions with different names or arguments in MLX.
 
-All else is MLX's own, which follows the standard.
+The other functions are those of MLX, which follow the standard.
 """
 
 import math
@@ -17,7 +17,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _anywhere(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Take the standard's ``device``: MLX's memory is one, and its streams say where to compute."""
+    """Accept the standard's ``device``.
+
+    MLX's memory is shared, and its streams select the device.
+    """
 
     def create(*args: Any, device: None = None, **options: Any) -> Array:
         del device
@@ -33,7 +36,7 @@ zeros = _anywhere(mx.zeros)
 
 
 def astype(x: Array, dtype: mx.Dtype, /, *, copy: bool = True) -> Array:
-    """Cast. MLX's arrays are values, so that one of `dtype` already is its own copy."""
+    """Cast. MLX's arrays are immutable, so `copy` makes no difference."""
     del copy
     return x.astype(dtype)
 
@@ -46,7 +49,7 @@ def sum(  # noqa: A001 -- the standard's name
     dtype: mx.Dtype | None = None,
     keepdims: bool = False,
 ) -> Array:
-    """Add up, in another dtype if there is one."""
+    """Sum, computed in `dtype` if it is given."""
     return mx.sum(x if dtype is None else x.astype(dtype), axis, keepdims)
 
 
@@ -55,10 +58,10 @@ def _power_of_two(n: Array) -> Array:
 
 
 def exp(x: Array, /) -> Array:
-    """Exponential. MLX's own of float32 on CPUs is off by up to 63 units in the last place."""
+    """Exponential. MLX's float32 exp on CPUs has errors of up to 63 units in the last place."""
     if x.dtype != mx.float32:
         return mx.exp(x)
     n = mx.stop_gradient(mx.round(mx.clip(x, -104.0, 89.0) * math.log2(math.e)))
     rest = (x - n * 0.693359375) + n * 2.12194440e-4  # ln 2 in two parts, after Cody and Waite
-    half = mx.floor(n / 2)  # two factors: the whole may be below the normal numbers
+    half = mx.floor(n / 2)  # two factors, since the result may be subnormal
     return mx.exp(rest) * _power_of_two(half) * _power_of_two(n - half)

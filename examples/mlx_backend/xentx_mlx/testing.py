@@ -1,4 +1,4 @@
-"""MLX's ways into xentx, for `xentx.testing`: lazily, and under mx.compile."""
+"""Routes of MLX for `xentx.testing`: lazy evaluation, and mx.compile."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Array = Any
 
 
 class MLX(Route):
-    """MLX, which evaluates what is asked for."""
+    """MLX with lazy evaluation."""
 
     name = framework = "mlx"
     dtypes = ("float16", "bfloat16", "float32")
