@@ -1,13 +1,13 @@
-"""Losses whose classes are spread over devices: tensor parallel training inside `jax.shard_map`.
+"""Losses of classes that are sharded over devices: tensor parallel training inside `jax.shard_map`.
 
-The last axis of the logits is cut into equal parts along one axis of the mesh, or several. The rows
-are the same on every device of these axes, and so are class indices, sample weights and the value.
-Class probabilities and class weights are cut as the logits are.
+The logits are sharded along their last axis, in equal parts over one or several axes of the mesh.
+Class probabilities and class weights are sharded in the same way. The rows are replicated over
+these axes, and so are class indices, sample weights and the value.
 
-A loss takes two collectives: ``pmax`` of one number a row, and ``psum`` of three, or of four with
-weights, smoothing or class probabilities. They grow with the rows, and not with the classes. The
-backward with respect to the logits takes none. That with respect to `hidden`, in which every device
-has a share, takes one.
+A loss needs two collectives: ``pmax`` of one number for each row, and ``psum`` of three numbers, or
+of four with class weights, label smoothing or class probabilities. Their size does not depend on
+the number of classes. The backward pass with respect to the logits needs no collective. The
+gradient of `hidden` is a sum over the devices, which needs one.
 """
 
 import functools
@@ -50,7 +50,7 @@ def _joined(
 
 
 def _here(static: Shard, axis: Axis) -> Shard:
-    """Place a shard, which is hashable without its place."""
+    """Return the shard with the first class of this device. `static` has none, to be hashable."""
     return replace(static, start=lax.axis_index(axis) * static.size)
 
 
@@ -58,7 +58,7 @@ def _here(static: Shard, axis: Axis) -> Shard:
 def _losses(
     static: Shard, axis: Axis, reduction: str, *arrays: Array | None
 ) -> tuple[Array, Array | None]:
-    """Each row's loss, and what it adds to the divisor of a mean where that is a sum."""
+    """Return the loss of each row, and its amount in the divisor of a mean if that is a sum."""
     losses, amounts, _ = _solved(static, axis, reduction, arrays)
     return losses, amounts
 
@@ -81,7 +81,7 @@ def _solved(
 def _losses_jvp(
     static: Shard, axis: Axis, reduction: str, arrays: Arrays, tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """With respect to the logits from the state of all classes; else as JAX differentiates."""
+    """Compute the tangent with respect to the logits from the state, and the others by JAX."""
     shard = _here(static, axis)
     losses, amounts, state = _solved(static, axis, reduction, arrays)
     by_logits, *others = _linear.known(tangents)
@@ -105,7 +105,7 @@ def _losses_jvp(
 
 
 def _first_largest(shard: Shard, axis: Axis, arrays: Sequence[Array]) -> list[Array]:
-    """Return the first class of each row's largest number, or of its first NaN, of each array."""
+    """Return the class of the first largest number of each row, or of its first NaN."""
     far = 2 * shard.spec.classes
     places, keys = [], []
     for array in arrays:
@@ -114,7 +114,7 @@ def _first_largest(shard: Shard, axis: Axis, arrays: Sequence[Array]) -> list[Ar
         places.append((place + shard.start, jnp.isnan(value)))
         keys.append(jnp.where(jnp.isnan(value), jnp.inf, value))
     tops = lax.pmax(keys, axis)
-    # Of devices with the largest number the first, and before them those with NaN.
+    # The first device with the largest number. Devices with NaN precede the others.
     found = [
         jnp.where(is_nan, place - far, jnp.where(key == top, place, far))
         for (place, is_nan), key, top in zip(places, keys, tops, strict=True)
@@ -126,7 +126,11 @@ def _first_largest(shard: Shard, axis: Axis, arrays: Sequence[Array]) -> list[Ar
 
 
 class _ShardTiles(_linear.JAXTiles):
-    """Tiles in loops whose arrays differ between the devices that hidden and head differ on."""
+    """Tiles in loops, for arrays that vary over the axes of the mesh that hidden or head vary over.
+
+    A loop must return arrays that vary over the same axes as its initial values. `zero` is a zero
+    that varies over these axes.
+    """
 
     def __init__(self, zero: Array) -> None:
         super().__init__(_namespace)
@@ -138,16 +142,16 @@ class _ShardTiles(_linear.JAXTiles):
 
 @dataclass(frozen=True)
 class _Last:
-    """All of a loss of the last layer but its arrays: hashable.
+    """Everything about a loss of the last layer except the arrays. It is hashable.
 
     Parameters
     ----------
     shard, axis
-        As for logits, with no place.
+        The shard without its first class, and the axis of the mesh.
     spec
-        With the dtype of products, where that of the shard has the dtype of states.
+        The loss with the dtype of the matrix products. That of the shard has the dtype of states.
     chunk
-        How many rows to take at a time; None for as many as is good.
+        The requested number of rows of a tile, or None.
     """
 
     shard: Shard
@@ -159,12 +163,12 @@ class _Last:
         return core.tiling(rows, self.shard.size, self.chunk, by_classes=True)
 
     def engine(self, options: Sequence[Array]) -> core.Engine:
-        """What computes tiles."""
+        """Return the functions that compute tiles."""
         return _shards.engine(_here(self.shard, self.axis), options)
 
 
 def _factors(last: _Last, arrays: Arrays) -> tuple[_ShardTiles, core.Arrays]:
-    """Return tiles, and hidden, head, bias, target and weight as they take them."""
+    """Return the tiles, and hidden, head, bias, target and weight in the layout of the core."""
     hidden, head, bias, target, weight, *_ = arrays
     zero = jnp.zeros_like(hidden, shape=()) + jnp.zeros_like(head, shape=())
     target = target if last.spec.soft else target[:, 0]
@@ -173,7 +177,7 @@ def _factors(last: _Last, arrays: Arrays) -> tuple[_ShardTiles, core.Arrays]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _last_losses(last: _Last, *arrays: Array | None) -> Array:
-    """Each row's loss from hidden, head, bias, target, weight and options."""
+    """Return the loss of each row from hidden, head, bias, target, weight and options."""
     return _last_state(last, arrays)[0]
 
 
@@ -191,7 +195,7 @@ def _last_state(last: _Last, arrays: Arrays) -> tuple[Array, Partials[Array]]:
 
 
 def _kept(last: _Last, target: Array, like: Array) -> Array:
-    """Mark the rows that are not ignored, which is the same on all devices."""
+    """Return 1 for the rows that are not ignored, else 0. It is the same on all devices."""
     if last.spec.ignore_index is None:
         return like
     return (target[:, 0] != last.spec.ignore_index).astype(like.dtype)
@@ -203,8 +207,8 @@ def _last_forward(last: _Last, *given: Any) -> tuple[Array, Any]:
     for name, a in zip(names, given[3:], strict=True):
         if a is not None and a.perturbed and jnp.issubdtype(a.value.dtype, jnp.floating):
             msg = (
-                f"{name}: got one to differentiate by; expected a constant, or logits for "
-                "xentx_jax.parallel.cross_entropy"
+                f"{name}: got an array that is differentiated; expected a constant (hint: "
+                "xentx_jax.parallel.cross_entropy of the logits)"
             )
             raise NotImplementedError(msg)
     losses, state = _last_state(last, arrays)
@@ -234,14 +238,14 @@ def _last_backward(last: _Last, residuals: Any, cotangent: Any) -> tuple[Any, ..
 
 
 _last_losses.defvjp(_last_forward, _last_backward, symbolic_zeros=True)
-# Called one by one, JAX has no symbolic zeros in shard_map.
+# Without jit, JAX has no symbolic zeros inside shard_map.
 _traced_last_losses = jax.jit(_last_losses, static_argnums=0)
 
 
 def _differing(array: Array, others: Sequence[Array]) -> Array:
-    """Return an array as one that differs on all devices that others differ on.
+    """Return an array that varies over all axes of the mesh that `others` vary over.
 
-    Autodiff then sums its gradient over those. A compiler leaves the choice out.
+    Then autodiff sums its gradient over these axes. A compiler removes the selection.
     """
     for other in others:
         array = jnp.where(jnp.zeros_like(other, shape=(), dtype=bool), 0, array)
@@ -254,7 +258,7 @@ def _differing(array: Array, others: Sequence[Array]) -> Array:
 def _laid_out(
     logits: Array, target: Array, axis: Axis, **options: Any
 ) -> tuple[Shard, Arrays, _shards.Rows]:
-    """Check a call whose logits there are, and lay it out."""
+    """Validate a call with logits, and lay it out."""
     if not BACKEND.owns(logits):
         msg = f"logits: got {_registry.describe(logits)}; expected a jax array"
         raise TypeError(msg)
@@ -308,19 +312,19 @@ def cross_entropy(
     normalizer: float | Array | None = None,
     return_normalizer: bool = False,
 ) -> Any:
-    """`xentx.cross_entropy` of logits whose classes are spread over an axis of the mesh.
+    """`xentx.cross_entropy` of logits whose classes are sharded over an axis of the mesh.
 
-    To be called in a function that `jax.shard_map` maps.
+    Call it in a function that `jax.shard_map` maps.
 
     Parameters
     ----------
     logits : jax.Array
-        This device's part of the logits, its classes on the last axis. All devices have as many.
+        The logits of this device's classes, on the last axis. All devices have the same number.
     target : jax.Array
         Class indices, counted from the first class of all devices, the same on every device; or
         this device's part of class probabilities.
     axis_name : str or tuple of str
-        The axis of the mesh, or the axes, over which the classes are spread.
+        The axis of the mesh, or the axes, over which the classes are sharded.
     weight : jax.Array, optional
         This device's part of the class weights.
     sample_weight : jax.Array, optional
@@ -334,8 +338,8 @@ def cross_entropy(
     temperature : float or jax.Array, default: 1.0
         As in `xentx.cross_entropy`.
     reduction : {"mean", "sum", "none", "weighted_mean"}, default: "mean"
-        As in `xentx.cross_entropy`. It is over the rows that the device has. Where rows are spread
-        over another axis, ``psum`` a "sum" and its normalizer over that, and divide.
+        As in `xentx.cross_entropy`. It is over the rows of the device. If rows are sharded over
+        another axis, ``psum`` a "sum" and its normalizer over this axis, and divide.
     normalizer : float or jax.Array, optional
         As in `xentx.cross_entropy`.
     return_normalizer : bool, default: False
@@ -356,9 +360,9 @@ def cross_entropy(
 
     Notes
     -----
-    It can be differentiated to any order, in both modes. Only derivatives with respect to class
-    weights, class probabilities and options take collectives of their own. Without JAX's 64-bit
-    mode the states are float32, and the loss has the error of as many float32 sums.
+    Derivatives of any order and in both modes are supported. Only derivatives with respect to class
+    weights, class probabilities and options need more collectives. Without JAX's 64-bit mode the
+    states are float32, and the loss has the error of float32 sums.
 
     Examples
     --------
@@ -442,9 +446,9 @@ def linear_cross_entropy(
     return_normalizer: bool = False,
     chunk: int | str = "auto",
 ) -> Any:
-    """`xentx.linear_cross_entropy` of a head whose classes are spread over an axis of the mesh.
+    """`xentx.linear_cross_entropy` of a head whose classes are sharded over an axis of the mesh.
 
-    A device forms its logits tile by tile, and never has all of them.
+    A device computes its logits tile by tile, and never stores all of them.
 
     Parameters
     ----------
@@ -475,7 +479,7 @@ def linear_cross_entropy(
     return_normalizer : bool, default: False
         As in `cross_entropy`.
     chunk : int or str, default: "auto"
-        How many rows a tile has, or the memory of their logits, as in "256MB".
+        The number of rows of a tile, or the memory of their logits, such as "256MB".
 
     Returns
     -------
@@ -493,8 +497,8 @@ def linear_cross_entropy(
 
     Notes
     -----
-    Only reverse mode works, with respect to hidden, head, bias and sample weights. The backward
-    forms the tiles of logits again.
+    Only reverse mode is supported, with respect to hidden, head, bias and sample weights. The
+    backward pass computes the tiles of logits again.
 
     Examples
     --------
@@ -551,7 +555,7 @@ def linear_cross_entropy(
     dtypes = linear.kind.spec.precision
     last = _Last(shard, axis_name, replace(shard.spec, precision=dtypes), linear.chunk)
     flat, *rest = arrays
-    # In the dtype in which the devices' shares of its gradient are to be summed.
+    # Converted first, so that the gradient is summed over the devices in the compute dtype.
     flat = jnp.asarray(flat, dtypes.compute)
     known = (flat, factor, bias)
     factors = [a if a is None else _differing(a, (flat, factor)) for a in known]
@@ -575,7 +579,7 @@ def per_row(
     logit_softcap: float | Array | None = None,
     temperature: float | Array = 1.0,
 ) -> RowStats[Array]:
-    """`xentx.per_row` of logits whose classes are spread over an axis of the mesh.
+    """`xentx.per_row` of logits whose classes are sharded over an axis of the mesh.
 
     Parameters
     ----------
