@@ -1,8 +1,7 @@
-// The arrays of NumPy and PyTorch, read in the time of a few function calls, and what tells calls of
-// functions of them apart.
+// Reads arrays of NumPy and PyTorch with few function calls, and computes keys of calls with them.
 //
-// PyTorch's are read through the table of functions that its type carries as DLPack's exchange API,
-// so that nothing is built against PyTorch. https://dmlc.github.io/dlpack/latest/c_api.html
+// PyTorch's tensors are read by DLPack's exchange API, a table of functions that is an attribute of
+// their type. So nothing is built against PyTorch. https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/arrayobject.h>
@@ -31,7 +30,7 @@ struct Exchange {
     int (*stream)(int32_t, int32_t, void**);
 };
 
-// That of the type of a tensor; null where it has none.
+// The table of the type of a tensor. Null if it has none.
 inline const Exchange* exchange_of(nb::handle tensor) {
     static PyTypeObject* known = nullptr;  // kept alive
     static const Exchange* table = nullptr;
@@ -44,14 +43,14 @@ inline const Exchange* exchange_of(nb::handle tensor) {
                                           capsule.ptr(), "dlpack_exchange_api"));
     if (PyErr_Occurred()) nb::raise_python_error();
     if (!found || found->major != 1 || !found->view) return nullptr;
-    // Casts: where the ABI is the stable one, these are functions of PyObject*.
+    // Casts, because these functions take PyObject* in the stable ABI.
     Py_INCREF(reinterpret_cast<PyObject*>(type));
     Py_XDECREF(reinterpret_cast<PyObject*>(known));
     known = type;
     return table = found;
 }
 
-// False, with Python's error set, where a tensor has no memory to look at.
+// Returns false, with Python's error set, if the memory of a tensor is not accessible.
 inline bool view(nb::handle tensor, nb::dlpack::dltensor& out) {
     const Exchange* exchange = exchange_of(tensor);
     if (exchange) return exchange->view(tensor.ptr(), &out) == 0;
@@ -75,8 +74,8 @@ inline bool is_one_of(PyTypeObject* type, nb::handle types) {
     return false;
 }
 
-// Reads a plain tensor of the CPU: exactly of one of these types, with its numbers as they stand in
-// memory, and not their opposites. False, with no error set, for any other.
+// Reads a plain tensor on the CPU: its type is exactly one of these, and it is not a view that
+// negates the numbers in memory. Returns false, without an error, for others.
 inline bool view_plain(nb::handle tensor_types, nb::handle tensor, nb::dlpack::dltensor& out) {
     if (!is_one_of(Py_TYPE(tensor.ptr()), tensor_types)) return false;
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
@@ -103,12 +102,13 @@ inline bool is_tensor_of_one(nb::handle tensor_types, nb::handle tensor) {
     }
 }
 
-// What a call is but for the values of its tensors, as bytes: equal for two calls only if they are
-// of one function, their tensors have the same dtypes, shapes and strides, in the CPU's memory, and
-// their options the same types and values. Calls with arguments of other kinds have no form.
+// The form of a call, as bytes: everything except the values of its tensors. Two calls have the
+// same form only if they call the same function, their tensors have the same dtypes, shapes and
+// strides in CPU memory, and their options have the same types and values. Calls with other kinds of
+// arguments do not have a form.
 class Form {
   public:
-    // Tensors are what is exactly of one of these types: a subclass may have a mind of its own.
+    // Only exactly these types, because a subclass may change the behaviour.
     explicit Form(nb::handle tensor_types) : tensor_types_(tensor_types) {}
 
     bool add(nb::handle function, nb::tuple args, nb::dict kwargs) {
@@ -121,7 +121,7 @@ class Form {
         return true;
     }
     std::string_view bytes() const { return {bytes_, size_}; }
-    // Where the memory of a positional argument is; null if that is no tensor.
+    // The address of the memory of a positional argument. Null if it is not a tensor.
     void* address(size_t argument) const { return addresses_[argument]; }
 
   private:

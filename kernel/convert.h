@@ -1,4 +1,4 @@
-// Every conversion between dtypes, for tests of them alone.
+// All conversions between dtypes, for tests.
 #pragma once
 #include "row.h"
 
@@ -9,7 +9,7 @@ template <class From, class To>
 inline void convert_one_by_one(const From* from, int64_t n, To* to) {
     for (int64_t k = 0; k < n; k++) put(to + k, to_float(from[k]));
 }
-// By whole vectors, of which n is a multiple: where the formula has such a conversion.
+// In whole vectors, for the conversions that the formula uses. n is a multiple of their length.
 template <class From, class To> inline bool convert_vectors(const From*, int64_t, To*) {
     return false;
 }

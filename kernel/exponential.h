@@ -5,19 +5,20 @@
 namespace xentx {
 namespace {
 
-// How exponentials of one row are formed: 2^bias exp(x) / 2^n, n near max x / ln 2.
+// How the exponentials of a row are computed: 2^bias exp(x) / 2^n, with n near max x / ln 2.
 //
-// x is reduced by multiples of ln 2 as it stands, without first subtracting the maximum. That
-// subtraction is the textbook's first step and its largest error: the rounding of x - m, up to half
-// a unit in the last place of a number around 10, comes out of exp as tens of units. Here the
-// first step of the reduction is exact, and dividing by 2^n is a matter of the exponent's bits.
+// x is reduced by multiples of ln 2 directly, without subtracting the maximum first. The usual
+// subtraction has the largest error: x - m is rounded by up to half a unit in the last place of a
+// number around 10, which becomes tens of units after exp. Here the first step of the reduction is
+// exact, and the division by 2^n only changes the bits of the exponent.
 //
-// The bias lifts what would be subnormal. What is below even then, -inf among it, becomes 0.
+// The bias keeps small values from being subnormal. Values that are still too small become 0, also
+// for -inf.
 template <class Real> struct Form;
 template <> struct Form<float> {
     static constexpr float magic = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
     static constexpr float log2e = 0x1.715476p0f;
-    // ln 2 in two parts. Of the first so few bits that n times it is exact.
+    // ln 2 in two parts. The first part has so few bits that its product with n is exact.
     static constexpr float ln2_high = 0x1.63p-1f, ln2_low = -0x1.bd0106p-13f;
     static constexpr float ln2_lost = 0x1.cf79acp-40f;  // by these two
     static constexpr int exponent = 127, mantissa = 23, bias = 24;
@@ -37,8 +38,8 @@ template <> struct Form<double> {
         0x1.5555555555504p-3,  0x1.0000000000006p-1};
 };
 
-// Rows whose maximum is beyond this are reduced after subtracting it, which then is exact for all
-// that counts.
+// For rows with a larger maximum, it is subtracted first. This is then exact for all logits that have
+// a relevant exponential.
 constexpr double kLargest = 0x1p17;
 
 // The n of a row, which is an integer. The same for a float and for that float as a double.
@@ -52,7 +53,7 @@ template <class Real> struct Reference {
 
     XENTX_INLINE explicit Reference(const Vec<Real>& n, int bias = Form<Real>::bias) {
         using F = Form<Real>;
-        // The exponent's own bias goes in here too: what is rounded is then the exponent's bits.
+        // The bias of the exponent field is added here too, so that the result has the exponent's bits.
         magic = Vec<Real>(F::magic + F::exponent + bias) - n;
         lowest = n - Vec<Real>(F::exponent + bias);
         floor = lowest * Vec<Real>(Real(0.693147180559945309));
@@ -75,7 +76,7 @@ XENTX_INLINE void reduced_exponential(const Vec<Real>& r, const Vec<Real>& t, Ve
     error = fma(z, s, s - value);
 }
 
-// `value` is the exponential, rounded, and `error` what rounding it lost.
+// `value` is the rounded exponential, and `error` its rounding error.
 template <class Real>
 XENTX_INLINE void exponential(Vec<Real> x, const Reference<Real>& to, Vec<Real>& value,
                               Vec<Real>& error) {

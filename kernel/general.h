@@ -1,5 +1,5 @@
-// The general way: a row at a time, in double, for all options and dtypes, and for blocks of the
-// classes.
+// The general implementation: a row at a time, in double, for all options and dtypes, and for blocks
+// of the classes.
 #pragma once
 #include "row.h"
 
@@ -42,8 +42,8 @@ inline void read_distribution(const Task& task, const Row& row, double* q) {
     for (int64_t k = n; k < padded(n); k++) q[k] = 0.0;
 }
 
-// A sum that keeps what its additions lose (Knuth's TwoSum): thousands of small terms beside a
-// large one would be rounded away one by one.
+// A sum with the rounding errors of its additions (Knuth's TwoSum). Without them, thousands of small
+// terms after a large one would be lost.
 struct ExactSum {
     Vec<double> sum{0.0}, lost{0.0};
 
@@ -54,7 +54,7 @@ struct ExactSum {
     }
     double total() const {
         double s = sum_of_lanes(sum);
-        return s - s == 0.0 ? s + sum_of_lanes(lost) : s;  // infinity has lost nothing
+        return s - s == 0.0 ? s + sum_of_lanes(lost) : s;  // without the errors if it is not finite
     }
 };
 
@@ -64,8 +64,8 @@ inline double sum_of(const double* x, int64_t n) {
     return sum.total();
 }
 
-// Logits, capped and over the temperature, with the cap's slope. What pads them is -inf, and so has
-// no share in anything.
+// Logits after cap and temperature, with the slope of the cap. They are padded with -inf, which adds
+// nothing to any sum.
 inline void read_logits(const Task& task, const Row& row, const General& s) {
     const int64_t n = task.classes, all = padded(n);
     gather(task.logits, task.logits.at(row.group, row.outer, row.inner), n, s.x);
@@ -108,8 +108,8 @@ inline Reduced reduce(const General& s, int64_t all, bool keep) {
     const double top = maximum(s.x, all);
     int64_t leader = -1;
 
-    // Exponentials, over 2^n where the row can be reduced as it stands, else after a shift. A row
-    // without a finite maximum comes out as NaN: its shift is infinite.
+    // Exponentials divided by 2^n if the row can be reduced directly, else after a shift. A row
+    // without a finite maximum becomes NaN, because its shift is infinite.
     const double shift = absolute(top) <= kLargest ? 0.0 : top;
     const double scale = shift == 0.0 ? scale_of(top) : 0.0;
     const Reference<double> reference{V(scale)};
@@ -213,7 +213,7 @@ inline void compute_block_state(const Job& job, const Row& row, void* memory) {
         read_logits(task, row, s);
         const double top = maximum(s.x, all);
 
-        // What is summed is a share of the top, wherever that is: none of it where it is -inf.
+        // The sums are relative to the top, or to 0 if the top is -inf.
         const double level = top == -__builtin_inf() ? 0.0 : top;
         ExactSum sum, products;
         double ties = 0.0;

@@ -1,10 +1,10 @@
-// Between run.cpp, which hands out batches of rows, and rows.h, which computes them.
+// Between run.cpp, which distributes batches of rows, and rows.h, which computes them.
 #pragma once
 #include "kernel.h"
 
 namespace xentx {
 
-// A few consecutive rows: of the inner axis where there is one, else of the outer axis.
+// Consecutive rows along the inner axis if there is one, else along the outer axis.
 struct Batch {
     int64_t group, outer, inner;  // of its first row
     int64_t row;                  // counted over group, outer, inner
@@ -13,36 +13,37 @@ struct Batch {
 
 struct Job {
     Task task;
-    // A gradient is multiplied by one over the divisor of its group; 0 for an empty mean.
+    // A gradient is multiplied by the reciprocal of the divisor of its group. For an empty mean: 0.
     const double* scale;
-    double* losses;  // one a row, where they will be reduced
+    double* losses;  // one for each row, if they are reduced later
     bool streams;    // the gradient, or log_softmax, is too large for the caches
 };
 
-// What is compiled once for each instruction set.
+// Functions that are compiled once for each instruction set.
 struct Engine {
     const char* name;
-    // Rows in a batch, at the most.
+    // The largest number of rows in a batch.
     int (*batch)(const Task&);
     int64_t (*scratch)(const Task&);  // bytes that a thread needs, aligned to 64
     void (*compute)(const Job&, const Batch&, void* scratch);
     // The sum of q over a row with a soft target.
     double (*mass)(const Task&, int64_t group, int64_t outer, int64_t inner, void* scratch);
-    // n numbers to another dtype, as `compute` does it. False where it has no such conversion.
+    // Converts n numbers to another dtype, as `compute` does. Returns false if there is no such
+    // conversion.
     bool (*convert)(DType source, const void* from, int64_t n, DType dtype, void* to, bool vectors);
 };
 
 extern const Engine baseline, avx2, avx512, neon;
 
-// Functions here are static: each unit must have code of its own instruction set.
+// Functions here are static, so that each translation unit has code for its instruction set.
 
-// What a row's target says, the same for the divisor and for the loss.
+// What the target of a row determines. The divisor and the loss use the same.
 struct Target {
     enum { kept, ignored, wrong } state;
     int64_t index;  // counted from the first class of a block
 };
 
-// What has a loss a row, and a reduction over the rows.
+// Operations with one loss for each row and a reduction over the rows.
 static inline bool is_loss(const Task& task) {
     return task.operation == Operation::cross_entropy || task.operation == Operation::nll_loss ||
            task.operation == Operation::row_stats;
@@ -63,7 +64,7 @@ static inline Target read_target(const Task& task, int64_t group, int64_t outer,
     return {inside ? Target::kept : Target::wrong, index - task.first_class};
 }
 
-// An entry of float32 or float64, or 1 where the array is not given.
+// An entry of a float32 or float64 array, or 1 if the array is not given.
 static inline double read(const Array& array, int64_t at) {
     if (!array) return 1.0;
     return array.dtype == DType::float64 ? static_cast<const double*>(array.data)[at]

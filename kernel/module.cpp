@@ -1,8 +1,8 @@
-// The door for NumPy and PyTorch: a Plan is a task whose arrays are yet to come.
+// The interface for NumPy and PyTorch. A Plan is a task without its arrays.
 //
-// What can be checked once is checked when a Plan is made, and a call costs little more than the
-// computing: it takes arrays, and None for what isn't there, and returns the first row with a class
-// index that is out of range, or -1. Calls remembers which functions' calls need which Plan.
+// What can be checked once is checked when a Plan is made, so that a call costs little more than
+// the computation. It takes arrays, or None for those that are not given. It returns the first row with
+// a class index that is out of range, or -1. Calls is a cache from the form of a call to its Plan.
 #include "arrays.h"
 
 #include <nanobind/nanobind.h>
@@ -28,7 +28,7 @@ void bind_xla(nb::module_&);
 
 namespace {
 
-// Large enough for another Python thread to have something from it.
+// From this size on, it is useful to release the GIL for other threads.
 constexpr int64_t kReleasesTheGIL = 1 << 14;
 
 using Strides = std::tuple<int64_t, int64_t, int64_t, int64_t>;
@@ -43,8 +43,8 @@ Array array_of(const Layout& layout) {
     return array;
 }
 
-// What a call returns where an array's elements don't lie at multiples of their size, or nowhere:
-// PyTorch has tensors of zeros without memory.
+// The result of a call if the elements of an array are not at multiples of their size, or have no
+// memory: PyTorch has tensors of zeros without memory.
 constexpr int64_t kUnreadable = -2;
 
 // Logits, target, weight, sample_weight, normalizer, state.
@@ -52,7 +52,7 @@ constexpr size_t kArrays = 6;
 
 class Plan {
   public:
-    // Of a task whose arrays are described; `given` are those that there are.
+    // For a task whose arrays are described. `given` are those that are not None.
     Plan(const Task& task, const std::array<bool, kArrays>& given)
         : task_(task),
           given_(given),
@@ -68,7 +68,7 @@ class Plan {
         return compute(addresses, seed, address_of(value), address_of(gradient), threads);
     }
 
-    // Of row_stats: the fields of RowStats in their order, or none of them; a gradient, or None; and
+    // For row_stats: the fields of RowStats in their order, or none of them; a gradient or None; and
     // the cotangents of the first four fields, each of which may be None.
     int64_t row_stats(nb::tuple fields, nb::handle gradient, nb::tuple cotangents, int threads,
                       nb::handle logits, nb::handle target, nb::handle weight) const {
@@ -127,8 +127,8 @@ class Plan {
     int64_t size_;
 };
 
-// What was found out about calls in eager PyTorch, by their forms. It is there for small problems,
-// which take less time than one more function of Python's.
+// A cache of calls in eager PyTorch by their forms. It is for small problems, which take less time
+// than a call of a Python function.
 class Calls {
   public:
     // With PyTorch's torch.is_grad_enabled, torch.get_num_threads and torch.empty_like.
@@ -139,8 +139,8 @@ class Calls {
           num_threads_(num_threads),
           empty_like_(empty_like) {}
 
-    // What a call like one that is remembered needs; or its value, if a plan was remembered with
-    // it, and autograd has no part in it; or None.
+    // Returns what is cached for a call of this form. If a plan is cached and autograd is not
+    // involved, returns the value. If nothing is cached, returns None.
     nb::object lookup(nb::handle function, nb::tuple args, nb::dict kwargs) const {
         Form form(tensor_types_);
         if (!form.add(function, args, kwargs)) return nb::none();
@@ -156,7 +156,7 @@ class Calls {
         return bad == -1 ? value : known.what;
     }
 
-    // With a plan, a tensor to make others like for its value.
+    // With a plan: a tensor like which the value is allocated.
     void remember(nb::handle function, nb::tuple args, nb::dict kwargs, nb::object what,
                   nb::object plan, nb::object scalar) {
         Form form(tensor_types_);
@@ -187,7 +187,7 @@ class Calls {
 
     nb::tuple tensor_types_;
     nb::object is_grad_enabled_, num_threads_, empty_like_;
-    std::map<std::string, Known, std::less<>> known_;  // which finds what is no std::string
+    std::map<std::string, Known, std::less<>> known_;  // also finds a std::string_view
 };
 
 Plan make_plan(const std::string& options, int64_t groups, int64_t outer, int64_t classes,
@@ -206,7 +206,7 @@ Plan make_plan(const std::string& options, int64_t groups, int64_t outer, int64_
     task.normalizer = array_of(normalizer);
     task.state = array_of(state);
     task.cotangent = array_of(cotangent);
-    // All of row_stats lie alike.
+    // All arrays of row_stats have the same layout.
     task.lse_cotangent = task.log_prob_cotangent = task.entropy_cotangent = task.cotangent;
     task.first_class = first_class;
     task.all_classes = all_classes;
@@ -230,7 +230,7 @@ int import_numpy() {
 
 NB_MODULE(_kernel, m) {
     if (import_numpy() < 0) nb::raise_python_error();
-    // What a framework still holds when a program ends, such as a graph of PyTorch's, is no leak.
+    // Objects that a framework still holds at exit, such as a graph of PyTorch, are not leaks.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU kernel. Its users are the adapters' modules called _kernel.";
     nb::class_<Plan>(m, "Plan")
@@ -256,7 +256,7 @@ NB_MODULE(_kernel, m) {
           nb::arg("destination"), nb::arg("to"), nb::arg("count"), nb::arg("vectors"));
     m.def("is_fast", &is_fast);
     m.def("default_threads", &default_threads);
-    // For a library that is loaded beside this one and is to use this kernel, with its threads.
+    // For another library in this process that uses this kernel and its threads.
     m.def("run_address", [] { return reinterpret_cast<uintptr_t>(&run); });
 #ifdef XENTX_XLA
     bind_xla(m);

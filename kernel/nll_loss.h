@@ -1,4 +1,4 @@
-// nll_loss: sums of q times minus a log-probability, and no exponential.
+// nll_loss: the sum of -q times the log-probabilities, without exponentials.
 #pragma once
 #include "quick.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kManyPicked = 64;  // rows in a batch
 
-// Targets that are class indices: an entry a row is read, and one written among zeros.
+// Targets that are class indices: one entry of each row is read, and the gradient has one entry.
 template <class S> inline void pick(const Job& job, const Batch& batch) {
     const Task& task = job.task;
     const auto* y = static_cast<const S*>(task.logits.data);
@@ -16,7 +16,7 @@ template <class S> inline void pick(const Job& job, const Batch& batch) {
         return 0.0 - double(to_float(y[row + index * task.logits.classes]));
     };
     if (job.losses && !task.gradient && !task.weight && !task.sample_weight) {
-        // Nothing else is asked of a row, which takes less time than to describe it.
+        // A short path, because the general description of a row takes longer than computing it.
         const bool along_inner = task.inner > 1;
         for (int i = 0; i < batch.count; i++) {
             const int64_t outer = batch.outer + (along_inner ? 0 : i);
@@ -35,13 +35,13 @@ template <class S> inline void pick(const Job& job, const Batch& batch) {
         double loss = 0.0;
         if (row.target.state == Target::kept) {
             loss = loss_at(row.outer, row.inner, row.target.index);
-            // Nothing times infinity is nothing.
+            // 0, also if the log-probability is infinite.
             loss = row.weight == 0.0 && absolute(loss) == kInfinity ? 0.0 : row.weight * loss;
         }
         write_loss(job, row, loss);
     }
     if (!task.gradient) return;
-    // It may be over the log-probabilities, which have been read.
+    // The gradient may be written over the log-probabilities, which have been read.
     auto* g = static_cast<S*>(task.gradient);
     const int64_t first = dense_at(task, batch.group, batch.outer, batch.inner);
     if (task.inner == 1) {

@@ -1,6 +1,6 @@
-// The options of a task as text, "operation=cross_entropy axis=1", which is how all doors of the
-// kernel are told: an operator of TensorFlow or PyTorch, XLA's handler, and a Plan.
-// xentx/_core/_spec.py writes it, and leaves out what has its default.
+// The options of a task as text, such as "operation=cross_entropy axis=1". All interfaces of the
+// kernel receive this text: operators of TensorFlow and PyTorch, XLA's handler, and Plan.
+// xentx/_core/_spec.py writes it. It omits options that have their default.
 #pragma once
 #include <locale>
 #include <sstream>
@@ -43,11 +43,11 @@ T named(const Name<T> (&names)[n], const std::string& name) {
 }
 
 struct Options {
-    Task task;  // without its arrays and sizes
+    Task task;  // without arrays and sizes
     int64_t axis = 0;
     bool soft = false;
 
-    // Words that other(name, value) takes are a door's own.
+    // other(name, value) accepts words that only one interface has.
     template <class Other> Options(const std::string& text, const Other& other) {
         std::istringstream words(text);
         for (std::string word; words >> word;) {
@@ -61,14 +61,14 @@ struct Options {
     explicit Options(const std::string& text)
         : Options(text, [](const std::string&, const std::string&) { return false; }) {}
 
-    // What is false is left out.
+    // Options that are false are omitted.
     static bool flag(const std::string& value) {
         if (value != "True") throw std::invalid_argument("options: got the flag " + value);
         return true;
     }
 
   private:
-    // Whatever the locale, and correctly rounded.
+    // Independent of the locale, and correctly rounded.
     template <class Number> static Number number(const std::string& text) {
         std::istringstream stream(text);
         stream.imbue(std::locale::classic());

@@ -24,8 +24,8 @@ inline void pause() {
 #endif
 }
 
-// Long enough to bridge a training step's gap between two calls' small problems, short enough that
-// an idle program is idle.
+// Long enough for the time between two calls of a training step with small problems, and short
+// enough that an idle program uses no processor.
 constexpr int kSpins = 2000;
 
 class Pool {
@@ -76,8 +76,8 @@ class Pool {
     void* state_ = nullptr;
 };
 
-// Never deleted: at exit its threads sleep, and are gone with the process. A forked child has no
-// threads but its own, so it starts afresh.
+// Never deleted: at exit its threads sleep, and end with the process. A forked child does not have
+// these threads, so it makes a new pool.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& the_pool() {

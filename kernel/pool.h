@@ -1,14 +1,14 @@
-// A few threads that wait for work, for callers that have no pool of their own to lend.
+// A thread pool, for callers that do not have one.
 #pragma once
 
 namespace xentx {
 
-// How many processors this process may use; XENTX_NUM_THREADS says otherwise.
+// The number of processors that this process may use. XENTX_NUM_THREADS overrides it.
 int default_threads();
 
-// Calls body(state, i) for i = 0, in this thread, and for up to threads - 1 further i in others, and
-// returns when all have returned. Fewer are called where the pool is taken by another caller, so
-// that a body must take whatever work is left.
+// Calls body(state, i) for i = 0 in this thread, and for up to threads - 1 further i in others.
+// Returns when all calls have returned. If another caller uses the pool, fewer calls are made.
+// Therefore each call must process work until none is left.
 void parallel(int threads, void (*body)(void* state, int i), void* state);
 
 }  // namespace xentx

@@ -1,6 +1,6 @@
-// The quick way: exponentials in float, sums in double, one pass through memory. It goes along a row
-// where its classes are many, and across 16 rows at a time where they are few or strided and q is that
-// of a class index alone.
+// The quick implementation: exponentials in float, sums in double, one pass through memory. With many
+// classes, vectors are along a row. With few or strided classes, and a q that only depends on a class
+// index, vectors are across 16 rows.
 #pragma once
 #include "general.h"
 
@@ -8,11 +8,11 @@ namespace xentx {
 namespace {
 
 constexpr int kBlock = 2048;      // classes in a block: its logits and exponentials fit in L1
-constexpr int kFewClasses = 64;   // up to here it pays to go across rows
-constexpr int kManyRows = 8;      // rows of up to a block that go along together
-constexpr int kMostTiles = 16;    // of 16 rows that go across together
+constexpr int kFewClasses = 64;   // up to here, vectors across rows are faster
+constexpr int kManyRows = 8;      // rows of up to a block that are processed together along the classes
+constexpr int kMostTiles = 16;    // tiles of 16 rows that are processed together across rows
 
-// What q is made of, but for the share that a class index has of its own.
+// How q is computed, without the share of a class index.
 enum class Shares { none, equal, given, mixed };
 
 inline Shares shares_of(const Task& task) {
@@ -23,7 +23,7 @@ inline Shares shares_of(const Task& task) {
     return !smooth ? Shares::none : task.weight ? Shares::given : Shares::equal;
 }
 
-// Whether logits stay within what two floats hold, capped and over the temperature.
+// Whether logits after cap and temperature stay in the range of two floats.
 inline bool is_moderate(const Task& task) {
     auto moderate = [](double x) { return 0x1p-10 <= x && x <= 0x1p10; };
     return (task.logit_softcap == 0.0 || moderate(task.logit_softcap)) &&
@@ -32,12 +32,13 @@ inline bool is_moderate(const Task& task) {
 inline bool is_quick(const Task& task) {
     if (task.exact || task.logits.dtype == DType::float64) return false;
     if (task.operation == Operation::log_softmax) return true;
-    // Of less than a vector, with q along a row, the general way makes more in less time.
+    // With fewer classes than a vector has lanes, and q along a row, the general implementation is
+    // faster and more accurate.
     if (shares_of(task) != Shares::none && task.classes < kLanes) return false;
     if (task.operation == Operation::log_softmax_pullback)
         return task.cotangent.dtype != DType::float64;
     if (task.operation != Operation::cross_entropy || !is_moderate(task)) return false;
-    // What is read by vectors is read as floats.
+    // Arrays that are read in vectors are read as floats.
     if (is_soft(task) && task.target.dtype == DType::float64) return false;
     return shares_of(task) == Shares::none || task.weight.dtype != DType::float64;
 }
@@ -47,14 +48,14 @@ inline bool goes_across(const Task& task) {
            task.classes <= (task.inner > 1 ? kBlock : kFewClasses);
 }
 
-// ---- What logits become: capped, and over the temperature.
+// ---- Cap and temperature.
 
 struct Change {
-    double cap, over;  // no cap: 0; one over the temperature
+    double cap, over;  // 0 without a cap; the reciprocal of the temperature
 
     explicit Change(const Task& task) : cap(task.logit_softcap), over(1.0 / task.temperature) {}
     bool caps() const { return cap != 0.0; }
-    // c tanh(x / c) as in `soft_cap`, to what floats need of it, by one division; and its slope.
+    // c tanh(x / c) and its slope, as in `soft_cap`, in the precision of floats and with one division.
     XENTX_INLINE void apply_cap(Vec<double>& x, Vec<double>& slope) const {
         using V = Vec<double>;
         const Vec<int64_t> sign_bit(INT64_MIN), bits = reinterpret<int64_t>(x);
@@ -74,7 +75,7 @@ struct Change {
     }
 };
 
-// A double in two floats.
+// A double as the sum of two floats.
 struct Factor {
     Vec<float> high, low;
     explicit Factor(double factor) : high(float(factor)), low(float(factor - float(factor))) {}
@@ -83,9 +84,9 @@ struct Factor {
         return fma(x, high, fma(x, low, and_add));
     }
 };
-// Exponentials of up to 16 logits, which are the k-th of a block and those after it. What is returned
-// is the exponential times the cap's slope, for the gradient. Changed logits are not rounded to floats:
-// an error of half a unit in a logit of 20 is one of sixteen in its exponential.
+// Exponentials of up to 16 logits, from the k-th of a block on. Returns the exponentials times the
+// slope of the cap, for the gradient. Changed logits are not rounded to floats, because an error of
+// half a unit in a logit of 20 becomes one of 16 units in its exponential.
 struct PlainLogits {
     XENTX_INLINE Vec<float> raise(const Vec<float>& x, int, int, const Reference<float>& to,
                                   Vec<float>& value, Vec<float>& error) const {
@@ -106,7 +107,7 @@ struct DividedLogits {
 };
 struct CappedLogits {
     Change change;
-    float* slopes;  // of a block, and its changed logits: to be kept where they are not null
+    float* slopes;  // slopes and changed logits of a block, stored if they are not null
     double* changed;
 
     XENTX_INLINE Vec<float> raise(const Vec<float>& x, int k, int n, const Reference<float>& to,
@@ -122,12 +123,12 @@ struct CappedLogits {
         }
         if (slopes) store(slopes + k, narrow(slope_low, slope_high));
 
-        // Reduced in double, which costs less than logits of two floats.
+        // Reduced in double, which is faster than logits of two floats.
         const V log2e(Form<double>::log2e), magic(Form<double>::magic), minus_ln2(-0x1.62e42fefa39efp-1);
         const V n_low = fma(low, log2e, magic) - magic, n_high = fma(high, log2e, magic) - magic;
         const Vec<float> r = narrow(fma(n_low, minus_ln2, low), fma(n_high, minus_ln2, high));
         Vec<float> power = narrow(n_low, n_high);
-        if (n != kLanes) {  // what pads a block has no share in anything
+        if (n != kLanes) {  // padding adds nothing to any sum
             float lanes[kLanes];
             store(lanes, power);
             power = load_first(lanes, n, -kInfinity);
@@ -150,8 +151,8 @@ XENTX_INLINE void with_logits(const Change& change, float* slopes, double* chang
 
 // ---- From sums to losses, for up to 16 rows at a time.
 
-// A leader is the first entry of a row that is at its maximum. Where its p is above one half by
-// more than an error of `rest`, no other is there.
+// The leader of a row is the first entry at its maximum. If its p is above one half by more than an
+// error of `rest`, no other entry is at the maximum.
 constexpr double kLeads = 0.999999;
 
 struct Finish {
@@ -166,9 +167,9 @@ struct Finish {
     // multiplied by to be u (A + 2 z lse) p; the gradient at the target, and at the leader.
     double tail[kLanes], loss[kLanes], factor[kLanes];
     double picked_gradient[kLanes], leader_gradient[kLanes], rest[kLanes];
-    int64_t unfit[kLanes];  // whether floats can't hold it: a row for the general way
+    int64_t unfit[kLanes];  // whether the row is outside of the range of floats, and needs general.h
 
-    // A row of which nothing is asked, or no more than its tail.
+    // A row of which no result is needed, or only its tail.
     void clear(int i) {
         top[i] = sum[i] = others[i] = at_leader[i] = gaps[i] = picked[i] = base[i] = 0.0;
         own[i] = unit[i] = 1.0;
@@ -193,7 +194,7 @@ struct Finish {
             exponential(x, reference, at_picked, error);
             V all = one + t.rest, lse = m + t.tail, below = load(others + i);
             V mass = w + (below + load(at_leader + i));
-            // Nothing times infinity is nothing.
+            // 0, also if the other factor is infinite.
             V l = (select(w == zero, zero, w * (m - x)) + load(gaps + i)) + mass * t.tail;
             V slope = mass, extra = zero;
             if (z_loss != 0.0) {
@@ -221,9 +222,9 @@ struct Finish {
         }
     }
 
-    // Whether row i has an entry with a probability above one half that is not its target. Its
-    // gradient comes from the others: as a rounded exponential times a factor less q, what should
-    // be close to 0 would be off by a unit of 1.
+    // Whether row i has an entry with a probability above one half that is not its target. The
+    // gradient of this entry is computed from the other entries. Otherwise a gradient near 0 would
+    // have the rounding error of a number near 1.
     bool misled(int i, bool has_target) const {
         return rest[i] < kLeads && !(has_target && picked[i] == top[i]);
     }
@@ -244,8 +245,8 @@ XENTX_INLINE void widen_up_to(const double* from, int n, double rest, Vec<double
     low = n < 8 ? load_first(from, n, rest) : load(from);
     high = n == kLanes ? load(from + 8) : load_first(from + 8, n < 8 ? 0 : n - 8, rest);
 }
-// Calls step(k, n, lane) for each n <= 16 entries of a block from k on. The leader is in `lane`,
-// which is -1 where it is elsewhere.
+// Calls step(k, n, lane) for each n <= 16 entries of a block from k on. `lane` is that of the leader,
+// or -1 if the leader is not among them.
 template <class Step> XENTX_INLINE void for_vectors(int n, int leader, const Step& step) {
     int k = 0;
     const int with_leader = leader < 0 ? n : leader / kLanes * kLanes;
@@ -257,17 +258,17 @@ template <class Step> XENTX_INLINE void for_vectors(int n, int leader, const Ste
     for (; k + kLanes <= n; k += kLanes) step(k, kLanes, -1);
     if (k < n) step(k, n - k, -1);
 }
-// All lanes of a vector but one, which becomes 0.
+// A vector with one lane set to 0.
 XENTX_INLINE Vec<float> without(const Vec<float>& v, int lane) {
     static constexpr int32_t masks[2 * kLanes - 1] = {0, 0, 0, 0, 0, 0, 0, 0,
                                                       0, 0, 0, 0, 0, 0, 0, -1};
     return select(load(masks + kLanes - 1 - lane), Vec<float>(0.0f), v);
 }
 
-// What exponentials of a block add up to.
+// The sum of the exponentials of a block.
 struct Sums {
     Vec<double> low, high;  // a sum for each of 16 lanes
-    Vec<float> lost;        // by rounding what was summed
+    Vec<float> lost;        // the rounding errors of the sums
 
     double total() const {
         Vec<double> lost_low, lost_high;
@@ -290,7 +291,7 @@ inline float maximum(const float* x, int n) {
     return highest_of(max(max(a, b), max(c, d)));
 }
 
-// The first entry of a block that is equal to a number. There is one.
+// The first entry of a block that is equal to a number. It must exist.
 inline int position(const float* x, int n, float number) {
     const Vec<float> v(number);
     int k = 0;
@@ -308,7 +309,7 @@ inline int position(const float* x, int n, float number) {
 template <bool kKeep, class Logits>
 inline void exponentials(const Logits& logits, const float* x, int n, const Reference<float>& reference,
                          int leader, Sums& sums, float* kept) {
-    // Locals, which live in registers: `kept` might otherwise be where a sum is.
+    // Local variables stay in registers, because `kept` cannot alias them.
     const Reference<float> to = reference;
     Vec<double> low(0.0), high(0.0);
     Vec<float> lost(0.0f);
@@ -331,11 +332,11 @@ inline void exponentials(const Logits& logits, const float* x, int n, const Refe
     sums = {low, high, lost};
 }
 
-// q for a block, but for the share that a class index has of its own.
+// q for a block, without the share of a class index.
 struct Portion {
     const float* q;        // probabilities, a cotangent, or the weights of smoothing
-    const float* weights;  // of probabilities, or null
-    double keep, share;    // what smoothing makes of probabilities
+    const float* weights;  // factors of the probabilities, or null
+    double keep, share;    // smoothing: the factor of the probabilities, and what is added
 
     XENTX_INLINE Vec<float> read(int k, int n) const {
         return load_up_to(q + k, n, 0.0f);
@@ -362,8 +363,8 @@ struct Portion {
     }
 };
 
-// What q of a block adds up to but for the leader's, that of the leader, and the sum of q times the
-// gap of its logit to a level, which is the maximum so far.
+// The sum of q of a block without the leader, q of the leader, and the sum of q times the distance of
+// its logit to a level, which is the maximum so far.
 struct Masses {
     double others, at_leader, gaps;
 };
@@ -382,7 +383,7 @@ inline Masses weigh(const Real* x, const Portion& portion, int n, int leader, Re
             widen_up_to(x + k, count, level, x_low, x_high);
             x_low = m - x_low;
             x_high = m - x_high;
-            if (kMasked) {  // nothing times infinity is nothing
+            if (kMasked) {  // 0, also if the other factor is infinite
                 x_low = select((l == zero) & is_infinite(x_low), zero, x_low);
                 x_high = select((h == zero) & is_infinite(x_high), zero, x_high);
             }
@@ -422,7 +423,7 @@ struct Distribution {
     Array from, weights;  // at the row
     bool has_gaps;
     double keep, share;
-    double unit;    // of what is read, or of 1 where the shares are equal
+    double unit;    // the factor of what is read, or of 1 if the shares are equal
     float* buffer;  // two blocks
 
     Distribution(const Task& task, const Row& row, float* memory)
@@ -435,7 +436,7 @@ struct Distribution {
         weights = at(task.weight, row.group * task.weight.group);
         if (task.operation == Operation::log_softmax_pullback) {
             from = at(task.cotangent, task.cotangent.at(row.group, row.outer, row.inner));
-            // One number, as a sum's gradient is, has the same bits either way.
+            // A broadcast number, such as the gradient of a sum, has the same bits in both cases.
             if (from && from.classes == 0) {
                 shares = Shares::equal;
                 gather(from, 0, 1, &unit);
@@ -488,17 +489,17 @@ struct Distribution {
 
 // One row after its first pass.
 struct Along {
-    float* exponentials;  // of the whole row; each block's over 2^(its own n), times a cap's slope
-    float* slopes;        // of a cap, where q needs them; else null
-    double* changed;      // capped logits of a block, where q needs them; else null
+    float* exponentials;  // of the whole row, times the cap's slope; each block over 2^n with its n
+    float* slopes;        // of a cap, if q needs them; else null
+    double* changed;      // capped logits of a block, if q needs them; else null
     double* scales;       // the n of each block
-    float top;            // of the logits as they are given
+    float top;            // of the logits before cap and temperature
     double sum, scale;
-    double others, at_leader, gaps;  // as `Finish` has them, but in units of what is read
+    double others, at_leader, gaps;  // as in `Finish`, in units of the array that is read
     int64_t leader;
 };
 
-// Exponentials of a block, kept where the row keeps them.
+// Exponentials of a block. They are stored if the row stores them.
 inline Sums raise_block(const Change& change, const float* block, int64_t from, int n, double scale,
                         int leader, bool keep, const Along& row) {
     const Reference<float> reference{Vec<float>(float(scale))};
@@ -515,7 +516,7 @@ inline Sums raise_block(const Change& change, const float* block, int64_t from, 
 template <class S>
 inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, float* buffer,
                        const Change& change, const Distribution& q, Along& row) {
-    // The maximum so far, as it is given and changed, and what gaps are measured from.
+    // The maximum so far, before and after cap and temperature, and the level of the gaps.
     float top = -kInfinity;
     double changed_top = 0.0, level = 0.0;
     double n = 0.0, sum = 0.0;
@@ -530,13 +531,13 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
             changed_top = change.of(highest);
             level = change.caps() ? changed_top : double(highest);
             n = scale_of(changed_top);
-            if (!(absolute(changed_top) <= kLargest)) {  // for the general way
+            if (!(absolute(changed_top) <= kLargest)) {  // needs general.h
                 row.top = highest;
                 row.sum = 1.0;
                 return;
             }
             if (top > -kInfinity) {
-                // The leader so far joins the others, and all go over the new power of 2.
+                // The previous leader is added to the others, and all are rescaled to the new power of 2.
                 Vec<double> e, error;
                 exponential(Vec<double>(last_top), Reference<double>(Vec<double>(before), 0), e,
                             error);
@@ -577,7 +578,7 @@ inline void read_along(const S* x, int64_t stride, int64_t classes, bool keep, f
     row.sum = sum;
 }
 
-// What `form` makes of exponentials; it is told which of the block they are, and how many.
+// Applies `form` to the exponentials of a block. Its arguments are their place and number.
 template <class Form>
 inline void form_block(const float* e, int from, int to, const Form& form, float* g) {
     int k = from;
@@ -606,7 +607,8 @@ inline void write_block(const float* e, int n, const Form& form, int64_t picked,
             for (int i = 0; i < kLanes && k + i < n; i++) g[(k + i) * stride] = lanes[i];
         }
     } else if (streams) {
-        // No cache line is written both ways: around the target, none is streamed.
+        // A cache line must not be written by both kinds of stores, so those around the target are
+        // not streamed.
         bool here = 0 <= picked && picked < n;
         int before = here ? int(picked < kLanes ? 0 : picked - kLanes + 1) : n;
         int after = here ? int(picked + kLanes < n ? picked + kLanes : n) : n;
@@ -644,7 +646,8 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Ch
         const int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         float* e = row.exponentials + from;
         if (row.scales[from / kBlock] != row.scale) {
-            // Formed when the maximum so far was lower: again, so that the bits are the row's own.
+            // The maximum has grown since this block. It is computed again, so that the bits do not
+            // depend on the other blocks.
             const float* block = floats(x + from * stride, stride, count, buffer);
             raise_block(change, block, from, count, row.scale, -1, true, row);
         }
@@ -692,8 +695,8 @@ inline void write_along(const Task& task, const S* x, const Along& row, const Ch
     }
 }
 
-// log_softmax, x - (m + tail). In double that cancels nowhere but at a leader whose p is above one
-// half: all others are log 2 or more below 0.
+// log_softmax, x - (m + tail). In double this cancels only at a leader whose p is above one half. All
+// other results are at least log 2 below 0.
 template <class S>
 inline void write_log_softmax(const Task& task, const S* x, const Along& row, double tail,
                               bool streams, float* buffer, S* to) {
@@ -720,7 +723,7 @@ struct Quick {
     float* slopes;        // likewise, or null
     double* changed;      // a block of capped logits, or null
     float* buffer;        // blocks of logits and for q, or [tiles][classes][16] across
-    void* general;        // for the rows that turn out to need it
+    void* general;        // for rows that need the general implementation
 
     static int tiles(const Task& task) {
         if (task.inner == 1) return 1;
@@ -732,7 +735,7 @@ struct Quick {
         return task.classes <= kBlock ? kManyRows : 1;
     }
     static int64_t blocks(const Task& task) { return (task.classes + kBlock - 1) / kBlock; }
-    // In floats.
+    // In numbers of floats.
     static int64_t exponentials_size(const Task& task) {
         return padded(task.classes) * (goes_across(task) ? kLanes : rows(task));
     }
@@ -741,7 +744,7 @@ struct Quick {
         return shares_of(task) == Shares::none ? kBlock : 3 * kBlock;
     }
     static int64_t scales_size(const Task& task) { return padded(rows(task) * blocks(task)); }
-    // Whether q, too, is multiplied by the cap's slopes, and the gaps are of capped logits.
+    // Whether q is multiplied by the cap's slopes too, and the gaps are those of capped logits.
     static bool keeps_capped(const Task& task) {
         return task.logit_softcap != 0.0 && shares_of(task) != Shares::none;
     }
@@ -832,12 +835,13 @@ inline void compute_along(const Job& job, const Batch& batch, void* memory) {
     if (job.streams) stream_fence();
 }
 
-// Sums of 16 rows at once, a lane each, by what `read_along` does and in its order: with its bits.
+// Sums of 16 rows at once, one in each lane. The operations and their order are those of `read_along`,
+// and so are the bits.
 template <class Logits>
 inline void sum_across(const Logits& logits, const float* tile, int classes, const Vec<float>& top,
                        const Reference<float>& reference, float* kept, Finish& finish,
                        int32_t* leaders) {
-    // A sum for each lane that the row would have along its classes.
+    // One sum for each lane of a row in `read_along`.
     double sums[kLanes][kLanes];
     float lost[kLanes][kLanes];
     for (int j = classes; j < kLanes; j++) {
@@ -883,8 +887,8 @@ inline void sum_across(const Logits& logits, const float* tile, int classes, con
     store(leaders, leader);
 }
 
-// 16 rows: their losses, and their gradients in place of their logits. True in `general` are rows
-// for the general way.
+// 16 rows: their losses, and their gradients instead of their logits. Rows that are true in `general`
+// need the general implementation.
 inline void compute_tile(const Job& job, const Batch& batch, int first, int count, float* tile,
                          float* kept, bool* general) {
     const Task& task = job.task;
@@ -945,7 +949,7 @@ inline void compute_tile(const Job& job, const Batch& batch, int first, int coun
     }
 }
 
-// Tiles of 16 rows, so many that each class is read and written in long runs.
+// Several tiles of 16 rows, so that each class is read and written in long runs.
 template <class S>
 inline void compute_across(const Job& job, const Batch& batch, void* memory) {
     const Task& task = job.task;
@@ -979,7 +983,7 @@ inline void compute_across(const Job& job, const Batch& batch, void* memory) {
         const int first = t * kLanes, n = count - first < kLanes ? count - first : kLanes;
         compute_tile(job, batch, first, n, tile(t), scratch.exponentials, general + first);
     }
-    // Before the others' gradients are written, which may be over the logits.
+    // Before the gradients of the other rows are written, because they may overwrite the logits.
     for (int i = 0; i < count; i++) {
         if (!general[i]) continue;
         any = true;

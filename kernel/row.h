@@ -1,4 +1,4 @@
-// What all ways to compute a row share: reading and writing it, and what it is multiplied by.
+// Functions for all implementations of a row: reading, writing, and the factors of a row.
 #pragma once
 #include "exponential.h"
 #include "job.h"
@@ -44,7 +44,7 @@ inline void gather(const Array& array, int64_t at, int64_t n, double* to) {
     }
 }
 
-// A block of logits as floats: in place where that is what they are.
+// A block of logits as floats. It is not copied if the logits are floats.
 inline const float* floats(const float* from, int64_t stride, int n, float* buffer) {
     if (stride == 1) return from;
     gather_as(from, stride, n, buffer);
@@ -72,7 +72,7 @@ template <class From> inline void scatter(const From* from, int64_t n, DType dty
     }
 }
 
-// Where an array that is dense in [group, outer, classes, inner] has a row, and its stride.
+// The place of a row in an array that is dense in [group, outer, classes, inner], and its stride.
 inline int64_t dense_at(const Task& task, int64_t group, int64_t outer, int64_t inner) {
     return (group * task.outer + outer) * task.classes * task.inner + inner;
 }
@@ -92,7 +92,7 @@ inline void fill_row(const Task& task, void* to, int64_t at, double value) {
         put_at(task.logits.dtype, to, at + k * task.inner, value);
 }
 
-// ---- What a row is multiplied by.
+// ---- The factors of a row.
 
 struct Row {
     int64_t group, outer, inner, number;
@@ -130,18 +130,18 @@ inline Row row_of(const Job& job, const Batch& batch, int i) {
     return row;
 }
 
-// The loss of a row, to where it belongs.
+// Writes the loss of a row.
 inline void write_loss(const Job& job, const Row& row, double loss) {
     if (!job.task.value) return;
     if (row.target.state == Target::ignored) loss = 0.0;
     else if (row.target.state == Target::wrong) loss = kNaN;
-    else if (job.task.sample_weight)  // nothing times infinity is nothing
+    else if (job.task.sample_weight)  // 0, also if the loss is infinite
         loss = row.share == 0.0 && loss == kInfinity ? 0.0 : row.share * loss;
     if (job.losses) job.losses[row.number] = loss;
     else put_at(job.task.logits.dtype, job.task.value, row.number, loss);
 }
 
-// The gradient of a row that needs no computing.
+// Writes the gradient of a row that is not computed.
 inline bool write_trivial_gradient(const Task& task, const Row& row) {
     if (row.target.state == Target::kept) return false;
     if (task.gradient)
@@ -150,7 +150,7 @@ inline bool write_trivial_gradient(const Task& task, const Row& row) {
     return true;
 }
 
-// How far the log-sum-exp is above the maximum.
+// The distance from the maximum to the log-sum-exp.
 struct Tail {
     Vec<double> at_top;  // exp of the maximum, over 2^n
     Vec<double> rest, tail;

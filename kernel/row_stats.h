@@ -1,21 +1,21 @@
-// row_stats: of each row the fields of RowStats, or what their cotangents are pulled back to.
+// row_stats: the fields of RowStats for each row, or the gradient for their cotangents.
 //
 //     lse = m + tail,   log_prob = sum_k y_k (x_k - lse),   entropy = tail + gap
 //     gradient_k = A p_k - r_k + (2 u z lse + c_lse + c_entropy (m - x_k - gap)) p_k
 //     with gap = sum_k p_k (m - x_k),   r = u q - c_log_prob y,   A = sum_k r_k
 //
-// as rows.h has the rest; y is the target without weights and smoothing. No term of the entropy is
-// negative, and r stands where u q does, so that where nothing cancels there, nothing cancels here.
+// with the other symbols as in rows.h. y is the target without weights and smoothing. No term of the
+// entropy is negative. r takes the place of u q, so the gradient cancels no more than in rows.h.
 //
-// Losses, and gradients of rows of which only the loss has a cotangent, are those of cross_entropy to
-// the last bit: they are computed by its code.
+// Losses, and the gradients of rows for which only the loss has a cotangent, have the same bits as those
+// of cross_entropy. The same code computes them.
 #pragma once
 #include "quick.h"
 
 namespace xentx {
 namespace {
 
-// Of rows.h.
+// Defined in rows.h.
 inline void compute_batch(const Job& job, const Batch& batch, void* memory);
 
 inline Task loss_of(Task task) {
@@ -49,12 +49,12 @@ struct Cotangents {
     }
 };
 
-// Whose gradient a row's is.
+// The kind of the gradient of a row.
 enum class Whose { trivial, loss, own };
 
 inline Whose gradient_of(const Task& task, const Row& row, const Cotangents& c) {
     if (row.target.state == Target::ignored) return Whose::trivial;
-    // A class that there is not concerns the loss, and the log-probability, which is constant.
+    // An index out of range affects the loss, and the log-probability, which is constant.
     if (row.target.state == Target::wrong) return c.loss == 0.0 ? Whose::own : Whose::trivial;
     return task.cotangent && c.is_loss_alone() ? Whose::loss : Whose::own;
 }
@@ -89,7 +89,7 @@ inline void write_fields(const Task& task, const Row& row, const Fields& fields)
         static_cast<int32_t*>(task.prediction)[row.number] = int32_t(fields.prediction);
 }
 
-// ---- In double: all but the loss and its gradient.
+// ---- In double: everything except the loss and its gradient.
 
 template <class S>
 inline void compute_general_stats(const Job& job, const Row& row, const Cotangents& c,
@@ -168,14 +168,14 @@ inline void compute_row_in_double(const Job& job, const Batch& batch, void* memo
     }
 }
 
-// ---- The quick way, of class indices: along a row.
+// ---- The quick implementation for class indices, along a row.
 
-// An exponential of 0 has no gap, be its logit -inf.
+// If the exponential is 0, so is the gap, also for a logit of -inf.
 XENTX_INLINE Vec<float> not_infinite(const Vec<float>& x) {
     return max(Vec<float>(-0x1.fffffep127f), x);
 }
 
-// The sum of the exponentials of a row, over 2^n as its last maximum has it, times their gaps.
+// The sum of the exponentials of a row times their gaps, over 2^n with the n of the final maximum.
 template <class S>
 inline double sum_of_gaps(const S* x, int64_t stride, int64_t classes, const Along& row,
                           float* buffer) {
@@ -205,11 +205,11 @@ inline bool fits_floats(double x) {
     return (0x1p-90 < magnitude && magnitude < 0x1p90) || x == 0.0 || x != x;
 }
 
-// A row's gradient: e_k (level + slope (m - x_k)) but for the target's entry and the leader's.
+// The gradient of a row: e_k (level + slope (m - x_k)), except at the target and the leader.
 struct Slopes {
     double level, slope;
     double picked_gradient, leader_gradient;
-    int64_t picked, leader;  // -1 where there is no such entry to be written apart
+    int64_t picked, leader;  // -1 if there is no such entry that is written separately
 };
 
 template <class S>
@@ -224,7 +224,7 @@ inline void write_slopes(const Task& task, const S* x, const Along& row, const S
         const int count = int(task.classes - from < kBlock ? task.classes - from : kBlock);
         float* e = row.exponentials + from;
         const float* block = floats(x + from * stride, stride, count, buffer);
-        if (row.scales[from / kBlock] != row.scale) {  // as `write_along` does
+        if (row.scales[from / kBlock] != row.scale) {  // as in `write_along`
             Sums ignored;
             exponentials<true>(PlainLogits{}, block, count, reference, -1, ignored, e);
         }
@@ -262,7 +262,7 @@ inline void compute_stats_along(const Job& job, const Batch& batch, void* memory
     Along along[kLanes];
     Cotangents cotangents[kLanes];
     double gaps[kLanes] = {};
-    // Of the loss; and of minus the log-probability, whose factor is that of a probability.
+    // For the loss, and for minus the log-probability, whose factor is that of a probability.
     Finish loss, plain;
     auto at = [&](int i) {
         return logits + task.logits.at(rows[i].group, rows[i].outer, rows[i].inner);

@@ -1,15 +1,15 @@
 // The row formula of SEMANTICS.md, in vectors.
 //
-//     m = max x,  rest = sum of exp(x_k - m) but for one k at the maximum,  tail = log1p(rest)
+//     m = max x,  rest = sum of exp(x_k - m) except one k at the maximum,  tail = log1p(rest)
 //     loss = A tail + sum_k q_k (m - x_k) + z (m + tail)^2            with A = sum_k q_k
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
-//     and where p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
+//     and if p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// where x are the logits as the softmax has them, capped and scaled.
+// with x the logits after cap and temperature.
 //
-// Two ways to compute it. Float logits take that of quick.h. All else (float64, exact results, blocks,
-// caps and scales far from 1) takes that of general.h, in double. Losses are rounded once, and so
-// are gradients of the general way; those of the quick way are within two units of their terms.
+// There are two implementations. quick.h is for float logits. general.h is for everything else
+// (float64, exact results, blocks, caps and scales far from 1), in double. Losses are rounded once,
+// and so are the gradients of general.h. Those of quick.h are within two units of their terms.
 #pragma once
 #include "convert.h"
 #include "general.h"
@@ -34,7 +34,7 @@ inline int64_t scratch_bytes(const Task& task) {
         return loss < own ? own : loss;
     }
     if (is_quick(task)) return Quick::bytes(task);
-    // nll_loss has a buffer of its own for three blocks of floats.
+    // nll_loss has a separate buffer for three blocks of floats.
     const int64_t least = 3 * kBlock * int64_t(sizeof(float)), general = General::bytes(task);
     return task.operation == Operation::nll_loss && general < least ? least : general;
 }

@@ -1,4 +1,4 @@
-// From a task to batches of rows, on threads, and from the rows' losses to a value.
+// Divides a task into batches of rows, runs them on threads, and reduces the losses of the rows.
 #include <atomic>
 #include <cfenv>
 #include <cstdlib>
@@ -51,15 +51,15 @@ const Engine& engine() {
     return *found;
 }
 
-// Rows below this many entries are not worth another thread's wake-up.
+// With fewer entries than this, waking another thread takes longer than computing the rows.
 constexpr int64_t kWorkOfAThread = 1 << 15;
 constexpr int64_t kWorkAtOnce = 1 << 15;
 // A result of this many bytes is evicted from any cache before it is read.
 constexpr int64_t kStreamed = 16 << 20;
 constexpr int64_t kHugePages = 8 << 20;
 
-// The rounding and the subnormal numbers that every bit here relies on. XLA and TensorFlow run
-// their threads with subnormals flushed to 0.
+// Sets the rounding mode and enables subnormal numbers. XLA and TensorFlow run their threads with
+// subnormals flushed to 0, which would change the bits.
 class StandardFloats {
   public:
     StandardFloats() {
@@ -103,8 +103,8 @@ void* scratch(int64_t bytes) {
     return reinterpret_cast<void*>((address + 63) & ~uintptr_t(63));
 }
 
-// Fresh memory is mapped page by page as it is first written, which in small pages takes longer
-// than computing what is written.
+// New memory is mapped page by page when it is first written. With small pages this takes longer
+// than computing the values.
 void ask_for_huge_pages(void* from, int64_t bytes) {
 #if defined(__linux__)
     constexpr uintptr_t page = 2 << 20;
@@ -117,9 +117,9 @@ void ask_for_huge_pages(void* from, int64_t bytes) {
 #endif
 }
 
-// Rows follow one another along a line: the inner axis where there is one, else the outer.
+// Consecutive rows form a line, along the inner axis if there is one, else along the outer axis.
 struct Lines {
-    int64_t count, length, batches;  // batches: of one line
+    int64_t count, length, batches;  // batches of one line
     int batch;
 
     Lines(const Task& task, int rows) : batch(rows) {
@@ -162,8 +162,8 @@ struct Work {
     }
 };
 
-// The rows of a group that are not ignored, where each amounts to 1; `wrong` as below. It runs before
-// any thread does, so that for few classes it must not take long.
+// The number of rows of a group that are not ignored, if the amount of each is 1. `wrong` is as in
+// the next function. It runs before the threads start, so with few classes it must be fast.
 template <class Index>
 double count_rows(const Task& task, int64_t g, int64_t& wrong) {
     const auto* targets = static_cast<const Index*>(task.target.data);
@@ -180,12 +180,12 @@ double count_rows(const Task& task, int64_t g, int64_t& wrong) {
     return double(task.outer * task.inner - ignored);
 }
 
-// Looks at every row's target: the first that is out of range, or -1, and what the rows of each
-// group amount to, which is what a mean divides by.
+// Reads the target of every row. Computes the first row that is out of range, or -1, and the sum of
+// the amounts of each group, which is the divisor of a mean.
 int64_t read_targets(const Task& task, bool amounts, double* divisors) {
     const bool soft = is_soft(task);
     const bool weighted = task.reduction == Reduction::weighted_mean;
-    // With class indices, the weights' sum is all of a row's mass that depends on no row.
+    // With class indices, only the sum of the weights in the mass is the same for all rows.
     double share = 0.0;
     int64_t wrong = -1, row = 0;
     if (!soft && !weighted && !task.weight && !task.sample_weight) {
@@ -211,7 +211,7 @@ int64_t read_targets(const Task& task, bool amounts, double* divisors) {
                     if (target.state == Target::ignored) continue;
                     if (target.state == Target::wrong) {
                         if (wrong < 0) wrong = row;
-                        if (task.weight || weighted) mass = 0.0;  // there is no such class
+                        if (task.weight || weighted) mass = 0.0;  // no class has this index
                     } else if (task.weight) {
                         mass = read(task.weight, g * task.weight.group +
                                                      target.index * task.weight.classes);
@@ -275,7 +275,7 @@ int64_t run(const Task& task, const Executor* executor) {
     const int rows_at_once = engine().batch(task);
     Lines lines(task, rows_at_once);
     Work work{&job, lines, lines.count * lines.batches, 1};
-    // Of a row whose target alone is read, in entries.
+    // The cost of a row of which only the target is read, in entries.
     constexpr int64_t picking = 32;
     const bool picks = task.operation == Operation::nll_loss && !is_soft(task) && !task.gradient;
     const int64_t row_cost = picks && picking < task.classes ? picking : task.classes;

@@ -1,7 +1,7 @@
-// Vectors of 64 bytes on whatever registers there are: one of AVX-512, two of AVX2, four of NEON.
+// Vectors of 64 bytes: one register of AVX-512, two of AVX2, or four of NEON.
 //
-// The same lanes everywhere is what makes the same bits everywhere. GCC's and Clang's vector types
-// give the operators; the few functions that they lack are spelled out for each instruction set.
+// The lanes are the same for every instruction set, and so are the bits of the results. The operators
+// are those of GCC's and Clang's vector types. Other functions are written for each instruction set.
 // Everything is in an unnamed namespace: this header is compiled once for each instruction set,
 // and a linker that merged two of its functions would run AVX-512 code on a machine without it.
 // For the same reason no file that includes it may use an inline function of the standard library.
@@ -15,7 +15,7 @@
 #include <arm_neon.h>
 #endif
 
-// Vectors stay in registers only where they are handed from function to function at no cost.
+// Vectors stay in registers only if the functions that they are passed to are inlined.
 #define XENTX_INLINE inline __attribute__((always_inline))
 
 namespace xentx {
@@ -157,7 +157,7 @@ XENTX_INLINE Vec<T> select(const Mask<T>& mask, Vec<T> yes, const Vec<T>& no) {
     for (int i = 0; i < yes.kParts; i++) yes.part[i] = mask.part[i] ? yes.part[i] : no.part[i];
     return yes;
 }
-// a where it is greater, else b: b where either is NaN.
+// a if it is greater than b, else b. So b if one of them is NaN.
 template <class T> XENTX_INLINE Vec<T> max(Vec<T> a, const Vec<T>& b) {
     for (int i = 0; i < a.kParts; i++) a.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
     return a;
@@ -235,7 +235,7 @@ template <int n, class T> XENTX_INLINE Vec<T> shift_left(Vec<T> v) {
     for (auto& p : v.part) p = p << n;
     return v;
 }
-// Of lanes that are not negative.
+// For lanes that are not negative.
 template <int n> XENTX_INLINE Vec<int64_t> shift_right(Vec<int64_t> v) {
     typedef uint64_t Unsigned __attribute__((vector_size(kRegister)));
     for (auto& p : v.part) p = (Vec<int64_t>::Register)((Unsigned)p >> n);
@@ -278,7 +278,7 @@ XENTX_INLINE void widen(const Vec<float>& v, Vec<double>& low, Vec<double>& high
     }
 #endif
 }
-// As they are loaded, which saves taking a register apart.
+// Converted while loading, which avoids splitting a register.
 XENTX_INLINE void widen(const float* from, Vec<double>& low, Vec<double>& high) {
 #if defined(XENTX_AVX512)
     low.part[0] = (Vec<double>::Register)_mm512_cvtps_pd(_mm256_loadu_ps(from));
@@ -287,7 +287,7 @@ XENTX_INLINE void widen(const float* from, Vec<double>& low, Vec<double>& high) 
     widen(load(from), low, high);
 #endif
 }
-// The way back, rounded.
+// The inverse conversion, with rounding.
 XENTX_INLINE Vec<float> narrow(const Vec<double>& low, const Vec<double>& high) {
     Vec<float> v;
 #if defined(XENTX_AVX512)
@@ -357,8 +357,8 @@ XENTX_INLINE void put(Half* to, float f) {
 }
 XENTX_INLINE void put(float* to, float f) { *to = f; }
 XENTX_INLINE void put(double* to, double d) { *to = d; }
-// A double rounds to a narrow float once: to float first with the last bit made odd where that was
-// inexact, which the second rounding can't mistake for a tie.
+// Rounds a double to a narrow float once. It is first converted to float. If that is inexact, the
+// last bit is set (round to odd), so that the second rounding does not see a false tie.
 XENTX_INLINE float round_to_odd(double d) {
     float f = float(d);
     if (double(f) == d || f != f || f - f != 0.0f) return f;
@@ -372,7 +372,7 @@ XENTX_INLINE void put(Brain* to, double d) { put(to, round_to_odd(d)); }
 XENTX_INLINE void put(Half* to, double d) { put(to, round_to_odd(d)); }
 XENTX_INLINE void put(float* to, double d) { *to = float(d); }
 
-// The same, for whole vectors where there are instructions for it.
+// The same for whole vectors, if there are instructions for it.
 XENTX_INLINE Vec<float> load(const Brain* from) {
     Vec<float> v;
 #if defined(XENTX_AVX512)
@@ -421,10 +421,10 @@ XENTX_INLINE void store(Half* to, const Vec<float>& v) {
 #endif
 }
 XENTX_INLINE void store(Brain* to, const Vec<float>& v) {
-    // In vector types alone: compilers turn the narrowing loop into one or two instructions.
+    // Only with vector types: compilers translate the narrowing loop into one or two instructions.
     Vec<int32_t> bits = reinterpret<int32_t>(v), rounded;
     for (int i = 0; i < v.kParts; i++) {
-        // First NaN, whose largest bits would overflow in the addition.
+        // NaN first, because its largest bit patterns would overflow in the addition.
         auto number = v.part[i] == v.part[i] ? bits.part[i] : 0x7fc00000;
         rounded.part[i] = (number + 0x7fff + ((number >> 16) & 1)) >> 16;
     }

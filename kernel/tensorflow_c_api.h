@@ -1,9 +1,9 @@
 // The functions of TensorFlow's C API that an operator needs, found in the TensorFlow that runs.
 //
-// They are declared here and looked up by name: so the build needs neither headers nor libraries of
-// TensorFlow, one build serves every version, and a TensorFlow that lacks one of them is noticed
-// before anything is registered. Linking by the library's name would do on Linux, but then every
-// tool that repairs wheels wants to pack TensorFlow itself into ours.
+// They are declared here and looked up by name. So the build needs neither headers nor libraries of
+// TensorFlow, one build works with every version, and a missing function is found before anything is
+// registered. On Linux one could link the library by its name, but then tools that repair wheels
+// would copy TensorFlow into the wheel.
 #pragma once
 #include <dlfcn.h>
 
@@ -103,8 +103,8 @@ using TF_InferShape = void(TF_ShapeInferenceContext*, TF_Status*);
 TENSORFLOW_C_API(XENTX_POINTER)
 #undef XENTX_POINTER
 
-// The library that TensorFlow has loaded, if it has. Python loads it with its names hidden from
-// other libraries, so that it must be asked for them itself.
+// TensorFlow's library, if it is loaded. Python loads it without exporting its symbols to other
+// libraries, so they are looked up in this library.
 inline void* tensorflow_library() {
 #if defined(__APPLE__)
     for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
@@ -119,7 +119,7 @@ inline void* tensorflow_library() {
 #endif
 }
 
-// Whether TensorFlow is there, with everything that is needed of it.
+// Whether TensorFlow is loaded and has all functions that are needed.
 inline bool find_tensorflow() {
     void* library = tensorflow_library();
     if (!library) return false;

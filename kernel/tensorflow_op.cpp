@@ -1,20 +1,20 @@
-// The kernel as operators of TensorFlow, through its C API: one build serves every version.
+// The kernel as operators of TensorFlow, by its C API. One build works with every version.
 //
-// This library holds no kernel. Python hands it the address of the one in xentx/_kernel, so that a
-// process has one kernel and one pool of threads, whatever frameworks it uses.
+// This library does not contain the kernel. Python passes it the address of the one in xentx/_kernel, so
+// that a process has one kernel and one pool of threads for all frameworks.
 //
-// There are eight operators, and backends/xentx_tensorflow/_kernel.py says how they form gradients:
+// There are eight operators. backends/xentx_tensorflow/_kernel.py describes how they make gradients:
 //
 //   XentxLoss              the reduced loss
 //   XentxLossAndGradient   the same, with its gradient from the same pass over the logits
 //   XentxRowLosses         the losses of the rows
-//   XentxLossGradient      what a cotangent of either is pulled back to
+//   XentxLossGradient      the gradient of either for a cotangent
 //   XentxRowStats          the fields of RowStats
-//   XentxRowStatsGradient  what cotangents of the first four are pulled back to
+//   XentxRowStatsGradient  the gradient for cotangents of the first four fields
 //   XentxLogSoftmax, XentxLogSoftmaxGradient
 //
-// What is no array is one attribute, `options`: a text such as "axis=1 reduction=mean". Usual would
-// be an attribute for each, but TensorFlow has none of float64, and each costs time in eager calls.
+// All options are one attribute, `options`, a text such as "axis=1 reduction=mean". An attribute for
+// each would be usual, but TensorFlow has no float64 attributes, and each takes time in eager calls.
 #include <atomic>
 #include <memory>
 #include <stdexcept>
@@ -33,9 +33,9 @@ using xentx::Reduction;
 using xentx::Task;
 
 decltype(&xentx::run) run = nullptr;
-std::atomic<int> threads{0};  // at the most; 0 where TensorFlow has not been told
+std::atomic<int> threads{0};  // the largest number; 0 if it is not set
 
-// ---- What the C API needs for being C
+// ---- Wrappers of the C API
 
 struct Delete {
     void operator()(TF_Status* status) const { TF_DeleteStatus(status); }
@@ -56,7 +56,7 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
-// Calls body; TensorFlow is told of what it throws, by way of failure(status).
+// Calls body. If it throws, failure(status) reports the error to TensorFlow.
 template <class Body, class Failure>
 void reporting(const Body& body, const Failure& failure) {
     TF_Code code = TF_INTERNAL;
@@ -91,7 +91,7 @@ DType dtype_of(const Tensor& tensor) {
         case TF_DOUBLE: return DType::float64;
         case TF_INT32: return DType::int32;
         case TF_INT64: return DType::int64;
-        case TF_BOOL: break;  // of results alone
+        case TF_BOOL: break;  // only of results
     }
     throw std::invalid_argument("xentx: got an array of a dtype that it does not know");
 }
@@ -102,9 +102,9 @@ enum class Kind {
     loss, row_losses, loss_and_gradient, loss_gradient, row_stats, stats_gradient, log_softmax, pullback
 };
 
-// Shape of the logits, and as the kernel sees it.
+// The shape of the logits, and the axes of the kernel.
 struct Layout {
-    static constexpr int max_rank = 254;  // TensorFlow's own
+    static constexpr int max_rank = 254;  // the limit of TensorFlow
 
     int64_t dims[max_rank], outer = 1, classes = 0, inner = 1;
     int rank = 0, axis = 0;
@@ -127,19 +127,19 @@ struct Layout {
 
 enum class Axes { all, row, per_class, scalar };
 
-// Reads inputs one after another, and keeps them.
+// Reads the inputs in their order, and owns them.
 class Arguments {
   public:
     Arguments(TF_OpKernelContext* context, const Layout& layout)
         : context_(context), layout_(layout) {}
 
-    // The next input, whose memory must be as large as these axes are, whatever a graph may hold.
+    // Returns the next input. Its memory must have the size of these axes, since a graph may be wrong.
     Array next(Axes axes, const char* message) {
         const Layout& l = layout_;
         const Tensor& tensor = tensors_[next_] = input(context_, next_);
         ++next_;
         void* data = TF_TensorData(tensor.get());
-        static char nothing[64];  // an array without elements is given nevertheless
+        static char nothing[64];  // the memory of an array without elements must not be null
         Array array{data ? data : nothing, dtype_of(tensor)};
         int64_t size = 1;
         if (axes == Axes::all) {
@@ -191,7 +191,7 @@ class Operator {
     }
     bool has_gradient() const { return kind_ == Kind::loss_and_gradient || has_cotangent(); }
 
-    // Which input is what is known: after logits, target, the weights there are, and cotangent.
+    // The place of the known gradient among the inputs: after logits, target, weights and cotangent.
     int known() const {
         const int weights = int(weight_) + int(sample_weight_) + int(normalizer_);
         return 1 + (softmax() ? 0 : 1 + weights) + int(has_cotangent());
@@ -202,7 +202,7 @@ class Operator {
                           int output = 0) const;
     Tensor allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const;
 
-    // Which weights there are, and the rest that is an operator's own.
+    // Which weights are given, and words that only some operators have.
     bool set(const std::string& name, const std::string& value) {
         if (name == "weight") weight_ = xentx::Options::flag(value);
         else if (name == "sample_weight") sample_weight_ = xentx::Options::flag(value);
@@ -242,8 +242,8 @@ Tensor Operator::allocate_value(TF_OpKernelContext* context, const Layout& layou
     return value;
 }
 
-// Over the logits, or over a gradient that is known but for another cotangent, if nobody else will
-// read them. TensorFlow can tell only before the inputs are taken from it.
+// The gradient may overwrite the logits, or a known gradient for another cotangent, if no other operator
+// reads them. TensorFlow can only decide this before the inputs are read.
 Tensor Operator::allocate_gradient(TF_OpKernelContext* context, const Layout& layout) const {
     const int candidates[] = {0, known()};
     const int count = !stats() && TF_NumInputs(context) > known() ? 2 : 1;
@@ -352,7 +352,7 @@ void compute(void* kernel, TF_OpKernelContext* context) {
 
 void destroy(void* kernel) { delete static_cast<Operator*>(kernel); }
 
-// ---- Shapes. The C API shows no attribute but dtypes here, so that Python helps out (_kernel.py).
+// ---- Shapes. Here the C API has no attributes except dtypes, so _kernel.py sets the shapes in Python.
 
 void is_scalar(TF_ShapeInferenceContext* context, TF_Status* status) {
     const Shape scalar(TF_ShapeInferenceContextScalar(context));
@@ -394,7 +394,7 @@ struct Definition {
     const char* name;
     TF_Create* create;
     TF_InferShape* shape;
-    const char* inputs[5];  // null from some point on
+    const char* inputs[5];  // the rest is null
     const char* outputs[6];
 };
 
@@ -451,8 +451,8 @@ void register_operator(const Definition& definition, TF_Status* status) {
         TF_NewKernelBuilder(definition.name, "CPU", definition.create, compute, destroy), status);
 }
 
-// When tf.load_op_library loads this library, and only then, there is a TensorFlow. Operators that
-// are missing afterwards are what Python goes by.
+// Runs when a library is loaded. TensorFlow is available only if tf.load_op_library loads it. Python
+// checks afterwards whether the operators exist.
 struct Registration {
     Registration() {
         if (!find_tensorflow()) return;

@@ -1,8 +1,8 @@
-// The door for JAX: XLA calls the kernel on its own buffers, with its own threads.
+// The interface for JAX. XLA calls the kernel with XLA's buffers and threads.
 //
-// One handler does everything, and its attributes say what: which arrays came, which results are
-// wanted, and the options. The arrays are dense in [group, outer, classes, inner], less the axes
-// that they lack; one that vmap has not batched lacks the groups too, and is seen by all of them.
+// There is one handler. Its attributes tell which arrays are given and which results are requested,
+// and have the options. The arrays are dense in [group, outer, classes, inner], without missing
+// axes. An array that vmap has not batched has no axis of groups, and is used for all groups.
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
@@ -26,7 +26,7 @@ namespace ffi = xla::ffi;
 namespace xentx {
 namespace {
 
-// One call of parallel(), shared with those of its helpers that the pool starts too late.
+// The state of a call of parallel(). It is shared with tasks that the pool may start after its end.
 struct Round {
     void (*body)(void* state, int i);
     void* state;
@@ -44,8 +44,9 @@ struct Round {
     }
 };
 
-// The caller helps, and then waits for those only that have begun: a pool whose threads are all
-// busy, perhaps with calls that wait like this one, costs parallelism and never a deadlock.
+// The caller computes too, and then waits only for tasks that have started. If all threads of the
+// pool are busy, possibly with other calls that wait here, there is less parallelism but no
+// deadlock.
 void parallel_in_pool(void* self, int count, void (*body)(void*, int), void* state) {
     auto* pool = static_cast<ffi::ThreadPool*>(self);
     auto round = std::make_shared<Round>(body, state, count);
@@ -69,10 +70,10 @@ bool convert(ffi::DataType type, DType& dtype) {
     }
 }
 
-// Which axes an array has.
+// The axes of an array.
 enum Axes { everything, rows, per_class, scalar };
 
-// Reads the arguments one after the other, as far as they are given.
+// Reads the arguments that are given, in their order.
 class Arguments {
   public:
     Arguments(const Task& task, ffi::RemainingArgs& buffers, int64_t given)
@@ -134,7 +135,7 @@ bool all_ones(const Array& array, int64_t groups) {
     return true;
 }
 
-// Read once by each thread, since a small problem takes no longer than the reading.
+// Parsed once by each thread, because parsing takes as long as a small problem.
 const Options& options_of(std::string_view text) {
     constexpr size_t most = 1024;
     thread_local std::map<std::string, Options, std::less<>> known;
@@ -187,11 +188,11 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs buffers, ffi::Remainin
     if (arguments.failed()) return ffi::Error::InvalidArgument("xentx: unexpected arrays");
 
     if (known && all_ones(task.cotangent, groups)) {
-        // XLA was asked to give both one buffer; if it has not, a copy is right too.
+        // XLA was requested to use one buffer for both. If it did not, the values are copied.
         if (known.data != task.gradient) std::memcpy(task.gradient, known.data, gradient_bytes);
         return ffi::Error::Success();
     }
-    // Where XLA runs without a pool it says that there are no threads.
+    // Without a thread pool, XLA returns 0 as the number of threads.
     const auto threads = std::min<int64_t>(pool.num_threads(), default_threads());
     task.threads = threads > 0 ? int(threads) : 1;
     const Executor executor{parallel_in_pool, &pool};

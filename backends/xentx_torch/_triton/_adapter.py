@@ -1,11 +1,11 @@
-"""The engine: which losses Triton takes of which tensors, and how autograd differentiates them.
+"""The engine: which losses Triton computes for which tensors, and how autograd differentiates them.
 
-A kernel computes one loss a row. The reduction is the core's, in PyTorch's own operations, which
-autograd differentiates: so sample weights and normalizers need nothing here. The rows' states,
-some numbers for each, are saved for the backward beside the arrays.
+A kernel computes one loss for each row. The core reduces the losses with PyTorch operations, which
+autograd differentiates. Therefore sample weights and normalizers need no code here. The states of
+the rows are saved for the backward pass together with the arrays.
 
-No value on a device is looked at, since the host would have to wait for it: a class index that is
-no class makes its row NaN. Triton's interpreter takes tensors of the CPU, and their indices are
+Values on a device are not read, because the host would have to wait for them. A class index that is
+out of range makes its row NaN. Triton's interpreter uses tensors on the CPU, and their indices are
 checked.
 
 The portable core computes derivatives of second order, in forward mode and with respect to other
@@ -42,7 +42,7 @@ IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DEVICE = "cpu" if IS_INTERPRETED else "cuda"  # as PyTorch names ROCm's too
 # Whether class indices are checked.
 LOOKS = IS_INTERPRETED
-# Of a cap and of a temperature, so that quotients by them stay in the range of float32.
+# Limits of a cap and of a temperature, so that quotients by them stay in the range of float32.
 _LEAST, _MOST = 2.0**-60, 2.0**60
 
 
@@ -73,7 +73,7 @@ def engines(adapter: Any) -> tuple[Engine, ...]:
 
 
 def takes(spec: LossSpec, target: str | None, has_float64: bool) -> bool:  # noqa: FBT001
-    """Whether the kernels have a loss, as `xentx._backend.Engine` asks."""
+    """Whether the kernels support a loss, for `xentx._backend.Engine`."""
     scales = [s for s in (spec.temperature, spec.logit_softcap) if s is not None]
     return (
         spec.operation in ("cross_entropy", "log_softmax")
@@ -83,14 +83,14 @@ def takes(spec: LossSpec, target: str | None, has_float64: bool) -> bool:  # noq
 
 
 def unusable() -> str | None:
-    """Say why Triton serves no tensor: there must be a device."""
+    """Return why Triton is not available, or None if there is a device."""
     if IS_INTERPRETED or torch.cuda.is_available():
         return None
     return "PyTorch sees no CUDA or ROCm device, on which Triton runs"
 
 
 def declines(array: Array) -> str | None:
-    """Say why Triton computes no loss of `array`."""
+    """Return why Triton does not compute losses of `array`."""
     if array.device.type != _DEVICE:
         where = "the CPU" if IS_INTERPRETED else "CUDA and ROCm devices"
         return f"the tensor is on device {array.device}; Triton runs on {where}"
@@ -147,7 +147,7 @@ def solve_with_gradient(
 def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
     """Fields of RowStats, of which the first four are differentiable; None to decline."""
     spec = kind.spec
-    # The log-probability is that of the target alone, and not of what is made of it.
+    # The log-probability is that of the target without weights and smoothing.
     altered = arrays[2] is not None or spec.label_smoothing != 0.0
     if not _suits(arrays) or (spec.soft and altered):
         return None
@@ -159,7 +159,7 @@ def row_stats(kind: Kind, arrays: Arrays) -> tuple[Array, ...] | None:
 
 
 def _is_plain(array: Array) -> bool:
-    """Whether address and strides say all about a tensor."""
+    """Whether a tensor is described completely by its address and strides."""
     return (
         type(array) in _plans.PLAIN
         and array.device.type == _DEVICE
@@ -190,7 +190,7 @@ def _prepare(kind: Kind, arrays: Arrays) -> Any:
 
 
 def _given(spec: LossSpec, logits: Array, target: Array | None, weight: Array | None) -> Any:
-    """Arrays as they are laid out for the core, as kernels take them."""
+    """Convert arrays from the layout of the core to that of the kernels."""
     if target is not None and not spec.soft:
         target = target.squeeze(spec.axis)
     if weight is not None:
@@ -206,7 +206,7 @@ def _by_row(cotangent: Array, given: Any) -> Array:
 
 
 def _is_core(cotangents: tuple[Array | None, ...], needs: tuple[bool, ...]) -> bool:
-    """Whether a backward is the core's."""
+    """Whether the core computes a backward pass."""
     return (
         torch.is_grad_enabled()
         or _private.needs_traceable_ops()
@@ -216,7 +216,7 @@ def _is_core(cotangents: tuple[Array | None, ...], needs: tuple[bool, ...]) -> b
 
 
 class _Losses(torch.autograd.Function):
-    """A loss for each row, the class axis kept with length 1, as the core's operation has it."""
+    """A loss for each row, with a class axis of length 1, as the operation of the core."""
 
     @staticmethod
     def forward(ctx: Any, spec: LossSpec, *arrays: Any) -> Array:
@@ -241,7 +241,7 @@ class _Losses(torch.autograd.Function):
 
 
 class _Fields(torch.autograd.Function):
-    """Fields of RowStats, the class axis kept with length 1."""
+    """Fields of RowStats, with a class axis of length 1."""
 
     @staticmethod
     def forward(ctx: Any, spec: LossSpec, *arrays: Any) -> tuple[Array, ...]:

@@ -1,28 +1,28 @@
 """The row formula as two Triton kernels, for CUDA and for ROCm.
 
-A program computes R rows, B of their classes at a time. Each of the B lanes keeps a maximum of its
-own, and the sum of the exponentials of all else that it saw::
+A program computes R rows, B of their classes at a time. Each of the B lanes stores a maximum, and
+the sum of the exponentials of its other entries::
 
     low = min(x, m);   m = max(x, m);   s += exp(low) / 2^N(m)
 
-So the maximum is out of the sum from the start, an entry takes one exponential, a maximum that
-grows rescales the sum by a power of 2, which is exact, and lanes wait for each other once a row.
-What the leader's exponential leaves of the sum is ``rest``, with all its digits::
+So the maximum is never part of the sum. An entry needs one exponential. If the maximum grows, the
+sum is rescaled by a power of 2, which is exact. The lanes are joined once for each row. The sum
+without the exponential of the leader is ``rest``, in full precision::
 
     lse = M + log1p(rest),   1 - p_max = rest / (1 + rest)
 
 Exponentials are reduced from the logits themselves, ``x = n ln 2 + r``, and not from differences to
-a maximum, which would be rounded. A row with a maximum beyond `_LARGE` is read a second time, less
-that maximum: what is near it is exact then, and what is not is 0.
+a maximum, which would be rounded. A row with a maximum beyond `_LARGE` is read a second time, and
+the maximum is subtracted. This is exact for logits near it, and the exponentials of others are 0.
 
-A temperature T is in the reduction, ``x = n T ln 2 + r``, and what is left is divided by it.
+A temperature T is part of the reduction, ``x = n T ln 2 + r``, and r is divided by it.
 
-Sums along a row are in float32 (float64 for float64 logits) with their rounding errors beside them,
-and what is one number a row is in float64. `FAST` leaves out the errors and takes the hardware's
-exponential. It is for results of 16 bits, where no more than the target's entry is a difference.
+Sums along a row are in float32 (float64 for float64 logits) together with their rounding errors.
+Numbers of a row are in float64. `FAST` omits the errors and uses the exponential of the hardware.
+It is for results of 16 bits, if only the entry of the target is a difference.
 
-A row's bits depend on its own numbers, R, B and the number of warps. The launcher chooses these by
-dtype, number of classes and whether the classes lie side by side.
+The bits of a row depend on its numbers, R, B and the number of warps. The launcher chooses these by
+the dtype, the number of classes and whether the classes are contiguous.
 """
 
 import triton
@@ -64,14 +64,15 @@ _D0, _D1, _D2, _D3, _D4, _D5, _D6, _D7, _D8, _D9 = (
         "0x1.0000000000006p-1",
     )
 )
-# Both times the temperature. What is below the floor is 0 beside any maximum of up to _LARGE.
+# Both are multiplied by the temperature. With a maximum of up to _LARGE, logits below the floor
+# have a probability of 0.
 _LARGE = tl.constexpr(1024.0)
 _FLOOR = tl.constexpr(-16384.0)
-# Sums carry this power of 2, so that exponentials that are subnormal numbers keep their digits.
+# Sums are multiplied by this power of 2, so that subnormal exponentials keep their digits.
 _BIAS32 = tl.constexpr(24)
 _BIAS64 = tl.constexpr(53)
 
-# What the target is.
+# Kinds of targets.
 NONE = tl.constexpr(0)
 INDEX = tl.constexpr(1)
 DISTRIBUTION = tl.constexpr(2)
@@ -84,7 +85,7 @@ def _fma(a, b, c):
 
 @triton.jit
 def _two_sum(s, c, e):
-    """Add e to s, and the error of that to c."""
+    """Add e to s, and the rounding error to c."""
     t = s + e
     back = t - s
     return t, c + ((s - (t - back)) + (e - back))
@@ -97,7 +98,7 @@ def _bits(x, DOUBLE: tl.constexpr):
 
 @triton.jit
 def _power_of_2(n, DOUBLE: tl.constexpr):
-    """2^n, and 0 where that is no normal number."""
+    """2^n, or 0 if it is not a normal number."""
     if DOUBLE:
         return (tl.maximum(n.to(tl.int64) + 1023, 0) << 52).to(tl.float64, bitcast=True)
     else:
@@ -108,7 +109,7 @@ def _power_of_2(n, DOUBLE: tl.constexpr):
 def _reduction(temperature, high, low, SCALED: tl.constexpr, DOUBLE: tl.constexpr):
     """Numbers of the reduction of x.
 
-    1 / (T ln 2), T ln 2 in two parts, 1 / T, T, and what the first one was rounded by.
+    1 / (T ln 2), T ln 2 in two parts, 1 / T, T, and the rounding error of the first number.
     """
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     zero = tl.zeros([1, 1], tl.float64)
@@ -204,7 +205,7 @@ def _exponential(
 
 @triton.jit
 def _wide_exponential(x, top, scale, SCALED: tl.constexpr, DOUBLE: tl.constexpr):
-    """The same in float64, for what is needed once a row."""
+    """The same in float64, for numbers that are needed once for each row."""
     z, t = _reduced(x, scale, SCALED, DOUBLE)
     bias: tl.constexpr = _BIAS64 if DOUBLE else _BIAS32
     power = _power_of_2(_bits(t, DOUBLE) - _bits(top, DOUBLE) + bias, True)
@@ -232,7 +233,7 @@ def _capped(x, cap, DOUBLE: tl.constexpr):
         n = n - _MAGIC64
         z = _exp_minus_1(_fma(n, -_LN2_LOW64, _fma(n, -_LN2_HIGH64, y)), True)
         t = tl.fma(z, power, power)
-        less = tl.fma(z, power, power - 1.0)  # t - 1, with its digits where t is near 1
+        less = tl.fma(z, power, power - 1.0)  # t - 1, in full precision if t is near 1
     size = -less / (2.0 + less)
     x = cap * tl.where(x < 0.0, -size, size)
     return x, 4.0 * t / ((1.0 + t) * (1.0 + t))
@@ -242,7 +243,7 @@ def _capped(x, cap, DOUBLE: tl.constexpr):
 def _logits(
     at, mask, cap, shift, real: tl.constexpr, CAP: tl.constexpr
 ):  # fmt: skip
-    """Logits, capped and less a shift, and the slope of the cap; -inf where there are none."""
+    """Logits after the cap and minus a shift, and the slope of the cap. -inf outside the mask."""
     x = tl.load(at, mask=mask, other=float("-inf")).to(real)
     bend = x
     if CAP:
@@ -256,7 +257,7 @@ def _shares(
     T_row, W, k, mask, classes, t_c, smoothing, share, real: tl.constexpr,
     TARGET: tl.constexpr, SMOOTH: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """The target distribution q without what a class index adds to it, 0 where there is none."""
+    """The target distribution q without the part of a class index, 0 outside the mask."""
     if TARGET == DISTRIBUTION:
         q = tl.load(T_row + k * t_c, mask=mask, other=0.0).to(real)
         if SMOOTH:
@@ -318,7 +319,7 @@ def xentx_forward(
     temperature: tl.float64, ln2_high: tl.float64, ln2_low: tl.float64,
     R: tl.constexpr, B: tl.constexpr,
     WIDE: tl.constexpr,  # whether offsets along a row take 64 bits
-    TRUNCATES: tl.constexpr,  # what Triton's interpreter does
+    TRUNCATES: tl.constexpr,  # as Triton's interpreter does
     DOUBLE: tl.constexpr, FAST: tl.constexpr,
     TARGET: tl.constexpr, IGNORE: tl.constexpr, SMOOTH: tl.constexpr, WEIGHT: tl.constexpr,
     Z: tl.constexpr, CAP: tl.constexpr, SCALED: tl.constexpr,
@@ -326,7 +327,7 @@ def xentx_forward(
     FIELDS: tl.constexpr,  # and the other fields of RowStats
     LOGS: tl.constexpr,  # write log-probabilities
 ):  # fmt: skip
-    """Read the logits once; write the rows' states, from which gradients start, and the rest."""
+    """Read the logits once. Write the states of the rows, which gradients need, and the results."""
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     SHARES: tl.constexpr = TARGET == DISTRIBUTION or SMOOTH
     inf: tl.constexpr = float("inf")
@@ -347,7 +348,7 @@ def xentx_forward(
     )
     X_row = X + far * x_f + row * x_n
     T_row = T + far * t_f + row * t_n
-    # Nothing is read where all rows are ignored.
+    # Nothing is read if all rows are ignored.
     end = tl.where(tl.max(tl.max(keep.to(tl.int32), axis=1), axis=0) > 0, classes, 0)
 
     shift = tl.zeros([R, 1], real)
@@ -356,15 +357,15 @@ def xentx_forward(
     s = tl.zeros([R, B], real)
     s_low = s
     q_m = s  # of the lane's maximum
-    mass = s  # of everything else that it saw
+    mass = s  # of the other entries of the lane
     mass_low = s
     gaps = s  # sum of q (m - x)
     gaps_low = s
     spread = s  # sum of exp(x) (m - x)
     spread_low = s
     seen = m  # the largest logit before any cap
-    first = tl.zeros([R, B], tl.int32)  # where it stands
-    damage = tl.full([R, B], 2147483647, tl.int32)  # where the first NaN stands
+    first = tl.zeros([R, B], tl.int32)  # its class
+    damage = tl.full([R, B], 2147483647, tl.int32)  # the class of the first NaN
     y_m = tl.full([R, B], -inf, real)
     y_first = first
     attempt = 0

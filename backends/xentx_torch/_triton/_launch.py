@@ -1,4 +1,4 @@
-"""From torch tensors to the kernels: which axes are rows, which variant, how large a tile."""
+"""Launch the kernels with tensors: choose the axes of rows, the variant and the size of a tile."""
 
 import functools
 import itertools
@@ -20,16 +20,16 @@ Strides = tuple[int, ...]
 
 _HALF = (torch.float16, torch.bfloat16)
 _LN2 = Fraction("0.693147180559945309417232121458176568075500134360255254120680009493393622")
-# How many bits the first part of T ln 2 has: times an n of 11 bits it is exact in the dtype.
+# The bits of the first part of T ln 2. Its product with an n of 11 bits is exact in the dtype.
 _HIGH_BITS = {False: 12, True: 32}
 _NOTHING: Any = (None,) * 5
-# Classes this many elements apart share no sector of memory.
+# Classes with this stride are in different sectors of memory.
 _APART = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How arrays look to a kernel: rows are numbered (far, near), and a program has near ones.
+    """The layout of arrays for a kernel. Rows are numbered (far, near). A program has near ones.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Rows:
 def rows_of(
     shape: tuple[int, ...], axis: int, strides: tuple[Strides | None, ...], over: tuple[str, ...]
 ) -> Rows:
-    """Fit arrays to (far, classes, near), copying as few as can be.
+    """Fit arrays to (far, classes, near), with as few copies as possible.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def rows_of(
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How many rows a program has, how many of their classes at a time, and its warps."""
+    """The numbers of rows of a program, of classes at a time, and of warps."""
 
     rows: int
     classes: int
@@ -108,7 +108,7 @@ class Tile:
 
 
 def tile(classes: int, *, side_by_side: bool, most: int) -> Tile:
-    """Choose by the shape of one row alone: a row's bits may not depend on the number of rows.
+    """Choose by the shape of one row, because its bits must not depend on the number of rows.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def tile(classes: int, *, side_by_side: bool, most: int) -> Tile:
     """
     power = triton.next_power_of_2(classes)
     if not side_by_side:
-        # Then rows do, as a rule. Many classes are read by several lanes, for more loads in flight.
+        # Then the rows usually are. Several lanes read many classes, for more parallel loads.
         lanes = min(max(power // 16, 1), 32)
         return Tile(32 if lanes > 1 else 128, lanes, 4)
     lanes = min(power, most)
@@ -128,7 +128,7 @@ def tile(classes: int, *, side_by_side: bool, most: int) -> Tile:
 
 @functools.lru_cache(maxsize=64)
 def _reduction(temperature: float, *, double: bool) -> tuple[float, float]:
-    """Return T ln 2 in two parts, of which the first one has so many bits only."""
+    """Return T ln 2 in two parts. The first part has only `_HIGH_BITS` bits."""
     exact = Fraction(temperature) * _LN2
     bits = _HIGH_BITS[double]
     unit = Fraction(2) ** (exact.numerator.bit_length() - exact.denominator.bit_length() - bits)
@@ -138,7 +138,7 @@ def _reduction(temperature: float, *, double: bool) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A cross-entropy's arrays, and what is the same for the forward and the gradient.
+    """The arrays of a cross-entropy, and what the forward pass and the gradient have in common.
 
     Parameters
     ----------
@@ -155,13 +155,13 @@ class Given:
 
     @property
     def compute(self) -> torch.dtype:
-        """The dtype of rows' losses."""
+        """The dtype of the losses of the rows."""
         dtype: torch.dtype = self.spec.precision.compute
         return dtype
 
     @property
     def has_shares(self) -> bool:
-        """Whether q has more entries than the target's."""
+        """Whether q has other entries than that of a class index."""
         soft = self.target is not None and self.spec.soft
         return soft or (self.target is not None and self.spec.label_smoothing != 0.0)
 
@@ -177,14 +177,14 @@ class Given:
         )
 
     def options(self, rows: Rows, span: int, *, fields: bool) -> dict[str, Any]:
-        """Arguments of both kernels that say what to compute.
+        """Arguments of both kernels that select what to compute.
 
         The arrays reach over a `span` of elements along a row.
         """
         spec, logits = self.spec, self.logits
         half = logits.dtype in _HALF and not spec.exact
         capped = spec.logit_softcap is not None
-        # A cap is computed in float64, but for half types.
+        # A cap is computed in float64, except for half types.
         double = self.compute == torch.float64 or (capped and not half)
         many = self.has_shares or fields
         most = (512 if fields else 1024) if double else 4096 if half and not many else 2048
@@ -235,7 +235,7 @@ def _laid_out(array: Array | None, copied: bool) -> Array | None:  # noqa: FBT00
 
 
 def _run(kernel: Any, tensors: Sequence[Any], rows: Rows, numbers: Any, options: Any) -> None:
-    """Launch a kernel; pointers of arrays that are not there are never read."""
+    """Launch a kernel. Pointers of arrays that are not given are never read."""
     logits = tensors[0]
     count = rows.far * rows.near
     if count == 0:
@@ -250,7 +250,7 @@ def _run(kernel: Any, tensors: Sequence[Any], rows: Rows, numbers: Any, options:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a forward computes.
+    """The results of a forward pass.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ class Found:
 def forward(
     given: Given, *, losses: bool = True, fields: bool = False, logs: bool = False
 ) -> Found:
-    """Compute the rows' losses, all their fields, or the log-probabilities."""
+    """Compute the losses of the rows, all fields of RowStats, or the log-probabilities."""
     logits = given.logits
     rows = given.rows()
     x, target = (_laid_out(*pair) for pair in zip((logits, given.target), rows.copied, strict=True))
@@ -309,7 +309,7 @@ def gradient(
     """Gradient with respect to the logits, which may be written over them.
 
     The cotangents are those of the losses, and of the three other real fields if there are any,
-    which then lie alike. Each has the rows' shape.
+    which then have the same strides. Each has the shape of the rows.
     """
     logits, fields = given.logits, len(cotangents) > 1
     rows = given.rows((cotangents[0], "rows"))
