@@ -5,7 +5,7 @@
 //     gradient_k = u (A p_k - q_k + 2 z (m + tail) p_k),   p_k = exp(x_k - m) / (1 + rest)
 //     and if p_k is above one half, A p_k - q_k = (sum of the other q) - A rest / (1 + rest)
 //
-// with x the logits after cap and temperature.
+// with x the capped and scaled logits that the softmax uses.
 //
 // There are two implementations. quick.h is for float logits. general.h is for everything else
 // (float64, exact results, blocks, caps and scales far from 1), in double. Losses are rounded once,

@@ -531,7 +531,7 @@ def linear_block_gradient(
     >>> state = xentx.combine(a, b)
     >>> right = xentx.linear_block_gradient(state, hidden, head[2:], target, classes=3, start=2)
     >>> right.head.round(6)
-    array([[-0.217314,  0.508984]])
+    array([[-0.217424,  0.508648]])
     """
     backend = _backend_of("state", state)
     _check_framework(backend, "hidden", hidden, state)

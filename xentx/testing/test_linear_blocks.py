@@ -80,7 +80,7 @@ def check(route, hidden, head, target, *, tolerance=1e-5, **options):
 
 def test_any_split_is_the_whole_layer(route):
     if route.traced:
-        pytest.skip("compiles anew for each split")
+        pytest.skip("compiles again for each split")
 
     @settings(max_examples=3 if route.compiles else 60)
     @given(st.data())
