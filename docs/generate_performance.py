@@ -1,7 +1,6 @@
 """Write docs/performance.md from the results that the benchmarks have stored.
 
 for name in speed overhead linear; do python benchmarks/$name.py; done
-python benchmarks/functions.py --out benchmarks/functions.json
 python benchmarks/bytes_moved.py --json benchmarks/bytes_moved.json
 python docs/generate_performance.py
 """  # noqa: INP001 -- a script
@@ -19,7 +18,6 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "benchmarks")]
 from _markdown import table  # noqa: E402
 
 import bytes_moved  # noqa: E402
-import functions  # noqa: E402
 from _linear_peers import FLOOR  # noqa: E402
 from _speed_report import COLUMNS, figures, row  # noqa: E402
 from linear import spread  # noqa: E402
@@ -27,7 +25,6 @@ from linear import spread  # noqa: E402
 PAGE = Path(__file__).with_name("performance.md")
 COMMAND = "python docs/generate_performance.py"
 SPEED = ROOT / "benchmarks" / "speed.json"
-FUNCTIONS = ROOT / "benchmarks" / "functions.json"
 LINEAR = ROOT / "benchmarks" / "linear.json"
 OVERHEAD = ROOT / "benchmarks" / "overhead.json"
 BYTES = ROOT / "benchmarks" / "bytes_moved.json"
@@ -67,17 +64,6 @@ Measured by `python benchmarks/speed.py`. "Fastest peer" is the framework's own 
 least time on the workload. "Limit" is the time that this machine's memory needs to read the
 logits and, for the backward pass, to write the gradient. The memory bandwidth is measured in the
 same run. "Time / limit" is not shown for workloads that fit into the caches.
-"""
-
-FUNCTIONS_HEAD = """\
-## Functions and options
-
-Ratios by `python benchmarks/functions.py`: the time of the framework's own way, in the same mode,
-divided by that of xentx. "f" is the forward pass, "f + b" includes the gradient with respect to the
-logits. The shapes are rows x classes. The cases are functions of xentx, or options of
-`cross_entropy`: `label_smoothing=0.1`, `logit_softcap=30`, `z_loss=1e-4`, `weight` and a target of
-`probabilities`. `per_row` is the mean of the loss minus 0.1 times the entropy. The portable core
-computes the losses on machines and devices without the kernel.
 """
 
 OVERHEAD_HEAD = """\
@@ -132,19 +118,6 @@ code allocates, including the gradient. The second is the number of loops over t
 loop is one pass.
 """
 
-# For the summary: cases of `benchmarks/functions.py` at these rows x classes, on the kernel.
-SHAPE = "512x32000"
-MODES = {"numpy": "eager", "torch": "eager", "jax": "jit", "tensorflow": "eager"}
-CASES = {
-    "label_smoothing": "`cross_entropy`, label smoothing",
-    "weight": "`cross_entropy`, class weights",
-    "probabilities": "`cross_entropy`, probabilities as the target",
-    "log_softmax": "`log_softmax`",
-    "nll_loss": "`nll_loss`",
-    "per_row": "`per_row`",
-    "kl_divergence": "`kl_divergence`",
-}
-
 # For the summary: a function, a workload of `benchmarks/speed.py`, and xentx's name there. JAX's
 # workloads are compiled.
 SUMMARY = (
@@ -166,27 +139,12 @@ SUMMARY = (
 )
 
 
-def summary(speed: dict[str, Any], cases: dict[str, Any], linear: dict[str, Any]) -> Iterator[str]:
+def summary(speed: dict[str, Any], linear: dict[str, Any]) -> Iterator[str]:
     """Lay out one table of ratios by function, which the README has too."""
     dense = {(f.framework, f.workload, f.ours): f"{f.ratio:.2g}" for f in figures(speed)}
     rows = [
         (name, workload, *(dense.get((key, workload, ours.get(key)), "") for key in NAMES))
         for name, workload, ours in SUMMARY
-    ]
-    ratios = {
-        (framework, r["case"]): f"{functions.ratio(r['seconds']):.2g}"
-        for framework, results in cases["engines"]["kernel"].items()
-        for r in results
-        if (r["shape"], r["dtype"], r["mode"]) == (SHAPE, "float32", MODES[framework])
-        and r["gradient"]
-    }
-    rows += [
-        (
-            name,
-            f"{SHAPE} float32 forward + backward",
-            *(ratios.get((key, case), "") for key in NAMES),
-        )
-        for case, name in CASES.items()
     ]
     factors = {
         (framework, result["problem"]): fastest(result["seconds"])
@@ -226,17 +184,6 @@ def losses(report: dict[str, Any]) -> Iterator[str]:
         for name, times in part["peak"].items()
     )
     yield from table(("", "", "peak / size of the logits"), rows)
-
-
-def by_function(report: dict[str, Any]) -> Iterator[str]:
-    """Tables of ratios by function and option, for each engine."""
-    for engine, frameworks in report["engines"].items():
-        title = {"kernel": "CPU kernel", "portable": "Portable core"}[engine]
-        for framework, results in frameworks.items():
-            for dtype in functions.DTYPES:
-                for mode, (heads, *rows) in functions.tables(results, dtype):
-                    yield f"### {title}: {NAMES[framework]}, {mode}, {dtype}\n"
-                    yield from table(heads, iter(rows))
 
 
 def overhead(report: dict[str, Any]) -> Iterator[str]:
@@ -284,16 +231,15 @@ def generate() -> str:
     machine = speed["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     head = HEAD.format(**{**machine, "command": COMMAND, "versions": versions})
-    cases, calls, linear, moved = (
-        json.loads(path.read_text("utf-8")) for path in (FUNCTIONS, OVERHEAD, LINEAR, BYTES)
+    calls, linear, moved = (
+        json.loads(path.read_text("utf-8")) for path in (OVERHEAD, LINEAR, BYTES)
     )
     compilers = moved["machine"]["versions"].items()
     compilers = ", ".join(f"{n} {v}" for n, v in compilers if n in {"jax", "optax", "torch"})
     shape = dict(zip(("rows", "classes"), moved["shape"], strict=True))
     lines = [
-        *(head, SUMMARY_HEAD, *summary(speed, cases, linear)),
+        *(head, SUMMARY_HEAD, *summary(speed, linear)),
         *(LOSSES_HEAD, *losses(speed)),
-        *(FUNCTIONS_HEAD, *by_function(cases)),
         *(OVERHEAD_HEAD.format(shape=tuple(calls["shape"])), *overhead(calls)),
         *(LINEAR_HEAD, *last_layer(linear)),
         *(BYTES_HEAD.format(versions=compilers, **shape), *traffic(moved)),
