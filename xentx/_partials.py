@@ -468,7 +468,7 @@ def linear_block_gradient(
     temperature: float | Array = 1.0,
     chunk: int | str = "auto",
 ) -> LinearGradients[ArrayT]:
-    """Gradients of the rows' losses with respect to the operands of a block of the last layer.
+    """Gradient of each row's loss with respect to the operands of a block of the last layer.
 
     They are those of `block_gradient`, multiplied by the operands chunk by chunk. Add the gradients
     of `hidden` over all blocks.
